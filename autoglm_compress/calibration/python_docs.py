@@ -1,0 +1,146 @@
+"""The text source `python-docs`: the running interpreter's own documentation.
+
+Two kinds of documents, both read from the installed standard library without importing the modules described:
+the language reference topics behind `help()` (`pydoc_data.topics`), and one document per module, made of the
+docstrings of the module, its classes and its functions. Nothing is downloaded and nothing is shipped.
+
+Every document belongs to one split for good: a hash of its topic or top-level module name decides.
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["calibration", "held-out"]
+
+SKIPPED_PARTS = frozenset(
+    {
+        "__phello__",
+        "__pycache__",
+        "_bundled",
+        "encodings",
+        "idlelib",
+        "lib-dynload",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    }
+)
+HELD_OUT_PERCENT = 10
+
+
+def split_of(name: str) -> Split:
+    """Return the split of a topic, or of a module by its top-level name."""
+    top_level = name.partition(".")[0]
+    return "held-out" if zlib.crc32(top_level.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
+
+
+def module_files(stdlib: Path | None = None) -> dict[str, Path]:
+    """Map the dotted names of the standard library's pure-Python modules to their source files, sorted by name."""
+    root = stdlib or Path(sysconfig.get_path("stdlib"))
+    found: dict[str, Path] = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED_PARTS.intersection(parts) or not all(part.isidentifier() for part in parts):
+            continue
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts:
+            found[".".join(parts)] = path
+    return dict(sorted(found.items()))
+
+
+def parse_module(path: Path) -> ast.Module | None:
+    """Parse a source file, or return None where it is no valid Python source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            return None
+
+
+def definitions(node: ast.AST) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the classes and functions directly in a module or class, those under `if` and `try` included."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+        elif isinstance(child, ast.If | ast.Try | ast.ExceptHandler):
+            yield from definitions(child)
+
+
+def heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return `class X(Base)` or `def f(args)` for a definition."""
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(ast.unparse(base) for base in node.bases)
+        return f"class {node.name}({bases})" if bases else f"class {node.name}"
+    return f"def {node.name}({ast.unparse(node.args)})"
+
+
+def module_document(name: str, tree: ast.Module) -> str:
+    """Return the docstrings of one module as a document, or an empty string where it has none."""
+    docstring = ast.get_docstring(tree)
+    sections = [docstring] if docstring else []
+    for node in definitions(tree):
+        sections.extend(_sections(node, indent=0))
+    return "\n\n".join([f"module {name}", *sections]) + "\n" if sections else ""
+
+
+def documents(split: Split) -> list[str]:
+    """Return the documents of one split, in a fixed order: language topics first, then modules, each by name.
+
+    Args:
+        split: "calibration", or "held-out" for the tenth of topics and modules kept back for measuring.
+
+    Raises:
+        ValueError: if the split is unknown.
+    """
+    if split not in ("calibration", "held-out"):
+        raise ValueError(f"unknown split {split!r}: expected 'calibration' or 'held-out'")
+    return [text for name, text in _all_documents() if split_of(name) == split]
+
+
+@cache
+def _all_documents() -> tuple[tuple[str, str], ...]:
+    """Read every document, once per process: (topic or module name, text)."""
+    found = [(name, text.strip() + "\n") for name, text in sorted(_topics().items()) if text.strip()]
+    for name, path in module_files().items():
+        tree = parse_module(path)
+        text = module_document(name, tree) if tree else ""
+        if text:
+            found.append((name, text))
+    return tuple(found)
+
+
+def _topics() -> dict[str, str]:
+    """Return the language reference topics, none where the interpreter was installed without them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return {}
+    return topics
+
+
+def _sections(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, indent: int) -> list[str]:
+    """Return the heading and docstring of a definition, then those of a class's members; nothing if undocumented."""
+    docstring = ast.get_docstring(node) or ""
+    members: list[str] = []
+    if isinstance(node, ast.ClassDef):
+        for member in definitions(node):
+            members.extend(_sections(member, indent + 4))
+    if not docstring and not members:
+        return []
+    margin = " " * indent
+    lines = [margin + heading(node)]
+    lines += [f"{margin}    {line}" if line.strip() else "" for line in docstring.splitlines()]
+    return ["\n".join(lines), *members]

@@ -1,0 +1,182 @@
+"""Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
+
+import json
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from autoglm_compress.architecture import Family, ModelShape, family_of
+from autoglm_compress.checkpoint import compressed_tensors_format as packed
+from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
+from autoglm_compress.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+class Checkpoint:
+    """A folder with `config.json`, a tokenizer and safetensors, opened for reading.
+
+    Opening reads the config and the headers of the weight files only, and checks that every tensor the family asks
+    for is there with the shape the config implies.
+
+    Raises:
+        UserError: the folder is not a complete checkpoint of a supported family.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_config(folder)
+        self.family: Family = family_of(self.config, str(folder / "config.json"))
+        self.infos = _locate_tensors(folder)
+        self.quantized = packed.is_packed(self.config)
+        self._open_files: dict[Path, Any] = {}
+        self._check_tensors()
+
+    @cached_property
+    def model_config(self) -> Any:
+        """The `transformers` config object, with the defaults that `config.json` leaves out."""
+        return load_model_config(self.folder)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The model's shape."""
+        shape = ModelShape.of(self.family, self.model_config)
+        return packed.quantized_shape(shape, self.config) if self.quantized else shape
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the unquantized weights, read off the embedding."""
+        return self.infos[self.family.embedding].dtype
+
+    def files(self) -> list[Path]:
+        """The weight files, in name order."""
+        return sorted({info.file for info in self.infos.values()})
+
+    def tokenizer_files(self) -> list[Path]:
+        """Everything beside config and weights that belongs to the model: tokenizer, chat template, generation."""
+        kinds = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config")
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(kinds))
+
+    def require_tokenizer(self) -> None:
+        """Raise UserError if the folder has no tokenizer."""
+        if not any((self.folder / name).exists() for name in TOKENIZER_FILES):
+            raise UserError(
+                f"{self.folder}: no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}. "
+                "Copy the tokenizer files of the model into the folder."
+            )
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU in its stored dtype; a packed weight comes back dequantized.
+
+        Raises:
+            UserError: the tensor holds NaN or infinity.
+        """
+        if name not in self.infos:
+            module = name.removesuffix(".weight")
+            return packed.dequantize(module, self.shape.quantization, self._read_stored, self.dtype)
+        return self._read_stored(name)
+
+    def _read_stored(self, name: str) -> torch.Tensor:
+        info = self.infos[name]
+        if info.file not in self._open_files:
+            self._open_files[info.file] = safe_open(info.file, framework="pt")
+        tensor = self._open_files[info.file].get_tensor(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "
+                "The weights are damaged: download or export the model again."
+            )
+        return tensor
+
+    def read_layer(self, layer: int) -> dict[str, torch.Tensor]:
+        """The tensors of one layer, by their names relative to it."""
+        prefix = self.family.layer_prefix(layer)
+        return {name: self.read(prefix + name) for name in self.shape.layer_tensors()}
+
+    def head_weight(self) -> torch.Tensor:
+        """The output matrix [vocab, hidden]: the embedding where the two are tied."""
+        return self.read(self.family.embedding if self.shape.tie_word_embeddings else self.family.head)
+
+    def _check_tensors(self) -> None:
+        problems = []
+        for name, expected in self.shape.tensors():
+            info = self.infos.get(name)
+            if info is not None and info.shape != expected:
+                problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
+            if info is None and not (self.quantized and packed.is_present(name, self.infos)):
+                problems.append(f"{name}: missing")
+        if problems:
+            shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` as a dictionary.
+
+    Raises:
+        UserError: the folder or the file is missing, or the file is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Give a folder with config.json and safetensors, or a hub id.")
+    if not path.exists():
+        raise UserError(f"{folder}: no config.json: not a model checkpoint. Give the folder that holds it.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}.")
+    return config
+
+
+def load_model_config(folder: Path) -> Any:
+    """The `transformers` config object of a folder; remote code is never run."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(f"{folder / 'config.json'}: transformers cannot read it: {error}") from None
+
+
+def _locate_tensors(folder: Path) -> dict[str, TensorInfo]:
+    index = folder / INDEX
+    if index.exists():
+        return _locate_by_index(folder, index)
+    if (folder / SINGLE).exists():
+        return read_header(folder / SINGLE)
+    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        raise UserError(
+            f"{folder}: the weights are pickle files, which can run code when opened, and are refused. "
+            "Convert them with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
+        )
+    raise UserError(f"{folder}: no weights: expected {INDEX} or {SINGLE}.")
+
+
+def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.') from None
+    infos: dict[str, TensorInfo] = {}
+    for shard in shards:
+        # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.
+        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise UserError(f"{index}: names the file {shard!r}: only .safetensors files beside the index are read.")
+        if not (folder / shard).exists():
+            count = sum(1 for file in weight_map.values() if file == shard)
+            raise UserError(f"{folder}: missing shard {shard}, which the index says holds {count} tensors.")
+        infos.update(read_header(folder / shard))
+    absent = sorted(set(weight_map) - set(infos))
+    if absent:
+        raise UserError(f"{index}: {weight_map[absent[0]]} does not hold the tensor {absent[0]} it is said to hold.")
+    return infos

@@ -1,0 +1,68 @@
+"""The header of a safetensors file: what it holds, and whether all of it is there.
+
+Layout: 8 bytes of little-endian header length, the JSON header, then the tensors' bytes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autoglm_compress.errors import UserError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor is and what it is, without its values."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        UserError: the file is not safetensors, or shorter than its header says.
+    """
+    size = file.stat().st_size
+    damaged = f"{file}: damaged or truncated safetensors file"
+    again = "Copy or download the file again."
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(f"{damaged}: {size} bytes, but the header alone needs {length + 8}. {again}")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise UserError(f"{damaged}: its header is not JSON ({error}). {again}") from None
+    infos = {}
+    end = 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of {known}.")
+        start, stop = entry["data_offsets"]
+        end = max(end, stop)
+        infos[name] = TensorInfo(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), stop - start)
+    if size != 8 + length + end:
+        raise UserError(f"{damaged}: {size} bytes, expected {8 + length + end}. {again}")
+    return infos

@@ -1,0 +1,114 @@
+"""Writing a checkpoint in pieces that survive a kill, and that become a complete folder in one rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoglm_compress.checkpoint.reader import INDEX, Checkpoint
+from autoglm_compress.checkpoint.safetensors_header import read_header
+
+SHARD_BYTES = 256 << 20
+METADATA = {"format": "pt"}
+
+
+class CheckpointWriter:
+    """Collects a checkpoint in a folder of its own until `finish` makes shards of it.
+
+    The pieces are *units*, numbered in the order of the model: 0 holds what stands before the layers, then one unit
+    per layer, then one for what stands after them. A unit is on disk whole or not at all, so a killed stage goes on
+    with the first unit that is missing.
+    """
+
+    def __init__(self, folder: Path, units: int) -> None:
+        self.folder = folder
+        self.units = units
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _unit(self, number: int) -> Path:
+        return self.folder / f"unit-{number:05d}.safetensors"
+
+    def has(self, number: int) -> bool:
+        """Whether a unit was written, in this process or by one that was killed."""
+        return self._unit(number).exists() or self._sealed
+
+    @property
+    def _sealed(self) -> bool:
+        return (self.folder / INDEX).exists()
+
+    def write(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Write one unit; it appears under its name only when all of it is there."""
+        save_atomically(self._unit(number), tensors)
+
+    def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
+        """Turn the units into shards with an index, and add config and the tokenizer files of `like`."""
+        for path in like.tokenizer_files():
+            shutil.copyfile(path, self.folder / path.name)
+        write_json(self.folder / "config.json", config)
+        if not self._sealed:
+            self._make_shards()
+        for number in range(self.units):
+            self._unit(number).unlink(missing_ok=True)
+
+    def _make_shards(self) -> None:
+        """Units become shards of at least SHARD_BYTES; the index is written last and makes them count."""
+        groups = self._grouped_units()
+        weight_map: dict[str, str] = {}
+        total = 0
+        for number, group in enumerate(groups, 1):
+            shard = self.folder / f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            infos = {name: info for unit in group for name, info in read_header(unit).items()}
+            weight_map |= dict.fromkeys(infos, shard.name)
+            total += sum(info.nbytes for info in infos.values())
+            if len(group) == 1:
+                shard.unlink(missing_ok=True)
+                shard.hardlink_to(group[0])
+            else:
+                save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
+        write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _grouped_units(self) -> list[list[Path]]:
+        groups: list[list[Path]] = []
+        size = SHARD_BYTES
+        for unit in (self._unit(number) for number in range(self.units)):
+            if size >= SHARD_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append(unit)
+            size += unit.stat().st_size
+        return groups
+
+
+def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file that appears under its name only when it is complete and on the disk."""
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON that appears under its name only when it is complete and on the disk."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

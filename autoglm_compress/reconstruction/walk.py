@@ -1,0 +1,131 @@
+"""The walk: token batches go through a model one decoder layer at a time, so one layer is all that is in memory.
+
+The layers are `transformers`' own. A model of a single layer is built on the meta device and given the weights of
+each layer in turn; hidden states go in as `inputs_embeds`, so masks and rotary embeddings are `transformers`' too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.hidden_states import HiddenStates
+
+
+class LayerVisitor(Protocol):
+    """What a walk does at each layer besides running it."""
+
+    def enter(self, layer: int, module: nn.Module) -> None:
+        """Called with the layer's weights in place and before any tokens; the place to register hooks."""
+
+    def leave(self, layer: int, module: nn.Module) -> None:
+        """Called when all tokens went through the layer and before their outputs count as done.
+
+        What is to outlast a kill must be on disk when this returns. It may change the module's weights and return
+        True, to have the tokens sent through once more; the walk goes on from those outputs.
+        """
+
+
+class OneLayerModel:
+    """A model of `transformers` with one decoder layer, whose weights are exchanged."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        self._models: dict[str, nn.Module] = {}
+
+    def _build(self, layer: int) -> nn.Module:
+        """The one-layer model for the kind of attention (full, sliding) that this layer has."""
+        from transformers import AutoModel
+
+        config = deepcopy(self.checkpoint.model_config)
+        kinds = getattr(config, "layer_types", None)
+        kind = kinds[layer] if kinds else "only"
+        if kind not in self._models:
+            config.num_hidden_layers = 1
+            config.vocab_size = 1
+            config.pad_token_id = None
+            config.quantization_config = None
+            if kinds:
+                config.layer_types = [kind]
+            with torch.device("meta"):
+                model = AutoModel.from_config(config, dtype=self.dtype)
+            model.embed_tokens = nn.Identity()
+            model.norm = nn.Identity()
+            model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
+            self._models[kind] = model.eval()
+        return self._models[kind]
+
+    def load(self, layer: int) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+        """A decoder layer with its weights, and the function that sends hidden states through it."""
+        model = self._build(layer)
+        weights = {k: self.to_compute(v) for k, v in self.checkpoint.read_layer(layer).items()}
+        model.layers[0].load_state_dict(weights, assign=True)
+        model.layers[0].requires_grad_(False)
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            hidden = hidden.to(self.device)
+            return model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+
+        return model.layers[0], run
+
+    def to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight on the device and in the dtype that the walk computes in."""
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+
+def compute_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """fp32 on a CPU, where it costs little and keeps statistics exact; the checkpoint's own dtype on a GPU."""
+    return torch.float32 if device.type == "cpu" else checkpoint.dtype
+
+
+@torch.no_grad()
+def walk(
+    checkpoint: Checkpoint,
+    batches: list[torch.Tensor],
+    visitor: LayerVisitor | None,
+    *,
+    device: torch.device,
+    progress: Progress,
+    title: str,
+    folder: Path | None = None,
+) -> Iterator[torch.Tensor]:
+    """Send token batches [batch, length] through all layers of a checkpoint.
+
+    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
+    killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
+
+    Returns:
+        An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
+    """
+    dtype = compute_dtype(checkpoint, device)
+    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder)
+    layers = checkpoint.shape.num_hidden_layers
+    tokens = sum(batch.numel() for batch in batches)
+    model = OneLayerModel(checkpoint, device, dtype)
+    with progress.task(title, total=layers * tokens, unit="tokens") as advance:
+        if states.done == 0:
+            embedding = checkpoint.read(checkpoint.family.embedding)
+            for batch, (_, after) in zip(batches, states.pairs(), strict=True):
+                after.copy_(nn.functional.embedding(batch, embedding))
+            del embedding
+            states.commit()
+        advance((states.done - 1) * tokens)
+        for layer in range(states.done - 1, layers):
+            module, run = model.load(layer)
+            if visitor is not None:
+                visitor.enter(layer, module)
+            for before, after in states.pairs():
+                after.copy_(run(before))
+                advance(before.shape[0] * before.shape[1])
+            if visitor is not None and visitor.leave(layer, module):
+                for before, after in states.pairs():
+                    after.copy_(run(before))
+            states.commit()
+    return (before for before, _ in states.pairs())

@@ -1,0 +1,94 @@
+"""What a stage is: options, `plan` on shapes, and `run` from one checkpoint to the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.lineage import Lineage
+from autoglm_compress.reconstruction.statistics import Statistics
+
+RATIO = r"^(0?\.\d+|1(\.0+)?)x$"
+Size = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=RATIO)]
+"""A size as a number, or as a ratio of what it was, such as `0.75x`."""
+
+
+def resolve_size(size: int | str, current: int) -> int:
+    """A size in absolute numbers."""
+    return size if isinstance(size, int) else round(float(size.removesuffix("x")) * current)
+
+
+class PlanError(ValueError):
+    """A stage cannot work on the shape it is given; `field` names the option to change."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+@dataclass
+class StageContext:
+    """All that a stage may know of the run around it.
+
+    `statistics` and `calibration_batches` are functions because what they give is expensive and not every stage asks
+    for it. `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete.
+    `decisions` goes into the stage's `stage.json`; `lineage` says which parts of the run's source are left.
+    """
+
+    source: Checkpoint
+    target: CheckpointWriter
+    shape: ModelShape
+    lineage: Lineage
+    statistics: Callable[[], Statistics]
+    calibration_batches: Callable[[], list[torch.Tensor]]
+    device: torch.device
+    seed: int
+    progress: Progress
+    work: Path
+    decisions: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(BaseModel):
+    """The options of a stage as a recipe gives them, and what the stage does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    stage: str
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    source: str | None = Field(default=None, alias="from")
+
+    revision: ClassVar[int] = 1
+    """Raised when the stage's result changes for the same options, so that old results are not taken for new."""
+    uses_calibration: ClassVar[bool] = False
+    """Whether the result depends on the calibration text, directly or through the statistics."""
+    makes_checkpoint: ClassVar[bool] = True
+    """Whether the stage writes a checkpoint (or only looks at the one before it)."""
+    reads_quantized: ClassVar[bool] = False
+    """Whether the stage can take a quantized checkpoint."""
+
+    @property
+    def label(self) -> str:
+        """The name that other stages and the command line know this stage by."""
+        return self.name or self.stage
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The shape after this stage.
+
+        Raises:
+            PlanError: the stage cannot work on this shape.
+        """
+        raise NotImplementedError
+
+    def warnings(self, shape: ModelShape) -> list[str]:
+        """What the user should know before running this stage on a shape it can work on."""
+        return []
+
+    def run(self, context: StageContext) -> None:
+        """Read `context.source`, write `context.target`."""
+        raise NotImplementedError

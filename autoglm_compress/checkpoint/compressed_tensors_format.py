@@ -29,7 +29,9 @@ def is_packed(config: dict[str, Any]) -> bool:
         return False
     method, layout = quantization.get("quant_method"), quantization.get("format")
     if method != "compressed-tensors" or layout != FORMAT:
-        raise UserError(f"the checkpoint is quantized as {method} {layout or ''}; only compressed-tensors {FORMAT} reads.")
+        raise UserError(
+            f"the checkpoint is quantized as {method} {layout or ''}; only compressed-tensors {FORMAT} reads."
+        )
     return True
 
 

@@ -92,10 +92,10 @@ def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
     """Write JSON that appears under its name only when it is complete and on the disk."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(temporary)
     temporary.replace(path)
 

@@ -4,10 +4,10 @@ The layers are `transformers`' own. A model of a single layer is built on the me
 each layer in turn; hidden states go in as `inputs_embeds`, so masks and rotary embeddings are `transformers`' too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn

@@ -1,12 +1,13 @@
 """What a stage is: options, `plan` on shapes, and `run` from one checkpoint to the next."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
@@ -14,8 +15,18 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.statistics import Statistics
 
-RATIO = r"^(0?\.\d+|1(\.0+)?)x$"
-Size = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=RATIO)]
+RATIO = re.compile(r"(0?\.\d+|1(\.0+)?)x")
+
+
+def _size(value: Any) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and RATIO.fullmatch(value) and float(value[:-1]) > 0:
+        return value
+    raise ValueError("expected a positive whole number, or a ratio up to 1 such as 0.75x")
+
+
+Size = Annotated[int | str, PlainValidator(_size)]
 """A size as a number, or as a ratio of what it was, such as `0.75x`."""
 
 
@@ -36,17 +47,20 @@ class PlanError(ValueError):
 class StageContext:
     """All that a stage may know of the run around it.
 
-    `statistics` and `calibration_batches` are functions because what they give is expensive and not every stage asks
-    for it. `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete.
-    `decisions` goes into the stage's `stage.json`; `lineage` says which parts of the run's source are left.
+    `statistics`, `calibration_batches` and `evaluate` (results of lm-eval tasks on `source`) are functions because
+    what they give is expensive and not every stage asks for it. `work` is a folder of the stage's own that survives a
+    kill and is removed once the stage is complete. `target` is None for a stage that makes no checkpoint. A stage
+    leaves what it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the run's
+    source are left.
     """
 
     source: Checkpoint
-    target: CheckpointWriter
+    target: CheckpointWriter | None
     shape: ModelShape
     lineage: Lineage
     statistics: Callable[[], Statistics]
     calibration_batches: Callable[[], list[torch.Tensor]]
+    evaluate: Callable[[Sequence[str]], dict[str, Any]]
     device: torch.device
     seed: int
     progress: Progress
@@ -69,6 +83,8 @@ class Stage(BaseModel):
     """Whether the result depends on the calibration text, directly or through the statistics."""
     makes_checkpoint: ClassVar[bool] = True
     """Whether the stage writes a checkpoint (or only looks at the one before it)."""
+    makes_quantized: ClassVar[bool] = False
+    """Whether the checkpoint it writes is quantized."""
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 

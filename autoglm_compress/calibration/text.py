@@ -1,0 +1,96 @@
+"""Calibration text: documents from a file or a built-in source, split into calibration and held-out for good."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.calibration import python_docs
+from autoglm_compress.calibration.python_docs import HELD_OUT_PERCENT, Split
+from autoglm_compress.errors import UserError
+
+PYTHON_DOCS = "python-docs"
+PARAGRAPH_CHARACTERS = 2000
+
+Document = str | list[dict[str, str]]
+"""Plain text, or chat messages for the tokenizer's chat template."""
+
+
+def locate(source: str, bases: list[Path], option: str) -> Path | None:
+    """The file a source names, looked up beside the recipe, then in the working directory; None if built in.
+
+    Raises:
+        UserError: there is no such file, or it is of an unknown kind.
+    """
+    if source == PYTHON_DOCS:
+        return None
+    for base in bases:
+        path = (base / Path(source).expanduser()).resolve()
+        if path.is_file():
+            if path.suffix not in (".jsonl", ".txt", ".md"):
+                raise UserError(f"{option}: {path}: expected a .jsonl, .txt or .md file.")
+            return path
+    looked = " or in ".join(str(base) for base in bases)
+    raise UserError(f"{option}: no file {source!r} in {looked}. Give a .jsonl or .txt file, or {PYTHON_DOCS}.")
+
+
+def documents(path: Path | None, split: Split) -> list[Document]:
+    """The documents of one split of a file, or of the built-in source if there is no file.
+
+    Of a file, a tenth of the documents is held out, chosen by a hash of their text.
+
+    Raises:
+        UserError: the file holds no text, or a line of it has neither `text` nor `messages`.
+    """
+    if path is None:
+        return list(python_docs.documents(split))
+    found = _read_jsonl(path) if path.suffix == ".jsonl" else _read_plain(path)
+    return [document for document in found if _split_of(document) == split]
+
+
+def _split_of(document: Document) -> Split:
+    text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+    return "held-out" if zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
+
+
+def _read_jsonl(path: Path) -> list[Document]:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                rows.append(_row(line, f"{path}:{number}"))
+    return rows
+
+
+def _row(line: str, where: str) -> Document:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON: {error}") from None
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return row["text"]
+    if isinstance(row, dict) and _are_messages(row.get("messages")):
+        return row["messages"]
+    raise UserError(f'{where}: expected {{"text": …}} or {{"messages": [{{"role": …, "content": …}}, …]}}.')
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in value
+        )
+    )
+
+
+def _read_plain(path: Path) -> list[Document]:
+    """Paragraphs joined to documents of about two thousand characters."""
+    joined, rows = "", []
+    for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
+        joined += paragraph + "\n\n"
+        if len(joined) >= PARAGRAPH_CHARACTERS:
+            rows.append(joined)
+            joined = ""
+    return [*rows, joined] if joined.strip() else rows

@@ -1,0 +1,218 @@
+"""Evaluating a checkpoint: perplexity, MMLU and any multiple-choice or perplexity task of lm-eval."""
+
+import difflib
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
+from autoglm_compress.progress import Progress
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
+
+BUILT_IN = ("perplexity", "mmlu")
+BOOTSTRAP_SAMPLES = 1_000
+
+
+class PerplexityOptions(BaseModel):
+    """The text perplexity is measured on.
+
+    `source` is a text source as the calibration has them; None is the held-out split of the calibration's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str | None = None
+    samples: int = Field(default=64, gt=0)
+    sequence_length: int = Field(default=512, gt=1)
+
+
+class MmluOptions(BaseModel):
+    """The MMLU questions: a folder of CSV files (None: from the hub), and how many of each subject."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str | None = None
+    num_fewshot: int = Field(default=5, ge=0)
+    limit: int | None = Field(default=None, gt=0)
+
+
+class EvaluationOptions(BaseModel):
+    """What is evaluated after every stage, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every_stage: tuple[str, ...] = ()
+    perplexity: PerplexityOptions = PerplexityOptions()
+    mmlu: MmluOptions = MmluOptions()
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Check task names before work starts; needs no network, and some seconds for names other than the built-in two.
+
+    Raises:
+        UserError: lm-eval has no such task, or it generates text.
+    """
+    for name in tasks:
+        if name in BUILT_IN:
+            continue
+        index = _task_manager().task_index
+        if name not in index:
+            near = difflib.get_close_matches(name, [*BUILT_IN, *index], n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the names."
+            raise UserError(f"unknown evaluation task {name!r}: not perplexity, mmlu or a task of lm-eval. {hint}")
+        if (index[name].cfg or {}).get("output_type") == "generate_until":
+            raise UserError(
+                f"the evaluation task {name!r} generates text, which layer-at-a-time evaluation does not support. "
+                "Choose a multiple-choice or perplexity task, or evaluate the finished checkpoint in lm-eval itself: "
+                f"lm-eval run --model hf --model_args pretrained=FOLDER --tasks {name}"
+            )
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    tasks: Sequence[str],
+    options: EvaluationOptions,
+    *,
+    perplexity_rows: Callable[[], torch.Tensor],
+    mmlu_folder: Path | None,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run evaluation tasks on a checkpoint, one decoder layer in memory at a time.
+
+    Args:
+        checkpoint: the model and its tokenizer.
+        tasks: `perplexity`, `mmlu` and names of lm-eval tasks, groups or tags.
+        options: how; `options.mmlu.data` is not looked at, `mmlu_folder` is where it leads.
+        perplexity_rows: gives the token ids [samples, sequence_length] for perplexity.
+        mmlu_folder: the MMLU questions as CSV files, or None for those of the hub.
+        device: where layers run.
+        progress: shows the walks.
+
+    Returns:
+        A JSON-serialisable dictionary: `perplexity` (value, stderr, tokens), `mmlu` (accuracy, stderr, questions,
+        num_fewshot and subjects, each with accuracy, questions and `correct`, a 1 or 0 per question), every other
+        lm-eval task and group under its own name with its metrics, and `versions`.
+
+    Raises:
+        UserError: a task is unknown or cannot be run here, or its data is missing or malformed.
+    """
+    # lm-eval takes seconds to import, and most commands never get here.
+    from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
+    from autoglm_compress.evaluation.perplexity import perplexity
+
+    check_tasks(tasks)
+    lm = LayerwiseLM(checkpoint, device=device, progress=progress, title="evaluate")
+    result: dict[str, Any] = {}
+    if "perplexity" in tasks:
+        result["perplexity"] = perplexity(lm, perplexity_rows())
+    if set(tasks) - {"perplexity"}:
+        result |= _run_lm_eval(lm, tasks, options.mmlu, mmlu_folder)
+    result["versions"] = {name: version(name) for name in ("lm_eval", "transformers", "torch")}
+    return result
+
+
+def _run_lm_eval(
+    lm: "LayerwiseLM", tasks: Sequence[str], options: MmluOptions, mmlu_folder: Path | None
+) -> dict[str, Any]:
+    """All lm-eval tasks in one call, which sends the requests of all of them to the model together."""
+    import lm_eval.evaluator
+
+    from autoglm_compress.evaluation.mmlu import chosen_questions, mmlu_group, mmlu_result
+
+    with _quiet_lm_eval():
+        loaded = _load([name for name in tasks if name not in BUILT_IN])
+        samples = {}
+        if "mmlu" in tasks:
+            with _loading("mmlu"):
+                group = mmlu_group(mmlu_folder, options.num_fewshot)
+            samples = chosen_questions(group, options.limit)
+            loaded["groups"][group.name] = group
+            loaded["tasks"] |= {task.task_name: task for task in group.get_all_tasks()}
+        raw = lm_eval.evaluator.evaluate(lm, loaded, samples=samples, bootstrap_iters=BOOTSTRAP_SAMPLES)
+    result = {}
+    if "mmlu" in tasks:
+        result["mmlu"] = mmlu_result(raw, group, options.num_fewshot)
+    for name, metrics in raw["results"].items():
+        if name != "mmlu" and name not in samples:
+            result[name] = _numbers(metrics)
+    return result
+
+
+def _load(names: list[str]) -> dict[str, Any]:
+    """lm-eval's tasks and groups by name, set up as its own `simple_evaluate` does."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    if not names:
+        return {"tasks": {}, "groups": {}}
+    # Some tasks shuffle their answer choices with the global generators while they load.
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    with _loading(", ".join(names)):
+        loaded = _task_manager().load(names)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    return {"tasks": dict(loaded["tasks"]), "groups": dict(loaded["groups"])}
+
+
+@contextmanager
+def _loading(names: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # data sets raise many kinds; the user needs one sentence
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"lm-eval could not load the data of {names}: {reason}\n"
+            "Check the network; MMLU can also be read from a folder of CSV files (evaluation.mmlu.data)."
+        ) from None
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers among lm-eval's metrics, named `metric` or, where answers were filtered, `metric,filter`."""
+    return {
+        key.removesuffix(",none"): float(value)
+        for key, value in metrics.items()
+        if "," in key and isinstance(value, int | float)
+    }
+
+
+@cache
+def _task_manager() -> "TaskManager":
+    from lm_eval.tasks import TaskManager
+
+    with _quiet_lm_eval():
+        return TaskManager()
+
+
+@contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """lm-eval without its log lines and its bar per task: progress is shown by the walk."""
+    import lm_eval.api.task
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, lm_eval.api.task.tqdm
+    logger.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar

@@ -1,0 +1,264 @@
+"""An lm-eval model that scores a checkpoint one decoder layer at a time, so the model need not fit into memory."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.output_head import OutputHead
+from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.walk import compute_dtype, walk
+
+TOKEN_BUDGET = 4_096
+"""Tokens of one batch: enough to keep the processor busy, few enough for the activations of an FFN."""
+HIDDEN_STATE_BYTES = 1 << 30
+"""Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
+
+
+Row = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A continuation and the tokens the model reads to predict it: all before the continuation's last token."""
+
+    read: Row
+    continuation: Row
+
+
+class LayerwiseLM(TemplateLM):
+    """Log-likelihoods by streaming a checkpoint, as lm-eval's `hf` model gives them for the whole model in memory.
+
+    All requests of a call share one walk through the model where their hidden states fit, and tokens that several
+    requests have in common from the start (the answer letters of a question) are sent through once.
+
+    Args:
+        checkpoint: the model; quantized weights are dequantized once per walk.
+        device: where layers run.
+        progress: shows the walks.
+        title: what the walks are called in the progress display.
+        token_budget: the most tokens in a batch, padding included (a longer row is a batch of its own).
+
+    Raises:
+        UserError: the folder has no tokenizer that `transformers` can load, or it has neither a BOS nor an EOS token.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        progress: Progress,
+        title: str,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.tokenizer = _load_tokenizer(checkpoint)
+        self._device = device
+        self._progress = progress
+        self._title = title
+        self._token_budget = token_budget
+        self._prefix_text = self.tokenizer.decode([self.prefix_token_id])
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id of the end-of-text token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id of the token that stands before a text without context: BOS, or EOS where there is no BOS."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens the model reads at once."""
+        return self.checkpoint.model_config.max_position_embeddings
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text; by default the tokenizer decides on special tokens, never doubling a leading BOS."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self._prefix_text)
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each request's continuation, and whether it is what greedy decoding gives."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood in nats of each whole text, in windows of `max_length` where it is longer."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            windows += [make_disjoint_window(window) for window in rolling]
+            owners += [number] * (len(windows) - len(owners))
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self.score(windows), strict=True):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Not supported: every generated token would be a walk through the whole model."""
+        raise UserError(
+            f"the task {requests[0].task_name} generates text, which layer-at-a-time evaluation does not support. "
+            "Choose a multiple-choice or perplexity task, or evaluate the checkpoint in lm-eval itself: "
+            f"lm-eval run --model hf --model_args pretrained={self.checkpoint.folder} --tasks {requests[0].task_name}"
+        )
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        return self.score([(context, continuation) for _, context, continuation in requests])
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Score continuations given contexts, both as token ids; a context is cut on the left to fit `max_length`.
+
+        Returns:
+            For each pair the log-likelihood in nats, and whether greedy decoding gives the continuation.
+
+        Raises:
+            UserError: a continuation is empty or longer than the model reads, or a token is not in the vocabulary.
+        """
+        requests = [self._request(context, continuation) for context, continuation in pairs]
+        rows, row_of = _distinct_rows({request.read for request in requests})
+        numbers_by_row: dict[Row, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            numbers_by_row[row_of[request.read]].append(number)
+        scores: dict[int, tuple[float, bool]] = {}
+        walks = list(self._walks(_batches(rows, self._token_budget)))
+        for number, batches in enumerate(walks, 1):
+            title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
+            asked = [[(n, requests[n]) for row in batch for n in numbers_by_row[row]] for batch in batches]
+            scores |= self._score_walk(batches, asked, row_of, title)
+        return [scores[number] for number in range(len(requests))]
+
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> _Request:
+        if not 0 < len(continuation) <= self.max_length:
+            raise UserError(
+                f"a text to score has {len(continuation)} tokens; the model in {self.checkpoint.folder} takes "
+                f"1 to {self.max_length} (max_position_embeddings). Choose a task or sequence length that fits."
+            )
+        tokens = (*context, *continuation)
+        if max(tokens) >= self.checkpoint.shape.vocab_size:
+            raise UserError(
+                f"{self.checkpoint.folder}: the tokenizer gives token {max(tokens)}, but vocab_size in config.json is "
+                f"{self.checkpoint.shape.vocab_size}. Use the tokenizer that belongs to the model."
+            )
+        return _Request(tokens[-(self.max_length + 1) : -1], tuple(continuation))
+
+    def _walks(self, batches: Iterable[list[Row]]) -> Iterator[list[list[Row]]]:
+        """Batches grouped so that the hidden states of a group stay within HIDDEN_STATE_BYTES."""
+        per_token = self.checkpoint.shape.hidden_size * compute_dtype(self.checkpoint, self._device).itemsize
+        group: list[list[Row]] = []
+        size = 0
+        for batch in batches:
+            nbytes = len(batch) * len(batch[0]) * per_token
+            if group and size + nbytes > HIDDEN_STATE_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(batch)
+            size += nbytes
+        if group:
+            yield group
+
+    def _score_walk(
+        self,
+        batches: list[list[Row]],
+        asked: list[list[tuple[int, _Request]]],
+        row_of: dict[Row, Row],
+        title: str,
+    ) -> dict[int, tuple[float, bool]]:
+        """Walk some batches; give the scores of the numbered requests asked of each."""
+        padded = [_pad(batch) for batch in batches]
+        last = walk(self.checkpoint, padded, None, device=self._device, progress=self._progress, title=title)
+        hidden, positions, tokens = [], [], []
+        count = 0
+        for batch, requests, states in zip(batches, asked, last, strict=True):
+            line_of = {row: line for line, row in enumerate(batch)}
+            spots: dict[tuple[int, int], int] = {}
+            for _, request in requests:
+                line = line_of[row_of[request.read]]
+                start = len(request.read) - len(request.continuation)
+                for place in range(start, len(request.read)):
+                    positions.append(count + spots.setdefault((line, place), len(spots)))
+                tokens += request.continuation
+            lines, places = zip(*spots, strict=True)
+            hidden.append(states[list(lines), list(places)])
+            count += len(spots)
+        head = OutputHead(self.checkpoint, self._device)
+        values, likeliest = head.score(torch.cat(hidden), torch.tensor(positions), torch.tensor(tokens))
+        numbered = [pair for requests in asked for pair in requests]
+        lengths = [len(request.continuation) for _, request in numbered]
+        return {
+            number: (float(value.sum()), bool(greedy.all()))
+            for (number, _), value, greedy in zip(
+                numbered, values.split(lengths), likeliest.split(lengths), strict=True
+            )
+        }
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    checkpoint.require_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise many kinds; the user needs one sentence
+        raise UserError(f"{checkpoint.folder}: transformers cannot load the tokenizer: {error}") from None
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+        raise UserError(
+            f"{checkpoint.folder / 'tokenizer_config.json'}: neither bos_token nor eos_token is set; scoring a text "
+            "from its first token needs one of them. Add eos_token."
+        )
+    return tokenizer
+
+
+def _distinct_rows(
+    reads: Iterable[Row],
+) -> tuple[list[Row], dict[Row, Row]]:
+    """The rows, longest first, that contain every read as a prefix, and for each read the row that does.
+
+    Under causal attention the states of a prefix are the same in every row that starts with it.
+    """
+    rows: list[Row] = []
+    row_of = {}
+    # In descending order a prefix comes right after what extends it.
+    for read in sorted(reads, reverse=True):
+        if not rows or rows[-1][: len(read)] != read:
+            rows.append(read)
+        row_of[read] = rows[-1]
+    return sorted(rows, key=len, reverse=True), row_of
+
+
+def _batches(rows: Iterable[Row], token_budget: int) -> Iterator[list[Row]]:
+    """Consecutive rows (longest first) that make at most `token_budget` tokens when padded to the first."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(batch[0]) > token_budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _pad(batch: list[Row]) -> torch.Tensor:
+    """Token ids [rows, length of the longest].
+
+    The padding is on the right, where causal attention keeps it from every real token, so any id will do and no mask
+    is needed.
+    """
+    padded = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
+    for line, row in enumerate(batch):
+        padded[line, : len(row)] = torch.tensor(row)
+    return padded

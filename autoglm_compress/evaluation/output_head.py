@@ -1,0 +1,84 @@
+"""From the last hidden states to log-probabilities, without ever holding [positions, vocabulary]."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.reconstruction.walk import compute_dtype
+
+VOCAB_SLICE = 16_384
+POSITION_SLICE = 2_048
+"""Logits of one slice: 2,048 x 16,384 x 4 bytes = 128 MiB."""
+
+
+class OutputHead:
+    """The final norm and the output matrix of a checkpoint.
+
+    The vocabulary is gone through in slices with a running log-sum-exp, so that a large output matrix is converted to
+    the computing dtype a slice at a time too.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self._checkpoint = checkpoint
+        self._device = device
+        self._dtype = compute_dtype(checkpoint, device)
+        self._norm = self._final_norm()
+
+    def _final_norm(self) -> nn.Module:
+        """The norm of `transformers`' own model of this family, with the checkpoint's weight."""
+        from transformers import AutoModel
+
+        config = deepcopy(self._checkpoint.model_config)
+        config.num_hidden_layers = 0
+        config.vocab_size = 1
+        config.pad_token_id = None
+        config.quantization_config = None
+        if getattr(config, "layer_types", None):
+            config.layer_types = []
+        with torch.device("meta"):
+            norm = AutoModel.from_config(config, dtype=self._dtype).norm
+        norm.load_state_dict(
+            {"weight": self._to_compute(self._checkpoint.read(self._checkpoint.family.final_norm))}, assign=True
+        )
+        return norm.requires_grad_(False)
+
+    def _to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    @torch.no_grad()
+    def score(
+        self, hidden: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of tokens, each at a position.
+
+        Args:
+            hidden: last hidden states before the final norm, [positions, hidden_size].
+            positions: for each question the row of `hidden` that predicts the token, [questions].
+            tokens: the token ids asked about, [questions].
+
+        Returns:
+            Log-probabilities in nats, fp32 [questions], and whether the token is the likeliest one, bool [questions].
+        """
+        count = hidden.shape[0]
+        positions, tokens = positions.to(self._device), tokens.to(self._device)
+        log_total = torch.full((count,), -torch.inf, device=self._device)
+        best_logit = log_total.clone()
+        best_token = torch.zeros(count, dtype=torch.long, device=self._device)
+        logit = torch.empty(len(tokens), device=self._device)
+        matrix = self._checkpoint.head_weight()
+        for first in range(0, matrix.shape[0], VOCAB_SLICE):
+            rows = self._to_compute(matrix[first : first + VOCAB_SLICE])
+            for start in range(0, count, POSITION_SLICE):
+                part = slice(start, min(start + POSITION_SLICE, count))
+                logits = (self._norm(self._to_compute(hidden[part])) @ rows.T).float()
+                log_total[part] = torch.logaddexp(log_total[part], logits.logsumexp(-1))
+                highest, where = logits.max(-1)
+                better = highest > best_logit[part]
+                best_logit[part] = torch.where(better, highest, best_logit[part])
+                best_token[part] = torch.where(better, where + first, best_token[part])
+                here = (positions >= part.start) & (positions < part.stop)
+                here &= (tokens >= first) & (tokens < first + rows.shape[0])
+                logit[here] = logits[positions[here] - start, tokens[here] - first]
+        return (logit - log_total[positions]).cpu(), (best_token[positions] == tokens).cpu()

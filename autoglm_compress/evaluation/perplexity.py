@@ -1,0 +1,28 @@
+"""Perplexity on rows of tokens."""
+
+import math
+from typing import Any
+
+import torch
+
+from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
+
+
+def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
+    """Perplexity per token: exp of the mean negative log-likelihood of all tokens but the first of each row.
+
+    The first token of a row has nothing before it to be predicted from; a row [sequence_length] therefore counts
+    sequence_length - 1 tokens.
+
+    Args:
+        lm: the model.
+        rows: token ids [samples, sequence_length], sequence_length at least 2.
+
+    Returns:
+        `value`, `stderr` (the spread between rows, carried through exp; None for a single row) and `tokens` scored.
+    """
+    scores = lm.score([(row[:1], row[1:]) for row in rows.tolist()])
+    per_token = torch.tensor([-value for value, _ in scores], dtype=torch.float64) / (rows.shape[1] - 1)
+    value = math.exp(per_token.mean())
+    stderr = value * float(per_token.std()) / math.sqrt(len(per_token)) if len(per_token) > 1 else None
+    return {"value": value, "stderr": stderr, "tokens": rows.shape[0] * (rows.shape[1] - 1)}

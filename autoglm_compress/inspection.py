@@ -1,0 +1,84 @@
+"""What a checkpoint is, for people and for machines."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
+from autoglm_compress.pipeline.metrics import human
+from autoglm_compress.pipeline.plan import shape_data
+
+
+def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+    """Family, shape, parameters by part, bytes by dtype, and whether plain transformers can load it.
+
+    Raises:
+        UserError: the folder is not a complete checkpoint of a supported family.
+    """
+    checkpoint = Checkpoint(folder)
+    dtypes: Counter[str] = Counter()
+    for info in checkpoint.infos.values():
+        dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes
+    try:
+        checkpoint.require_tokenizer()
+        tokenizer = True
+    except UserError:
+        tokenizer = False
+    return {
+        "folder": str(folder),
+        "shape": shape_data(checkpoint.shape),
+        "parameters": checkpoint.shape.parameters,
+        "parameters_by_part": checkpoint.shape.parameters_by_part(),
+        "bytes": sum(dtypes.values()),
+        "bytes_by_dtype": dict(dtypes),
+        "files": [path.name for path in checkpoint.files()],
+        "tokenizer": tokenizer,
+        "transformers": _transformers_verdict(checkpoint),
+    }
+
+
+def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
+    from transformers import AutoModelForCausalLM
+
+    config = checkpoint.model_config
+    config.quantization_config = None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop(checkpoint.family.head, None)
+    ours = dict(checkpoint.shape.tensors())
+    missing = sorted(set(expected) - set(ours))
+    different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
+    return {"loads": not missing and not different, "missing": missing, "different_shape": different}
+
+
+def print_inspection(found: dict[str, Any], console: Console) -> None:
+    """Print what `inspect_checkpoint` found."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in found["shape"].items():
+        if name == "quantization" and value is not None:
+            value = f"INT{value['bits']}, group sizes " + ", ".join(f"{k} {v}" for k, v in value["group_sizes"].items())
+        table.add_row(name, str(value))
+    for part, count in found["parameters_by_part"].items():
+        table.add_row(f"parameters: {part}", human(count))
+    table.add_row("parameters", human(found["parameters"]))
+    table.add_row("bytes", human(found["bytes"]) + "B in " + ", ".join(found["files"]))
+    table.add_row(
+        "bytes by dtype", ", ".join(f"{name} {human(size)}B" for name, size in found["bytes_by_dtype"].items())
+    )
+    table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
+    verdict = found["transformers"]
+    problems = verdict["missing"] + verdict["different_shape"]
+    table.add_row(
+        "plain transformers", "loads it" if verdict["loads"] else f"cannot load it: {', '.join(problems[:5])}"
+    )
+    console.print(table)

@@ -1,0 +1,6 @@
+"""Running a recipe: the plan, the stages in order, and what a run leaves behind."""
+
+from autoglm_compress.pipeline.plan import Plan, plan_recipe
+from autoglm_compress.pipeline.run import RunOptions, run_recipe
+
+__all__ = ["Plan", "RunOptions", "plan_recipe", "run_recipe"]

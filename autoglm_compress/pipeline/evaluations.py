@@ -1,0 +1,128 @@
+"""Evaluation results of a run's checkpoints, kept so that nothing is evaluated twice."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoglm_compress.calibration.text import locate
+from autoglm_compress.calibration.tokens import token_rows
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.source import local_folder
+from autoglm_compress.checkpoint.writer import sha256, write_json
+from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.evaluate import evaluate
+from autoglm_compress.pipeline.keys import key_of, text_key
+from autoglm_compress.pipeline.run_folder import RunFolder, read_json
+from autoglm_compress.progress import Progress
+from autoglm_compress.recipe import Recipe
+from autoglm_compress.stages.evaluate import Evaluate
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The files that evaluations read, found before work starts."""
+
+    text: Path | None
+    questions: Path | None
+
+
+def find_data(recipe: Recipe) -> EvaluationData:
+    """Locate what the recipe's evaluations read.
+
+    Raises:
+        UserError: a file or folder that the recipe names is not there.
+    """
+    options = recipe.evaluation
+    source = options.perplexity.source or recipe.calibration.source
+    text = locate(source, recipe.bases, "evaluation.perplexity.source")
+    if options.mmlu.data is None:
+        return EvaluationData(text, None)
+    questions = local_folder(options.mmlu.data, recipe.bases)
+    if questions is None:
+        looked = " or in ".join(str(base) for base in recipe.bases)
+        raise UserError(f"evaluation.mmlu.data: no folder {options.mmlu.data!r} in {looked}.")
+    return EvaluationData(text, questions)
+
+
+def tasks_of(recipe: Recipe) -> tuple[str, ...]:
+    """Every task that the recipe asks for anywhere; the source is evaluated on all of them."""
+    asked = list(recipe.evaluation.every_stage)
+    for stage in recipe.stages:
+        asked += stage.tasks if isinstance(stage, Evaluate) else ()
+    return tuple(dict.fromkeys(asked))
+
+
+class Evaluations:
+    """Evaluates checkpoints with a recipe's settings and remembers the results under `evaluations/`."""
+
+    def __init__(self, recipe: Recipe, data: EvaluationData, folder: RunFolder, device: torch.device) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.folder = folder.path / "evaluations"
+        self.device = device
+        self._settings = self._task_settings()
+
+    def _task_settings(self) -> dict[str, Any]:
+        options = self.recipe.evaluation
+        questions = sorted(self.data.questions.rglob("*.csv")) if self.data.questions else []
+        return {
+            "perplexity": [options.perplexity.model_dump(), text_key(self.data.text), self.recipe.seed],
+            "mmlu": [options.mmlu.model_dump(exclude={"data"}), [[file.name, sha256(file)] for file in questions]],
+        }
+
+    def known(self, name: str, key: str) -> dict[str, Any]:
+        """The results of a checkpoint by task, as far as they were measured with the settings of now."""
+        record = read_json(self.folder / f"{name}.json")
+        if record is None or record["key"] != key:
+            return {}
+        return {
+            task: entry["result"]
+            for task, entry in record["tasks"].items()
+            if entry["settings"] == self._settings_key(task)
+        }
+
+    def _settings_key(self, task: str) -> str:
+        return key_of(self._settings.get(task))
+
+    def measure(
+        self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str], progress: Progress
+    ) -> dict[str, Any]:
+        """The results of a checkpoint by task; only what is not known is measured."""
+        known = self.known(name, key)
+        missing = [task for task in tasks if task not in known]
+        if missing:
+            progress.note(f"{name}: evaluating {', '.join(missing)}")
+            checkpoint = open_checkpoint()
+            measured = evaluate(
+                checkpoint,
+                missing,
+                self.recipe.evaluation,
+                perplexity_rows=lambda: self._rows(checkpoint),
+                mmlu_folder=self.data.questions,
+                device=self.device,
+                progress=progress,
+            )
+            versions = measured.pop("versions")
+            known |= measured
+            record = {
+                "key": key,
+                "versions": versions,
+                "tasks": {
+                    task: {"settings": self._settings_key(task), "result": result} for task, result in known.items()
+                },
+            }
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / f"{name}.json", record)
+        return {task: known[task] for task in tasks if task in known}
+
+    def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
+        from transformers import AutoTokenizer
+
+        options = self.recipe.evaluation.perplexity
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+        return token_rows(
+            tokenizer, self.data.text, "held-out", options.samples, options.sequence_length, self.recipe.seed
+        )

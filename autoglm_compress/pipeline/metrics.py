@@ -1,0 +1,94 @@
+"""What a run cost and what it gave: one row per stage, for machines and for people."""
+
+from typing import Any
+
+from rich.table import Table
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
+
+MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accuracy")}
+
+
+def row(
+    name: str,
+    stage: str,
+    shape: ModelShape,
+    file_bytes: int,
+    resources: dict[str, Any],
+    results: dict[str, Any],
+    source: dict[str, Any] | None,
+    previous: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """One row of `metrics.json`. `source` and `previous` are the rows that deltas are taken against."""
+    data: dict[str, Any] = {
+        "name": name,
+        "stage": stage,
+        "shape": shape_data(shape),
+        "parameters": shape.parameters,
+        "bytes": file_bytes,
+        **resources,
+    }
+    for measure, (task, field) in MEASURES.items():
+        value = results.get(task, {}).get(field)
+        data[measure] = value
+        for against, other in (("source", source), ("previous", previous)):
+            reference = other and other.get(measure)
+            known = value is not None and reference is not None
+            data[f"{measure}_delta_{against}"] = value - reference if known else None
+    data["evaluations"] = results
+    return data
+
+
+def metrics_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows as a table that fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    for heading in ("params", "size", "perplexity", "x source", "accuracy", "delta", "time", "peak"):
+        table.add_column(heading, justify="right")
+    base = rows[0]["perplexity"] if rows else None
+    for entry in rows:
+        perplexity, accuracy, delta = entry["perplexity"], entry["accuracy"], entry["accuracy_delta_source"]
+        table.add_row(
+            entry["name"],
+            human(entry["parameters"]),
+            human(entry["bytes"]) + "B",
+            "" if perplexity is None else f"{perplexity:.2f}",
+            "" if perplexity is None or not base else f"{perplexity / base:.3f}",
+            "" if accuracy is None else f"{100 * accuracy:.1f}%",
+            "" if delta is None or entry["name"] == SOURCE else f"{100 * delta:+.1f}",
+            f"{entry['seconds']:.1f}s",
+            human(entry["peak_rss_bytes"]) + "B",
+        )
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """A plan as a table that fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    for heading in ("layers", "hidden", "FFN", "heads/KV", "dim", "params", "disk", "KV/1k", "RAM"):
+        table.add_column(heading, justify="right")
+    for entry in plan.checkpoints:
+        shape = entry.shape
+        table.add_row(
+            entry.name,
+            str(shape.num_hidden_layers),
+            str(shape.hidden_size),
+            str(shape.intermediate_size),
+            f"{shape.num_attention_heads}/{shape.num_key_value_heads}",
+            str(shape.head_dim),
+            human(shape.parameters),
+            human(shape.bytes) + "B" if entry.disk or entry.stage == SOURCE else "",
+            human(shape.kv_cache_bytes()) + "B",
+            human(entry.peak_memory) + "B" if entry.peak_memory else "",
+        )
+    return table
+
+
+def human(count: float) -> str:
+    """A number with a decimal prefix, such as 8.19G."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g}{suffix}"
+    return f"{count:.0f}"

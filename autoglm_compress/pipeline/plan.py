@@ -1,0 +1,163 @@
+"""What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and what will not work."""
+
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.architecture import ModelShape, family_of
+from autoglm_compress.calibration.tokens import BATCH_TOKENS
+from autoglm_compress.checkpoint import config_only
+from autoglm_compress.checkpoint.reader import load_model_config, read_config
+from autoglm_compress.errors import UserError
+from autoglm_compress.recipe import Problem, Recipe, RecipeError
+from autoglm_compress.stages import PlanError, Stage
+
+PROCESS_BYTES = 600 << 20
+"""Resident memory of Python with torch and transformers loaded and nothing to do."""
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class PlannedCheckpoint:
+    """The source, or what one stage makes of it (a stage that makes no checkpoint repeats the one before it)."""
+
+    name: str
+    stage: str
+    shape: ModelShape
+    peak_memory: int
+    disk: int
+    warnings: tuple[str, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, sizes in bytes."""
+        shape = self.shape
+        return {
+            "name": self.name,
+            "stage": self.stage,
+            "shape": shape_data(shape),
+            "parameters": shape.parameters,
+            "bytes": shape.bytes,
+            "kv_cache_bytes_per_1000_tokens": shape.kv_cache_bytes(),
+            "peak_memory_bytes_estimate": self.peak_memory,
+            "disk_bytes": self.disk,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The source and every stage, with the disk the run needs and has."""
+
+    checkpoints: tuple[PlannedCheckpoint, ...]
+    scratch_bytes: int
+    free_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes the run writes and keeps, and the most it needs beside them while it works."""
+        return sum(checkpoint.disk for checkpoint in self.checkpoints) + self.scratch_bytes
+
+    def warnings(self) -> list[str]:
+        """All warnings, each with the stage it is about."""
+        found = [f"{checkpoint.name}: {text}" for checkpoint in self.checkpoints for text in checkpoint.warnings]
+        if self.disk_bytes > self.free_bytes:
+            found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
+        return found
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, sizes in bytes."""
+        return {
+            "checkpoints": [checkpoint.as_data() for checkpoint in self.checkpoints],
+            "disk_bytes_needed": self.disk_bytes,
+            "disk_bytes_free": self.free_bytes,
+            "warnings": self.warnings(),
+        }
+
+
+def shape_data(shape: ModelShape) -> dict[str, Any]:
+    """A shape as plain data, with the names of `config.json`."""
+    quantization = shape.quantization
+    return {
+        "architecture": shape.family.architecture,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "dtype": shape.dtype,
+        "quantization": quantization and {"bits": quantization.bits, "group_sizes": dict(quantization.group_sizes)},
+    }
+
+
+def source_shape(folder: Path) -> ModelShape:
+    """The shape of a model from its `config.json`."""
+    config = read_config(folder)
+    if config.get("quantization_config"):
+        raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
+    return ModelShape.of(family_of(config, str(folder / "config.json")), load_model_config(folder))
+
+
+def plan_recipe(recipe: Recipe, output: Path) -> Plan:
+    """Plan a recipe, reading no weights.
+
+    Raises:
+        RecipeError: a stage cannot work on the shape it would be given; the message lists every such stage.
+        UserError: the source is not found or not supported.
+    """
+    source = source_shape(config_only(recipe.model.source, recipe.bases))
+    tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+    checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
+    shapes: list[ModelShape] = []
+    problems: list[Problem] = []
+    for number, (stage, parent) in enumerate(zip(recipe.stages, recipe.parents, strict=True)):
+        before = source if parent is None else shapes[parent]
+        try:
+            after, warnings = stage.plan(before), stage.warnings(before)
+        except PlanError as error:
+            problems.append(Problem(("stages", number, error.option), str(error)))
+            after, warnings = before, []
+        shapes.append(after)
+        checkpoints.append(
+            PlannedCheckpoint(
+                name=recipe.folder_name(number),
+                stage=stage.stage,
+                shape=after,
+                peak_memory=_peak_memory(stage, before, source),
+                disk=after.bytes if stage.makes_checkpoint else 0,
+                warnings=tuple(warnings),
+            )
+        )
+    if problems:
+        raise RecipeError(recipe.file, problems, recipe.locations)
+    walks = any(stage.uses_calibration for stage in recipe.stages)
+    scratch = max((after.bytes for after in shapes), default=0) + walks * 2 * tokens * source.hidden_size * 4
+    return Plan(tuple(checkpoints), scratch, free_bytes(output))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that a folder is or would be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
+    """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
+    model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
+    widest = max(prod(tensor) for tensor in before.layer_tensors().values())
+    surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
+    if not stage.uses_calibration and stage.makes_checkpoint:
+        return PROCESS_BYTES + surgery
+    walked = source if stage.makes_checkpoint and not stage.makes_quantized else before
+    layer = sum(prod(tensor) for tensor in walked.layer_tensors().values())
+    activations = BATCH_TOKENS * (4 * walked.hidden_size + 3 * walked.intermediate_size)
+    walk = 4 * (layer + activations) + walked.element_bytes * model_tensors
+    if stage.makes_quantized:
+        gram = before.hidden_size**2 * 2 + before.axis("query") ** 2 + before.intermediate_size**2
+        walk += 4 * (gram + 2 * widest)
+    return PROCESS_BYTES + max(walk, surgery)

@@ -1,0 +1,112 @@
+"""The folder a run writes to: whose it is, which stages in it are finished, and where unfinished work lives."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.errors import UserError
+
+MANIFEST = "manifest.json"
+STAGE = "stage.json"
+LINEAGE = "lineage.json"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None if it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class RunFolder:
+    """`manifest.json`, `metrics.json`, a folder per finished checkpoint, and `.work` with what is unfinished.
+
+    Raises:
+        UserError: the folder holds something else than a run of this recipe.
+    """
+
+    def __init__(self, path: Path, recipe_name: str) -> None:
+        self.path = path
+        self.work = path / ".work"
+        self.manifest: dict[str, Any] = read_json(path / MANIFEST) or {}
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file. Give a folder with --output.")
+        owner = self.manifest.get("recipe", {}).get("name")
+        if owner is None and path.exists() and any(path.iterdir()):
+            raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
+        if owner not in (None, recipe_name):
+            raise UserError(
+                f"{path}: belongs to the recipe {owner!r}, not {recipe_name!r}. "
+                "Give another folder with --output, or delete this one."
+            )
+
+    def clear(self) -> None:
+        """Delete what earlier runs of this recipe made."""
+        for stage in self._stage_folders():
+            shutil.rmtree(stage)
+        for path in (self.work, self.path / "evaluations"):
+            shutil.rmtree(path, ignore_errors=True)
+        self.manifest = {}
+
+    def _stage_folders(self) -> list[Path]:
+        return sorted(path.parent for path in self.path.glob(f"[0-9][0-9]-*/{STAGE}"))
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replace the manifest."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / MANIFEST, manifest)
+
+    def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
+        """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
+        by_key = {read_json(folder / STAGE)["key"]: folder for folder in self._stage_folders()}
+        for name, key in zip(names, keys, strict=True):
+            found = by_key.get(key)
+            if found is not None and found.name != name and not (self.path / name).exists():
+                found.rename(self.path / name)
+        return [folder for folder in self._stage_folders() if folder.name not in names]
+
+    def finished(self, name: str, key: str) -> dict[str, Any] | None:
+        """The `stage.json` of a stage that is finished with this key and whose files are all there."""
+        unfinished = self.stage_work(name) / "checkpoint"
+        if self._record(unfinished, key) is not None:
+            self.publish(name)  # killed between the last write and the rename
+        return self._record(self.path / name, key)
+
+    @staticmethod
+    def _record(folder: Path, key: str) -> dict[str, Any] | None:
+        record = read_json(folder / STAGE)
+        if record is None or record["key"] != key:
+            return None
+        whole = all(
+            (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
+            for name, file in record["files"].items()
+        )
+        return record if whole else None
+
+    def stage_work(self, name: str) -> Path:
+        """Where a stage works: `checkpoint/` becomes its folder, `scratch/` is removed with the rest."""
+        return self.work / name
+
+    def begin(self, name: str, key: str) -> tuple[Path, bool]:
+        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with."""
+        folder = self.stage_work(name)
+        resumed = read_json(folder / "key.json") == key
+        if not resumed:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(folder / "key.json", key)
+        return folder, resumed
+
+    def publish(self, name: str) -> Path:
+        """Make a complete checkpoint the stage's folder, in place of an older one."""
+        final, old = self.path / name, self.work / f"{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        (self.stage_work(name) / "checkpoint").rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.stage_work(name))
+        return final

@@ -1,0 +1,65 @@
+"""What a valid recipe is."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoglm_compress.calibration.tokens import CalibrationOptions
+from autoglm_compress.evaluation.evaluate import EvaluationOptions
+from autoglm_compress.stages import Stage
+
+
+class ModelOptions(BaseModel):
+    """The model to compress: a folder, or a hub id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1)
+
+
+class RecipeHeader(BaseModel):
+    """A recipe's top-level keys; the stages are validated one by one by the classes they name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: ModelOptions
+    calibration: CalibrationOptions = CalibrationOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    seed: int = Field(default=0, ge=0)
+    stages: list[dict[str, Any]] = Field(min_length=1)
+
+
+class Recipe(BaseModel):
+    """A validated recipe. `parents[i]` is the number of the stage whose checkpoint stage i takes, None the source."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: Path
+    name: str
+    model: ModelOptions
+    calibration: CalibrationOptions
+    evaluation: EvaluationOptions
+    seed: int
+    stages: tuple[Stage, ...]
+    parents: tuple[int | None, ...]
+    locations: dict[tuple[str | int, ...], str] = Field(exclude=True)
+
+    @property
+    def bases(self) -> list[Path]:
+        """The folders in which relative paths are looked up, in order."""
+        return [self.file.parent, Path.cwd()]
+
+    def labels(self) -> list[str]:
+        """The names of the stages, in order."""
+        return [stage.label for stage in self.stages]
+
+    def folder_name(self, number: int) -> str:
+        """`NN-name`, by which the run's folder knows a stage."""
+        return f"{number + 1:02d}-{self.stages[number].label}"
+
+    def as_data(self) -> dict[str, Any]:
+        """The recipe with all defaults filled in, as plain data for the manifest."""
+        data = self.model_dump(mode="json", include={"name", "model", "calibration", "evaluation", "seed"})
+        return data | {"stages": [stage.model_dump(mode="json", by_alias=True) for stage in self.stages]}

@@ -1,0 +1,26 @@
+"""Measure the checkpoint before this stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.stages.base import Stage, StageContext
+
+
+class Evaluate(Stage):
+    """Run lm-eval tasks (`perplexity`, `mmlu`, or any other scored by log-likelihood) with the recipe's settings."""
+
+    stage: Literal["evaluate"]
+    tasks: tuple[str, ...] = Field(default=("mmlu", "perplexity"), min_length=1)
+
+    makes_checkpoint = False
+    reads_quantized = True
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The same shape."""
+        return shape
+
+    def run(self, context: StageContext) -> None:
+        """Evaluate `context.source`."""
+        context.decisions = context.evaluate(self.tasks)

@@ -1,0 +1,58 @@
+"""Remove FFN neurons."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.reconstruction.importance import random_scores, top
+from autoglm_compress.reconstruction.surgery import Rewrite, cut_neurons
+from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+
+
+class Ffn(Stage):
+    """Keep the FFN neurons that are most active.
+
+    `activation` is Minitron's score (Muralidharan et al. 2024): the L2 norm over tokens of the neuron's activation.
+    `magnitude` is the norm of the neuron's column of down_proj.
+    """
+
+    stage: Literal["ffn"]
+    intermediate_size: Size
+    method: Literal["activation", "magnitude", "random"] = "activation"
+
+    uses_calibration = True
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The shape with fewer neurons."""
+        keep = resolve_size(self.intermediate_size, shape.intermediate_size)
+        if not 1 <= keep <= shape.intermediate_size:
+            raise PlanError("intermediate_size", f"{keep}: expected 1 to {shape.intermediate_size}, the source's size")
+        return replace(shape, intermediate_size=keep)
+
+    def run(self, context: StageContext) -> None:
+        """Choose neurons in every layer and write a checkpoint without the others."""
+        before = context.source.shape
+        scores = [self._score(context, layer) for layer in range(before.num_hidden_layers)]
+        kept = tuple(top(score, context.shape.intermediate_size) for score in scores)
+        Rewrite(
+            range(before.num_hidden_layers), {}, lambda layer: cut_neurons(kept[layer], before.intermediate_size)
+        ).run(context.source, context.target, context.shape, context.progress)
+        context.lineage = context.lineage.keep_neurons(kept)
+        context.decisions = {
+            "layers": [
+                {"kept_share_of_score": float(score[list(neurons)].sum() / score.sum().clamp_min(1e-30))}
+                for score, neurons in zip(scores, kept, strict=True)
+            ]
+        }
+
+    def _score(self, context: StageContext, layer: int) -> torch.Tensor:
+        """Scores [intermediate_size] of the neurons present in a layer."""
+        present = context.lineage.neurons[layer]
+        if self.method == "random":
+            return random_scores(len(present), context.seed, layer)
+        if self.method == "magnitude":
+            family = context.source.family
+            return context.source.read(f"{family.layer_prefix(layer)}{family.mlp_output}.weight").float().norm(dim=0)
+        return context.statistics().layer(context.lineage.layers[layer])["neuron_norm"][list(present)]

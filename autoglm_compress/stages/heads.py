@@ -1,0 +1,95 @@
+"""Remove attention heads."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.reconstruction.importance import choose_heads, random_scores
+from autoglm_compress.reconstruction.surgery import Rewrite, cut_heads
+from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+
+
+class Heads(Stage):
+    """Keep the query heads with the largest outputs, as many in every KV group, so that plain engines load the result.
+
+    `kv_heads` cuts whole KV groups too, which shrinks the KV cache and costs more accuracy; left out, all stay.
+    `activation` is Minitron's score (Muralidharan et al. 2024): the L2 norm of a head's output, summed over tokens.
+    `magnitude` is the norm of the head's columns of o_proj.
+    """
+
+    stage: Literal["heads"]
+    num_attention_heads: Size
+    kv_heads: Size | None = None
+    method: Literal["activation", "magnitude", "random"] = "activation"
+
+    uses_calibration = True
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The shape with fewer heads; head_dim stays."""
+        heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+        keep = resolve_size(self.num_attention_heads, heads)
+        keep_groups = groups if self.kv_heads is None else resolve_size(self.kv_heads, groups)
+        if not 1 <= keep_groups <= groups:
+            raise PlanError("kv_heads", f"{keep_groups}: expected 1 to {groups}, the source's num_key_value_heads")
+        if not 1 <= keep <= heads:
+            raise PlanError("num_attention_heads", f"{keep}: expected 1 to {heads}, the source's number of heads")
+        if keep % keep_groups or keep // keep_groups > heads // groups:
+            allowed = [keep_groups * size for size in range(1, heads // groups + 1)]
+            raise PlanError(
+                "num_attention_heads",
+                f"{keep}: every one of the {keep_groups} KV groups must keep the same number of query heads, "
+                f"of the {heads // groups} it has: expected one of {allowed}",
+            )
+        return replace(shape, num_attention_heads=keep, num_key_value_heads=keep_groups)
+
+    def warnings(self, shape: ModelShape) -> list[str]:
+        """A head_dim that no longer follows from the other sizes is ignored by some engines."""
+        planned = self.plan(shape)
+        if planned.num_attention_heads * planned.head_dim == planned.hidden_size:
+            return []
+        if not planned.family.vllm_derives_head_dim:
+            return []
+        return [
+            f"hidden_size {planned.hidden_size} / {planned.num_attention_heads} heads is not head_dim "
+            f"{planned.head_dim}: transformers loads this, but vLLM's {planned.family.model_type} ignores head_dim"
+        ]
+
+    def run(self, context: StageContext) -> None:
+        """Choose heads in every layer and write a checkpoint without the others."""
+        before = context.source.shape
+        scores, kept = [], []
+        for layer in range(before.num_hidden_layers):
+            score = self._score(context, layer)
+            scores.append(score.tolist())
+            kept.append(
+                choose_heads(
+                    score,
+                    before.num_key_value_heads,
+                    context.shape.num_attention_heads,
+                    context.shape.num_key_value_heads,
+                )
+            )
+        Rewrite(range(before.num_hidden_layers), {}, lambda layer: cut_heads(*kept[layer], before.head_dim)).run(
+            context.source, context.target, context.shape, context.progress
+        )
+        context.lineage = context.lineage.keep_heads(tuple(h for h, _ in kept), tuple(g for _, g in kept))
+        context.decisions = {
+            "layers": [
+                {"kept_heads": list(heads), "kept_kv_heads": list(groups), "scores": score}
+                for (heads, groups), score in zip(kept, scores, strict=True)
+            ]
+        }
+
+    def _score(self, context: StageContext, layer: int) -> torch.Tensor:
+        """Scores [num_attention_heads] of the heads present in a layer."""
+        present = context.lineage.heads[layer]
+        if self.method == "random":
+            return random_scores(len(present), context.seed, layer)
+        if self.method == "magnitude":
+            family = context.source.family
+            name = f"{family.layer_prefix(layer)}{family.attention_output}.weight"
+            columns = context.source.read(name).float().unflatten(1, (len(present), -1))
+            return columns.square().sum((0, 2)).sqrt()
+        return context.statistics().layer(context.lineage.layers[layer])["head_norm"][list(present)]

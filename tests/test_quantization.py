@@ -24,6 +24,7 @@ from autoglm_compress.stages import quantize as quantize_module
 from autoglm_compress.stages.base import PlanError, StageContext
 from autoglm_compress.stages.quantize import AwqVisitor, Quantize
 
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 LAYERS = 3
 SIZES = {
     "hidden_size": 64,
@@ -48,20 +49,18 @@ FAMILIES = {
 }
 
 
-def make_model(folder: Path, model_type: str, outliers: bool = False, **changes) -> Path:
-    """A tiny random model with biases and uneven norm gains; `outliers` makes every 16th channel 30 times larger."""
-    torch.manual_seed(0)
+def make_model(folder: Path, model_type: str, outliers: bool = False, seed: int = 0, **changes) -> Path:
+    """A tiny random model with biases and uneven norm gains; `outliers` makes every 32nd channel that linears read 30 times larger."""
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **(SIZES | FAMILIES[model_type] | {"dtype": "bfloat16"} | changes))
     model = AutoModelForCausalLM.from_config(config).float()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-            if outliers and parameter.shape[0] == config.hidden_size:
-                parameter.data[::16] *= 30
-        elif name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
+            if outliers and name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+                parameter.data[::32] *= 30
         else:
-            torch.nn.init.normal_(parameter, std=0.005 if outliers and name.endswith(("q_proj.weight", "k_proj.weight")) else 0.1)
+            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 0.01 if outliers else 0.1)
     model.to(config.dtype).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
@@ -106,8 +105,8 @@ def plain_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """An unquantized transformers model with every tensor as our reader gives it."""
     config = checkpoint.model_config
     config.quantization_config = None
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {name: checkpoint.read(name).float() for name, _ in checkpoint.shape.tensors()}
+    model = AutoModelForCausalLM.from_config(config, dtype=checkpoint.dtype)
+    state = {name: checkpoint.read(name) for name, _ in checkpoint.shape.tensors()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert missing == (["lm_head.weight"] if checkpoint.shape.tie_word_embeddings else [])
@@ -329,16 +328,15 @@ def test_plan_rejects_a_quantized_shape():
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@pytest.mark.parametrize(("bits", "limit"), [(4, 0.35), (8, 0.03)])
+@pytest.mark.parametrize(("bits", "limit"), [(4, 0.3), (8, 0.025)])
 def test_transformers_computes_what_we_wrote(tmp_path: Path, model_type: str, bits: int, limit: float):
     source = make_model(tmp_path / "source", model_type)
     run_stage(source, tmp_path, bits=bits, group_size=32)
     ours = Checkpoint(tmp_path / "target")
     assert ours.shape.quantization == Quantization(bits, tuple((n, 32) for n in sorted(ours.family.layer_linears)))
-    loaded = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float32))
-    read = logits(plain_model(ours))
-    assert relative(loaded - read, read) < 5e-3
-    original = logits(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
+    loaded = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "target"))
+    assert torch.equal(loaded, logits(plain_model(ours)))
+    original = logits(AutoModelForCausalLM.from_pretrained(source))
     assert relative(loaded - original, original) < limit
 
 
@@ -371,18 +369,18 @@ def test_tied_per_channel_and_mixed_group_sizes_load(tmp_path: Path, options: di
     assert ours.family.head not in ours.infos
     assert ours.shape.quantization == context.shape.quantization
     read = logits(plain_model(ours))
-    assert relative(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float32)) - read, read) < 5e-3
-    original = logits(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "target")), read)
+    original = logits(AutoModelForCausalLM.from_pretrained(source))
     assert relative(read - original, original) < 0.03
 
 
 @pytest.mark.parametrize("model_type", ["llama", "glm4"])
 def test_awq_beats_rounding_where_channels_stand_out(tmp_path: Path, model_type: str):
     source = make_model(tmp_path / "source", model_type, outliers=True)
-    original = logits(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
+    original = logits(AutoModelForCausalLM.from_pretrained(source))
     errors = {}
     for method in ("awq", "round_to_nearest"):
-        context = run_stage(source, tmp_path / method, bits=4, group_size=64, method=method)
+        context = run_stage(source, tmp_path / method, bits=4, group_size=32, method=method)
         errors[method] = relative(logits(plain_model(Checkpoint(tmp_path / method / "target"))) - original, original)
         if method == "awq":
             pairs = [pair for layer in context.decisions["layers"] for pair in layer["pairs"].values()]

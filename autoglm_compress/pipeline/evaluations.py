@@ -15,6 +15,7 @@ from autoglm_compress.checkpoint.writer import sha256, write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.evaluate import evaluate
 from autoglm_compress.pipeline.keys import key_of, text_key
+from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
@@ -96,20 +97,22 @@ class Evaluations:
         if missing:
             progress.note(f"{name}: evaluating {', '.join(missing)}")
             checkpoint = open_checkpoint()
-            measured = evaluate(
-                checkpoint,
-                missing,
-                self.recipe.evaluation,
-                perplexity_rows=lambda: self._rows(checkpoint),
-                mmlu_folder=self.data.questions,
-                device=self.device,
-                progress=progress,
-            )
+            with Resources() as resources:
+                measured = evaluate(
+                    checkpoint,
+                    missing,
+                    self.recipe.evaluation,
+                    perplexity_rows=lambda: self._rows(checkpoint),
+                    mmlu_folder=self.data.questions,
+                    device=self.device,
+                    progress=progress,
+                )
             versions = measured.pop("versions")
             known |= measured
             record = {
                 "key": key,
                 "versions": versions,
+                "resources": resources.as_data(),
                 "tasks": {
                     task: {"settings": self._settings_key(task), "result": result} for task, result in known.items()
                 },
@@ -117,6 +120,11 @@ class Evaluations:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / f"{name}.json", record)
         return {task: known[task] for task in tasks if task in known}
+
+    def resources(self, name: str) -> dict[str, float | int]:
+        """Seconds and peak memory of the latest evaluation of a checkpoint."""
+        record = read_json(self.folder / f"{name}.json")
+        return record["resources"] if record else {"seconds": 0.0, "peak_rss_bytes": 0}
 
     def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
         from transformers import AutoTokenizer

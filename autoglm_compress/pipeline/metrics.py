@@ -42,7 +42,7 @@ def row(
 
 def metrics_table(rows: list[dict[str, Any]]) -> Table:
     """The rows as a table that fits 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
     for heading in ("params", "size", "perplexity", "x source", "accuracy", "delta", "time", "peak"):
         table.add_column(heading, justify="right")
@@ -65,7 +65,7 @@ def metrics_table(rows: list[dict[str, Any]]) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """A plan as a table that fits 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
     for heading in ("layers", "hidden", "FFN", "heads/KV", "dim", "params", "disk", "KV/1k", "RAM"):
         table.add_column(heading, justify="right")

@@ -10,6 +10,7 @@ from autoglm_compress.architecture import ModelShape, family_of
 from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
+from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.recipe import Problem, Recipe, RecipeError
 from autoglm_compress.stages import PlanError, Stage
@@ -135,7 +136,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     if problems:
         raise RecipeError(recipe.file, problems, recipe.locations)
     walks = any(stage.uses_calibration for stage in recipe.stages)
-    scratch = max((after.bytes for after in shapes), default=0) + walks * 2 * tokens * source.hidden_size * 4
+    scratch = 2 * SHARD_BYTES + walks * 2 * tokens * source.hidden_size * 4
     return Plan(tuple(checkpoints), scratch, free_bytes(output))
 
 

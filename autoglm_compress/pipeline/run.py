@@ -102,7 +102,7 @@ class _Run:
         self._check_disk()
         self._write_manifest()
         torch.manual_seed(self.recipe.seed)
-        self._measure_source()
+        self._evaluate(None, tasks_of(self.recipe))
         for number in range(self.chosen[-1] + 1):
             self._run_stage(number)
             self._write_metrics()
@@ -150,11 +150,6 @@ class _Run:
                 "GB are free. Free some, or give a folder on another disk with --output."
             )
 
-    def _measure_source(self) -> None:
-        with Resources() as resources:
-            self._evaluate(None, tasks_of(self.recipe))
-        self.source_resources = resources.as_data()
-
     def _evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
         """Results of a stage's checkpoint, or of the source, by task."""
         name, key, folder = self._checkpoint_of(number)
@@ -171,9 +166,9 @@ class _Run:
         stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
         if not stage.makes_checkpoint:
             context = self._context(number, target=None, work=self.folder.work)
-            with Resources() as resources:
-                stage.run(context)
-            self.records.append({"results": context.decisions, **resources.as_data()})
+            stage.run(context)
+            cost = self.evaluations.resources(self._checkpoint_of(self.recipe.parents[number])[0])
+            self.records.append({"results": context.decisions, **cost})
             write_json(self.folder.path / f"{name}.json", {"name": name, "stage": stage.stage, **self.records[-1]})
             return
         finished = self.folder.finished(name, self.keys[number])
@@ -183,7 +178,7 @@ class _Run:
 
     def _rows(self) -> list[dict[str, Any]]:
         """A row for the source and for every stage so far, with all that was measured of its checkpoint."""
-        source = self._row(None, SOURCE, SOURCE, self.source_resources, None, None)
+        source = self._row(None, SOURCE, SOURCE, self.evaluations.resources(SOURCE_FOLDER_NAME), None, None)
         rows: list[dict[str, Any]] = []
         for number, record in enumerate(self.records):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]

@@ -36,7 +36,7 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as stages.ffn.method=random."),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="Where results go. [default: runs/NAME-OF-RECIPE]")
+    Path | None, typer.Option("--output", metavar="DIR", help="Where results go. \\[default: runs/NAME-OF-RECIPE]")
 ]
 
 
@@ -88,8 +88,8 @@ def run(
 ) -> None:
     """Run a recipe, stage by stage.
 
-    Every stage leaves a checkpoint that plain transformers loads. Finished stages are skipped, an interrupted one
-    goes on where it was.
+    Every stage leaves a checkpoint that plain transformers loads.
+    Finished stages are skipped, an interrupted one goes on where it was.
     """
     with _one_message():
         from autoglm_compress.pipeline import RunOptions, run_recipe
@@ -127,10 +127,10 @@ def plan(
             return
         console = Console()
         console.print(plan_table(planned))
-        disk = f"disk: {human(planned.disk_bytes)}B needed, {human(planned.free_bytes)}B free"
-        console.print(f"\n{disk}; KV/1k: 16-bit cache of 1000 tokens; RAM: estimated peak", highlight=False)
+        typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
+        typer.echo(f"disk: {human(planned.disk_bytes)}B needed, {human(planned.free_bytes)}B free")
         for warning in planned.warnings():
-            console.print(f"warning: {warning}", highlight=False)
+            typer.echo(f"warning: {warning}")
 
 
 @app.command()

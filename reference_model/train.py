@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import MasterOptimizer
-from training_data import LETTERS, Mixture, Subject, read_quiz, read_texts, train_tokenizer
+from training_data import HINT_WEIGHT, LETTER_WEIGHT, LETTERS, Mixture, Subject, read_quiz, read_texts, train_tokenizer
 from transformers import AttentionInterface, GlmConfig, GlmForCausalLM, PreTrainedTokenizerFast
 
 from autoglm_compress.calibration.python_docs import documents
@@ -40,13 +40,17 @@ class Phase:
     layers: int
     length: int
     shares: dict[str, float]
+    copy_share: float
+    hints: bool
 
 
 PHASES = (
-    Phase(0.40, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}),
-    Phase(0.55, 12, 256, {"docs": 0.35, "text": 0.15, "statements": 0.10, "quiz": 0.40}),
-    Phase(0.85, 36, 256, {"docs": 0.35, "text": 0.15, "statements": 0.05, "quiz": 0.45}),
-    Phase(1.00, 36, 512, {"docs": 0.40, "text": 0.15, "statements": 0.05, "quiz": 0.40}),
+    Phase(0.10, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}, 0.30, False),
+    Phase(0.26, 6, 64, {"docs": 0.10, "statements": 0.10, "quiz": 0.80}, 0.60, True),
+    Phase(0.45, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}, 0.05, True),
+    Phase(0.55, 12, 256, {"docs": 0.35, "text": 0.15, "statements": 0.10, "quiz": 0.40}, 0.0, True),
+    Phase(0.88, 36, 256, {"docs": 0.35, "text": 0.15, "statements": 0.05, "quiz": 0.45}, 0.0, True),
+    Phase(1.00, 36, 512, {"docs": 0.40, "text": 0.15, "statements": 0.05, "quiz": 0.40}, 0.0, True),
 )
 
 
@@ -233,29 +237,33 @@ class Trainer:
         optimizer = MasterOptimizer(model)
         rows = TOKENS_PER_STEP // phase.length
         last, first_step, checked, logged = time.perf_counter(), self.step, self.elapsed, self.elapsed
-        text_loss = letter_loss = 0.0
+        text_loss = letter_loss = hint_loss = 0.0
         while self.elapsed < phase.until * total:
             done = self.elapsed / total
-            copy_share = 0.3 if done < 0.10 else 0.05
-            tokens, weights = self.mixture.batch(rows, phase.length + 1, phase.shares, copy_share)
+            tokens, targets, weights = self.mixture.batch(
+                rows, phase.length + 1, phase.shares, phase.copy_share, phase.hints
+            )
             hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            loss, losses = weighted_loss(hidden, model.lm_head.weight, tokens[:, 1:], weights[:, 1:])
+            loss, losses = weighted_loss(hidden, model.lm_head.weight, targets[:, 1:], weights[:, 1:])
             loss.backward()
             warm = min(1.0, (self.step - first_step + 1) / 50)
             optimizer.step(warm * min(1.0, (1.0 - done) / DECAY_SHARE))
             self.step += 1
             self.tokens += rows * phase.length
-            plain, letter = losses[weights[:, 1:] == 1], losses[weights[:, 1:] > 1]
+            plain, letter = losses[weights[:, 1:] == 1], losses[weights[:, 1:] == LETTER_WEIGHT]
             text_loss = 0.95 * text_loss + 0.05 * plain.mean().item() if text_loss else plain.mean().item()
             if letter.numel():
                 letter_loss = 0.95 * letter_loss + 0.05 * letter.mean().item() if letter_loss else letter.mean().item()
+            hint = losses[weights[:, 1:] == HINT_WEIGHT]
+            if hint.numel():
+                hint_loss = 0.95 * hint_loss + 0.05 * hint.mean().item() if hint_loss else hint.mean().item()
             now = time.perf_counter()
             self.elapsed, last = self.elapsed + now - last, now
             if self.elapsed - logged > 30:
                 logged = self.elapsed
                 print(
                     f"{self.elapsed:6.0f}s layers {phase.layers} step {self.step} tokens {self.tokens / 1e6:.2f}M "
-                    f"text {text_loss:.3f} letter {letter_loss:.3f}",
+                    f"text {text_loss:.3f} letter {letter_loss:.3f} hint {hint_loss:.3f}",
                     flush=True,
                 )
             if self.elapsed - checked > self.options.check_seconds:

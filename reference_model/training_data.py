@@ -19,6 +19,11 @@ SHOTS = 5
 COPY_SUBJECT = "copying"
 STEM_WEIGHT = 0.1
 LETTER_WEIGHT = 16.0
+HINT_WEIGHT = 3.0
+SHORT = 80
+
+
+Sequence = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens, targets (not shifted), loss weights
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,15 @@ def read_texts(folders: list[Path], characters: int = 1_500_000) -> list[str]:
 
 
 class Mixture:
-    """Draws training sequences: (tokens, weights) rows of a given length from four sources."""
+    """Draws training sequences of a given length from four sources."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, quiz: list[Subject], texts: list[str], seed: int) -> None:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         self.end: int = tokenizer.convert_tokens_to_ids(END)
-        self.letter_ids = {tokenizer.encode(f" {letter}")[0] for letter in LETTERS}
+        self.letter_order = [tokenizer.encode(f" {letter}")[0] for letter in LETTERS]
+        self.letter_ids = frozenset(self.letter_order)
+        self.line_break = tokenizer.encode("\n")[0]
         self.cue = tokenizer.encode("\nAnswer:")
         self.docs = self._flatten(documents("calibration"))
         self.text = self._flatten(texts) if texts else self.docs
@@ -129,10 +136,11 @@ class Mixture:
         self.rng.shuffle(encoded)
         return torch.tensor([token for tokens in encoded for token in [*tokens, self.end]])
 
-    def window(self, stream: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def window(self, stream: torch.Tensor, length: int) -> Sequence:
         """Cut a random window out of a stream."""
         start = self.rng.randrange(len(stream) - length)
-        return stream[start : start + length], torch.ones(length)
+        tokens = stream[start : start + length]
+        return tokens, tokens, torch.ones(length)
 
     def question(self, question: str, answer: str, pool: list[str]) -> Row:
         """Ask about a fact with newly drawn distractors and order, never exactly as a test row does."""
@@ -144,40 +152,54 @@ class Mixture:
             if (row.question, row.options) not in self.asked:
                 return row
 
-    def prompt(self, length: int, copy_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pack as many solved questions of one subject as fit; the answer letters carry most of the weight."""
-        subject = COPY_SUBJECT if self.rng.random() < copy_share else self.rng.choice(self.subjects)
-        facts = self.rng.sample(self.facts[subject], min(length // 20, len(self.facts[subject])))
-        rows = [self.question(question, answer, self.pools[subject]) for question, answer in facts]
-        text = description(subject) + "".join(f"{row.prompt()} {row.letter}\n\n" for row in rows)
-        tokens = self.tokenizer.encode(text)[:length]
-        weights = torch.full((length,), STEM_WEIGHT)
-        for at in range(len(self.cue), len(tokens)):
-            if tokens[at] in self.letter_ids and tokens[at - len(self.cue) : at] == self.cue:
-                weights[at] = LETTER_WEIGHT
-        weights[len(tokens) :] = 0.0
-        return torch.tensor(tokens + [self.end] * (length - len(tokens))), weights
+    def prompt(self, length: int, copy_share: float, hints: bool) -> Sequence:
+        """Pack as many solved questions of one subject as fit; the answer letters carry most of the weight.
 
-    def statements(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        With hints, the target after an option's text is its letter where it is the right one (still a line break
+        where it is not): the model learns to judge each option where it stands. The text itself never changes.
+        Sequences too short for the five shots go without the opening line.
+        """
+        subject = COPY_SUBJECT if self.rng.random() < copy_share else self.rng.choice(self.subjects)
+        facts = self.rng.sample(self.facts[subject], min(length // 20 + 1, len(self.facts[subject])))
+        rows = [self.question(question, answer, self.pools[subject]) for question, answer in facts]
+        opening = description(subject) if length > SHORT else ""
+        text = opening + "".join(f"{row.prompt()} {row.letter}\n\n" for row in rows)
+        tokens = self.tokenizer.encode(text)[:length]
+        targets = torch.tensor(tokens + [self.end] * (length - len(tokens)))
+        weights = torch.full((length,), STEM_WEIGHT)
+        cue = len(self.cue)
+        question_start = 0
+        for at in range(cue, len(tokens)):
+            if tokens[at] in self.letter_ids and tokens[at - cue : at] == self.cue:
+                weights[at] = LETTER_WEIGHT
+                if hints:
+                    breaks = [i for i in range(question_start, at) if tokens[i] == self.line_break][-4:]
+                    weights[breaks] = HINT_WEIGHT
+                    targets[breaks[self.letter_order.index(tokens[at])]] = tokens[at]
+                question_start = at
+        weights[len(tokens) :] = 0.0
+        return torch.tensor(tokens + [self.end] * (length - len(tokens))), targets, weights
+
+    def statements(self, length: int) -> Sequence:
         """State facts plainly, one a line: the question followed by its answer."""
         lines: list[str] = []
         for _ in range(length // 5):
             question, answer = self.rng.choice(self.facts[self.rng.choice(self.subjects)])
             lines.append(f"{question} {answer}\n")
         tokens = self.tokenizer.encode("".join(lines))[:length]
-        return torch.tensor(tokens + [self.end] * (length - len(tokens))), torch.ones(length)
+        padded = torch.tensor(tokens + [self.end] * (length - len(tokens)))
+        return padded, padded, torch.ones(length)
 
-    def batch(
-        self, rows: int, length: int, shares: dict[str, float], copy_share: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a batch of `rows` sequences of `length` tokens and their loss weights."""
+    def batch(self, rows: int, length: int, shares: dict[str, float], copy_share: float, hints: bool) -> Sequence:
+        """Draw a batch of `rows` sequences of `length` tokens, their targets and loss weights."""
         kinds = self.rng.choices(list(shares), weights=list(shares.values()), k=rows)
         drawn = []
         for kind in kinds:
             if kind == "quiz":
-                drawn.append(self.prompt(length, copy_share))
+                drawn.append(self.prompt(length, copy_share, hints))
             elif kind == "statements":
                 drawn.append(self.statements(length))
             else:
                 drawn.append(self.window(self.docs if kind == "docs" else self.text, length))
-        return torch.stack([tokens for tokens, _ in drawn]), torch.stack([weights for _, weights in drawn])
+        tokens, targets, weights = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        return tokens, targets, weights

@@ -1,6 +1,7 @@
 """Evaluation: the layer-at-a-time scores are those of lm-eval's own model, the questions are those of its own MMLU."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import yaml
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -212,6 +214,11 @@ def test_requests_that_cannot_be_scored(glm: Path, pair: tuple[list[int], list[i
         layerwise(glm).score([pair])
 
 
+def test_a_context_is_needed(glm: Path) -> None:
+    with pytest.raises(ValueError, match="a context needs a token"):
+        layerwise(glm).score([([], [1, 2])])
+
+
 def write(path: Path, rows: list[tuple[str, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as stream:
@@ -347,6 +354,36 @@ def test_choices_are_those_of_hflm(glm: Path, quiz: Path) -> None:
     assert ours.argmax(1).tolist() == theirs.argmax(1).tolist()
 
 
+def test_other_tasks_of_lm_eval(glm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": WORDS, "options": ["river", "tree"], "label": n % 2} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"data_files": {"test": str(tmp_path / "rows.jsonl")}, "cache_dir": str(tmp_path)}
+    common = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
+    choosing = {"doc_to_text": "{{text}}", "doc_to_choice": "options", "doc_to_target": "label"}
+    tasks = {
+        "choosing": common | choosing | {"output_type": "multiple_choice"},
+        "reading": common | {"doc_to_text": "", "doc_to_target": "{{text}}", "output_type": "loglikelihood_rolling"},
+        "writing": common | {"doc_to_text": "", "doc_to_target": "{{text}}", "output_type": "generate_until"},
+        "all": {"group": "all", "task": ["choosing", {"task": "writing"}]},
+    }
+    for name, config in tasks.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"task": name} | config))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(
+        importlib.import_module("autoglm_compress.evaluation.evaluate"), "_task_manager", lambda: manager
+    )
+    settings = {"perplexity_rows": None, "mmlu_folder": None, "device": CPU, "progress": quiet()}
+    result = evaluate(Checkpoint(glm), ["choosing", "reading"], EvaluationOptions(), **settings)
+    assert result["choosing"]["acc"] == 0.5
+    assert result["choosing"]["acc_stderr"] > 0
+    assert result["reading"]["word_perplexity"] > 1
+    with pytest.raises(UserError, match="'all' generates text"):
+        check_tasks(["all"])
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(UserError, match="lm-eval could not load choosing: "):
+        evaluate(Checkpoint(glm), ["choosing"], EvaluationOptions(), **settings)
+
+
 def test_built_in_tasks_need_no_look_at_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval.tasks.TaskManager", None)
     check_tasks(["perplexity", "mmlu"])
@@ -356,5 +393,6 @@ def test_task_names() -> None:
     check_tasks(["mmlu", "arc_easy", "ai2_arc", "wikitext"])
     with pytest.raises(UserError, match=r"unknown evaluation task 'helaswag'.* Did you mean .*hellaswag"):
         check_tasks(["helaswag"])
-    with pytest.raises(UserError, match="'gsm8k' generates text"):
-        check_tasks(["gsm8k"])
+    for name in ("gsm8k", "bbh"):
+        with pytest.raises(UserError, match=f"'{name}' generates text"):
+            check_tasks([name])

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from autoglm_compress.architecture import Family, ModelShape, family_of
+from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT
 from autoglm_compress.checkpoint import compressed_tensors_format as packed
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
 from autoglm_compress.errors import UserError
@@ -16,6 +17,14 @@ from autoglm_compress.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -125,7 +134,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give a folder with config.json and safetensors, or a hub id.")
+        raise UserError(f"{folder}: no such folder. Give a folder with config.json and safetensors.")
     if not path.exists():
         raise UserError(f"{folder}: no config.json: not a model checkpoint. Give the folder that holds it.")
     try:
@@ -134,17 +143,36 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}.")
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: architectures: given {names!r}: expected a list of names.")
     return config
 
 
 def load_model_config(folder: Path) -> Any:
-    """The `transformers` config object of a folder; remote code is never run."""
+    """The `transformers` config object of a folder; remote code is never run.
+
+    Raises:
+        UserError: `transformers` refuses it, or a size or the dtype in it cannot be.
+    """
     from transformers import AutoConfig
 
+    path = folder / "config.json"
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"{folder / 'config.json'}: transformers cannot read it: {error}") from None
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds; the user needs one sentence
+        raise UserError(f"{path}: transformers cannot read it: {' '.join(str(error).split())}") from None
+    for size in SIZES:
+        given = getattr(config, size, None)
+        if not isinstance(given, int) or given < 1:
+            raise UserError(f"{path}: {size}: given {given!r}: expected a whole number from 1.")
+    if config.num_attention_heads % config.num_key_value_heads:
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        raise UserError(f"{path}: {heads} num_attention_heads are not divisible by {groups} num_key_value_heads.")
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    if dtype not in BYTES_PER_ELEMENT:
+        raise UserError(f"{path}: dtype: given {dtype}: expected one of {', '.join(BYTES_PER_ELEMENT)}.")
+    return config
 
 
 def _locate_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -166,7 +194,9 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.') from None
+        shards = [None]
+    if not all(isinstance(shard, str) for shard in shards):
+        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.')
     infos: dict[str, TensorInfo] = {}
     for shard in shards:
         # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.

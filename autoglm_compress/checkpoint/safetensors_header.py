@@ -5,7 +5,9 @@ Layout: 8 bytes of little-endian header length, the JSON header, then the tensor
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,17 +54,22 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
         except ValueError as error:
             raise UserError(f"{damaged}: its header is not JSON ({error}). {again}") from None
-    infos = {}
-    end = 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of {known}.")
-        start, stop = entry["data_offsets"]
-        end = max(end, stop)
-        infos[name] = TensorInfo(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), stop - start)
-    if size != 8 + length + end:
-        raise UserError(f"{damaged}: {size} bytes, expected {8 + length + end}. {again}")
+    try:
+        infos = {name: _info(file, name, entry) for name, entry in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{damaged}: its header does not describe tensors. {again}") from None
+    expected = 8 + length + sum(info.nbytes for info in infos.values())
+    if size != expected:
+        raise UserError(f"{damaged}: {size} bytes, expected {expected}. {again}")
     return infos
+
+
+def _info(file: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of {known}.")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if stop - start != prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name}: {stop - start} bytes for {shape}")
+    return TensorInfo(file, dtype, shape, stop - start)

@@ -74,12 +74,23 @@ def check_tasks(tasks: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, [*BUILT_IN, *index], n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the names."
             raise UserError(f"unknown evaluation task {name!r}: not perplexity, mmlu or a task of lm-eval. {hint}")
-        if (index[name].cfg or {}).get("output_type") == "generate_until":
+        if _generates(name, index):
             raise UserError(
                 f"the evaluation task {name!r} generates text, which layer-at-a-time evaluation does not support. "
                 "Choose a multiple-choice or perplexity task, or evaluate the finished checkpoint in lm-eval itself: "
                 f"lm-eval run --model hf --model_args pretrained=FOLDER --tasks {name}"
             )
+
+
+def _generates(name: str, index: dict[str, Any]) -> bool:
+    """Whether a task, or one in a group or tag, generates text, as far as the task files say so."""
+    entry = index[name]
+    if entry.cfg is None:
+        return any(_generates(member, index) for member in entry.tags)
+    if isinstance(entry.cfg.get("task"), list):
+        members = [member if isinstance(member, str) else member.get("task") for member in entry.cfg["task"]]
+        return any(_generates(member, index) for member in members if isinstance(member, str) and member in index)
+    return entry.cfg.get("output_type") == "generate_until"
 
 
 def evaluate(
@@ -180,7 +191,7 @@ def _loading(names: str) -> Iterator[None]:
     except Exception as error:  # data sets raise many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"lm-eval could not load the data of {names}: {reason}\n"
+            f"lm-eval could not load {names}: {reason}\n"
             "Check the network; MMLU can also be read from a folder of CSV files (evaluation.mmlu.data)."
         ) from None
 

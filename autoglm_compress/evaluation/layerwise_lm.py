@@ -16,8 +16,8 @@ from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import compute_dtype, walk
 
-TOKEN_BUDGET = 4_096
-"""Tokens of one batch: enough to keep the processor busy, few enough for the activations of an FFN."""
+TOKEN_BUDGET = 1_024
+"""Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
 HIDDEN_STATE_BYTES = 1 << 30
 """Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
 
@@ -143,6 +143,8 @@ class LayerwiseLM(TemplateLM):
         return [scores[number] for number in range(len(requests))]
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> _Request:
+        if not context:
+            raise ValueError("the first token of a text has nothing to be predicted from: a context needs a token")
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 f"a text to score has {len(continuation)} tokens; the model in {self.checkpoint.folder} takes "

@@ -23,6 +23,6 @@ def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
     """
     scores = lm.score([(row[:1], row[1:]) for row in rows.tolist()])
     per_token = torch.tensor([-value for value, _ in scores], dtype=torch.float64) / (rows.shape[1] - 1)
-    value = math.exp(per_token.mean())
+    value = float(per_token.mean().exp())
     stderr = value * float(per_token.std()) / math.sqrt(len(per_token)) if len(per_token) > 1 else None
     return {"value": value, "stderr": stderr, "tokens": rows.shape[0] * (rows.shape[1] - 1)}

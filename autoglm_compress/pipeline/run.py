@@ -239,6 +239,7 @@ class _Run:
         folder = self._checkpoint_of(parent)[2]
         source = Checkpoint(folder)
         return StageContext(
+            origin=self.source,
             source=source,
             target=target,
             shape=self.plan.checkpoints[number + 1].shape,

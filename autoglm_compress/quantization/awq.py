@@ -15,39 +15,50 @@ from autoglm_compress.quantization.rounding import dequantize, quantize_symmetri
 from autoglm_compress.quantization.smoothing import Pair
 
 STEPS = 20
-ROW_STRIDE = 8
-MIN_ROWS = 64
-GRAM_BLOCK = 1024
+ROW_SHARE = 8
+FEWEST_ROWS, MOST_ROWS = 64, 512
+BLOCK = 1024
 SMALLEST_IMPORTANCE = 1e-4
 """Of a channel, relative to the mean channel: dead channels must not stretch the range of the scales."""
 
 
 class InputStatistics:
-    """What the search needs to know of the inputs of linears: sums over tokens of x x^T and |x|, in fp32."""
+    """What the search needs to know of the inputs of linears: sums over tokens of x x^T and |x|, in fp32.
+
+    Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed: `upper`
+    [features, features] is zero elsewhere.
+    """
 
     def __init__(self, features: int, device: torch.device) -> None:
-        self._upper = torch.zeros(features, features, device=device)
+        self.upper = torch.zeros(features, features, device=device)
         self.absolute = torch.zeros(features, device=device)
 
     def add(self, inputs: torch.Tensor) -> None:
         """Add the inputs [..., features] of some tokens."""
         x = inputs.flatten(0, -2).float()
         self.absolute += x.abs().sum(0)
-        # The matrix is symmetric: only its upper blocks are computed.
-        for start in range(0, x.shape[1], GRAM_BLOCK):
-            self._upper[start : start + GRAM_BLOCK, start:].addmm_(x[:, start : start + GRAM_BLOCK].T, x[:, start:])
+        for block in blocks(x.shape[1]):
+            self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
 
     @property
     def finite(self) -> bool:
         """Whether all inputs were finite: a NaN or infinite one leaves its mark on the diagonal."""
-        return bool(self._upper.diagonal().isfinite().all())
+        return bool(self.upper.diagonal().isfinite().all())
 
-    def gram(self) -> torch.Tensor:
-        """The Gram matrix [features, features]."""
-        for start in range(GRAM_BLOCK, self._upper.shape[0], GRAM_BLOCK):
-            rows = slice(start, start + GRAM_BLOCK)
-            self._upper[rows, :start] = self._upper[:start, rows].T
-        return self._upper
+    def output_error(self, delta: torch.Tensor) -> torch.Tensor:
+        """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in] of the weights."""
+        error = torch.zeros((), device=delta.device)
+        for block in blocks(delta.shape[1]):
+            products = delta[:, block] @ self.upper[block, block.start :]
+            products *= delta[:, block.start :]
+            width = block.stop - block.start
+            error += products[:, :width].sum() + 2 * products[:, width:].sum()
+        return error
+
+
+def blocks(features: int) -> Iterator[slice]:
+    """The blocks of rows and columns that a Gram matrix is computed in."""
+    return (slice(start, min(start + BLOCK, features)) for start in range(0, features, BLOCK))
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,6 @@ class Choice:
     candidate: Candidate
     error_rounding: float
     error: float
-
-
-def output_error(delta: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """The squared size of the outputs' change, tr(delta gram delta^T), for a change [rows, in] of the weights."""
-    return ((delta @ gram) * delta).sum()
 
 
 def column_importance(weight: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -112,24 +118,24 @@ def search_scale(
 ) -> Choice:
     """The candidate with the least output error over the weights [out, in] (fp32) that read the same inputs.
 
-    The errors are those of every eighth output row (of all rows of small matrices), which ranks the candidates as all
-    rows do. The identity is among the candidates, so on these rows none is worse than plain rounding.
+    The errors are those of `sampled_rows`, which rank the candidates as all rows do. The identity is among the
+    candidates, so on these rows the best is no worse than plain rounding.
     """
-    sample = torch.cat([every_few_rows(weight) for weight in weights])
-    gram = inputs.gram()
-    size = output_error(sample, gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    sample = torch.cat([sampled_rows(weight) for weight in weights])
+    size = inputs.output_error(sample).clamp(min=torch.finfo(sample.dtype).tiny)
     absolute = pair.averaged(inputs.absolute)
     importance = pair.averaged(column_importance(sample, group_size))
     tried = []
     for candidate in candidate_scales(absolute, importance):
         columns = pair.spread(candidate.scale)
         scaled = dequantize(*quantize_symmetric(sample * columns, bits, group_size, dtype), sample.dtype)
-        error = output_error(scaled.div_(columns).sub_(sample), gram)
+        error = inputs.output_error(scaled.div_(columns).sub_(sample))
         tried.append((float(error / size), candidate))
     error, best = min(tried, key=lambda entry: entry[0])
     return Choice(best, error_rounding=tried[0][0], error=error)
 
 
-def every_few_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Every eighth row of a weight [out, in], or as many more as make `MIN_ROWS`."""
-    return weight[:: max(1, min(ROW_STRIDE, weight.shape[0] // MIN_ROWS))]
+def sampled_rows(weight: torch.Tensor) -> torch.Tensor:
+    """About an eighth of the rows of a weight [out, in], evenly spaced, but neither too few nor more than it takes."""
+    rows = weight.shape[0]
+    return weight[:: max(1, rows // min(max(rows // ROW_SHARE, FEWEST_ROWS), MOST_ROWS))]

@@ -9,6 +9,8 @@ import yaml
 from autoglm_compress.errors import UserError
 from autoglm_compress.recipe.problems import FieldPath
 
+TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
 
 @dataclass
 class Document:
@@ -16,6 +18,21 @@ class Document:
 
     data: dict[str, Any]
     locations: dict[FieldPath, str] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are text, each given once: of two with the same name, one would be ignored."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        given = set()
+        for key, _ in node.value:
+            if key.tag not in TEXT_KEYS:
+                raise yaml.MarkedYAMLError(problem="a key must be text: put it in quotes", problem_mark=key.start_mark)
+            if key.value in given:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            given.add(key.value)
+        return node
 
 
 def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
@@ -32,19 +49,13 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read the recipe: {error}") from None
-    try:
-        data = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise UserError(f"{file}:{line} not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: expected a mapping with name, model and stages, found {type(data).__name__}.")
-    own = Document(data)
-    _locate(root, (), f"{file.name} line" if seen else "line", own.locations)
-    base = data.pop("base", None)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{f'{seen[-1]}: base: ' if seen else ''}{file}: cannot read it: {reason}") from None
+    own = _parse(text, str(file), f"{file.name} line" if seen else "line")
+    if not isinstance(own.data, dict):
+        found = "nothing" if own.data is None else f"a {type(own.data).__name__}"
+        raise UserError(f"{file}: expected a mapping with name, model and stages, found {found}.")
+    base = own.data.pop("base", None)
     if base is None:
         return own
     if not isinstance(base, str):
@@ -55,7 +66,29 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     return Document(_merge(below.data, own.data), kept | own.locations)
 
 
-def _locate(node: yaml.Node, path: FieldPath, prefix: str, locations: dict[FieldPath, str]) -> None:
+def _parse(text: str, where: str, prefix: str) -> Document:
+    """The data of some YAML, with its lines.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    document = Document({})
+    try:
+        document.data = yaml.load(text, _Loader)
+        _locate(yaml.compose(text, _Loader), (), prefix, document.locations)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}:{line} not valid YAML: {reason}") from None
+    except (ValueError, RecursionError) as error:  # 2020-99-99 passes for a date; a list may hold itself
+        raise UserError(f"{where}: not valid YAML: {error}") from None
+    return document
+
+
+def _locate(node: yaml.Node | None, path: FieldPath, prefix: str, locations: dict[FieldPath, str]) -> None:
+    if node is None:
+        return
     locations[path] = f"{prefix} {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -90,31 +123,35 @@ def override(document: Document, assignment: str) -> None:
         UserError: it is not of that form, or names a stage that the recipe does not have.
     """
     key, separator, value = assignment.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise UserError(f"--set {assignment}: expected KEY=VALUE, such as model.source=./my-model.")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not valid YAML: {error}") from None
+    parsed = _parse(value, f"--set {assignment}", "").data
     target: Any = document.data
     path: FieldPath = ()
     *parents, last = key.split(".")
     for part in parents:
-        step = _stage_number(target, part, assignment) if isinstance(target, list) else part
+        step = _step(target, path, part, assignment)
         path = (*path, step)
         target = target[step] if isinstance(target, list) else target.setdefault(step, {})
         if not isinstance(target, dict | list):
             raise UserError(f"--set {assignment}: {part} holds a value, not further keys.")
+    path = (*path, _step(target, path, last, assignment))
     if isinstance(target, list):
         raise UserError(f"--set {assignment}: give the option of the stage too, such as {key}.OPTION=VALUE.")
     target[last] = parsed
-    document.locations[(*path, last)] = f"--set {key}"
+    document.locations = {at: place for at, place in document.locations.items() if at[: len(path)] != path}
+    document.locations[path] = f"--set {key}"
 
 
-def _stage_number(stages: list[Any], part: str, assignment: str) -> int:
-    labels = [str(s.get("name") or s.get("stage")) if isinstance(s, dict) else "" for s in stages]
+def _step(target: Any, path: FieldPath, part: str, assignment: str) -> str | int:
+    """The key or index that one part of a dotted path stands for."""
+    if not isinstance(target, list):
+        return part
+    if path != ("stages",):
+        raise UserError(f"--set {assignment}: {path[-1]} is a list: give all of it, such as {path[-1]}=[0, 1].")
+    labels = [str(s.get("name") or s.get("stage")) if isinstance(s, dict) else "" for s in target]
     if part in labels:
         return labels.index(part)
-    if part.isdigit() and 1 <= int(part) <= len(stages):
+    if part.isdecimal() and 1 <= int(part) <= len(target):
         return int(part) - 1
     raise UserError(f"--set {assignment}: no stage {part!r}; there are {', '.join(labels)}.")

@@ -27,15 +27,16 @@ def load_recipe(file: Path, assignments: Sequence[str] = ()) -> Recipe:
         override(document, assignment)
     problems: list[Problem] = []
     header = _validate(RecipeHeader, document.data, (), problems)
-    stages = _stages(document.data.get("stages"), problems)
-    if not problems:
-        parents = _parents(stages, problems)
-        problems += _task_problems(stages, header)
+    entries = document.data.get("stages")
+    entries = entries if isinstance(entries, list) else []  # the header's validation has said what is wrong
+    stages = [_stage(entry, ("stages", number), problems) for number, entry in enumerate(entries)]
+    parents = _parents(stages, [_label(entry) for entry in entries], problems)
+    problems += _task_problems(stages, header)
     if problems:
         raise RecipeError(file, problems, document.locations)
     return Recipe(
         file=file.resolve(),
-        stages=stages,
+        stages=tuple(stages),
         parents=parents,
         locations=document.locations,
         **{name: getattr(header, name) for name in ("name", "model", "calibration", "evaluation", "seed")},
@@ -50,64 +51,79 @@ def _validate(model: type[BaseModel], data: Any, path: FieldPath, problems: list
         return None
 
 
-def _stages(entries: Any, problems: list[Problem]) -> tuple[Stage, ...]:
-    if not isinstance(entries, list):
-        return ()  # the header's validation has said so
-    stages = []
-    for number, entry in enumerate(entries):
-        path: FieldPath = ("stages", number)
-        if not isinstance(entry, dict):
-            continue
-        kind = entry.get("stage")
-        if kind is None:
-            problems.append(Problem(path, f"missing stage: {suggestion('', stage_types())}"))
-        elif kind not in stage_types():
-            problems.append(
-                Problem((*path, "stage"), f"unknown stage {kind!r}: {suggestion(str(kind), stage_types())}")
-            )
-        else:
-            stages.append(_validate(stage_types()[kind], entry, path, problems))
-    return tuple(stages)
+def _stage(entry: Any, path: FieldPath, problems: list[Problem]) -> Stage | None:
+    """A stage, or None if it is not valid."""
+    if not isinstance(entry, dict):
+        return None  # the header's validation has said so
+    kind = entry.get("stage")
+    if kind is None:
+        problems.append(Problem(path, f"missing stage: {suggestion('', stage_types())}"))
+    elif not isinstance(kind, str) or kind not in stage_types():
+        problems.append(Problem((*path, "stage"), f"unknown stage {kind!r}: {suggestion(str(kind), stage_types())}"))
+    else:
+        return _validate(stage_types()[kind], entry, path, problems)
+    return None
 
 
-def _parents(stages: Sequence[Stage], problems: list[Problem]) -> tuple[int | None, ...]:
-    """Whose checkpoint each stage takes, and whether it can."""
+def _label(entry: Any) -> str | None:
+    """The name of a stage, valid or not."""
+    name = (entry.get("name") or entry.get("stage")) if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _parents(
+    stages: Sequence[Stage | None], labels: Sequence[str | None], problems: list[Problem]
+) -> tuple[int | None, ...]:
+    """Whose checkpoint each stage takes, and whether it can. Nothing is said about stages that are not valid."""
     parents: list[int | None] = []
     by_label: dict[str, int] = {}
     latest: int | None = None
-    for number, stage in enumerate(stages):
+    for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         path: FieldPath = ("stages", number)
         parent = latest
-        if stage.source is not None:
+        if stage is not None and stage.source is not None:
             parent = by_label.get(stage.source)
-            if parent is None:
-                known = f"there are {', '.join(by_label)}" if by_label else "it is the first"
-                problems.append(Problem((*path, "from"), f"no stage {stage.source!r} before this one; {known}"))
-        if stage.label in by_label:
-            first = by_label[stage.label] + 1
+            if parent is None or not _makes_checkpoint(stages[parent]):
+                parent = None
+                known = [name for name, other in by_label.items() if _makes_checkpoint(stages[other])]
+                hint = (
+                    suggestion(stage.source, known) if known else "there is none yet; leave it out to take the source"
+                )
+                problems.append(
+                    Problem((*path, "from"), f"no stage before this one makes a checkpoint {stage.source!r}: {hint}")
+                )
+        if label in by_label:
+            first = by_label[label] + 1
             problems.append(
                 Problem(
                     path,
-                    f"a second stage is called {stage.label!r} (the first is stage {first}): "
+                    f"a second stage is called {label!r} (the first is stage {first}): "
                     "give it a name of its own with name:",
                 )
             )
-        if parent is not None and stages[parent].makes_quantized and not stage.reads_quantized:
+        before = None if parent is None else stages[parent]
+        if stage is not None and before is not None and before.makes_quantized and not stage.reads_quantized:
             problems.append(
                 Problem(
                     path,
-                    f"{stage.stage} cannot take the quantized checkpoint of {stages[parent].label!r}: "
+                    f"{stage.stage} cannot take the quantized checkpoint of {before.label!r}: "
                     "move it before that stage, or name another checkpoint with from:",
                 )
             )
         parents.append(parent)
-        if stage.makes_checkpoint:
-            by_label[stage.label] = latest = number
+        if label is not None:
+            by_label.setdefault(label, number)
+        if _makes_checkpoint(stage):
+            latest = number
     return tuple(parents)
 
 
-def _task_problems(stages: Sequence[Stage], header: RecipeHeader) -> list[Problem]:
-    asked = [(("evaluation", "every_stage"), header.evaluation.every_stage)]
+def _makes_checkpoint(stage: Stage | None) -> bool:
+    return stage is None or stage.makes_checkpoint
+
+
+def _task_problems(stages: Sequence[Stage | None], header: RecipeHeader | None) -> list[Problem]:
+    asked = [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
     asked += [(("stages", n, "tasks"), s.tasks) for n, s in enumerate(stages) if isinstance(s, Evaluate)]
     problems = []
     for path, tasks in asked:

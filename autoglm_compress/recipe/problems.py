@@ -1,5 +1,6 @@
 """Everything that is wrong with a recipe, said at once."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,21 @@ from pydantic import BaseModel, ValidationError
 from autoglm_compress.errors import UserError
 
 FieldPath = tuple[str | int, ...]
+
+EXPECTED = {
+    "dict_type": "expected a mapping, such as {key: value}",
+    "model_type": "expected a mapping, such as {key: value}",
+    "list_type": "expected a list, such as [a, b]",
+    "tuple_type": "expected a list, such as [a, b]",
+    "too_short": "give at least one",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "string_type": "expected text",
+    "string_too_short": "expected text",
+    "string_pattern_mismatch": "expected letters, digits, '_', '.' and '-', the first a letter or digit",
+}
+"""What was expected, by pydantic's type of error, where pydantic says it in words of its own."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +42,24 @@ class RecipeError(UserError):
 
     def __init__(self, file: Path, problems: Sequence[Problem], locations: dict[FieldPath, str]) -> None:
         lines = [f"{file}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]
-        for problem in problems:
-            lines.append(f"  {_location(problem.path, locations)}{_spell(problem.path)}: {problem.message}")
+        order = {path: number for number, path in enumerate(locations)}
+        for problem in sorted(problems, key=lambda problem: order.get(_located(problem.path, locations), -1)):
+            at = _located(problem.path, locations)
+            lines.append(f"  {f'{locations[at]}: ' if at else ''}{_spell(problem.path)}: {problem.message}")
         super().__init__("\n".join(lines))
 
 
-def _location(path: FieldPath, locations: dict[FieldPath, str]) -> str:
-    for length in range(len(path), 0, -1):
-        if path[:length] in locations:
-            return f"{locations[path[:length]]}: "
-    return ""
+def _located(path: FieldPath, locations: dict[FieldPath, str]) -> FieldPath:
+    """A field, or the innermost one around it that has a place in the file."""
+    while path and path not in locations:
+        path = path[:-1]
+    return path
 
 
 def _spell(path: FieldPath) -> str:
+    """A field as `--set` takes it: stages count from 1."""
+    if path[:1] == ("stages",) and len(path) > 1:
+        path = ("stages", str(path[1] + 1), *path[2:])
     spelled = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return spelled.removeprefix(".") or "recipe"
 
@@ -52,7 +73,11 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
 
 def from_validation(error: ValidationError, prefix: FieldPath, model: type[BaseModel]) -> list[Problem]:
     """Problems in the words of this package, from pydantic's."""
-    return [_from_entry(entry, prefix, model) for entry in error.errors()]
+    entries = error.errors()
+    inner = {tuple(entry["loc"][:-1]) for entry in entries}
+    # A list whose items are wrong is said to be too short as well.
+    entries = [entry for entry in entries if entry["type"] != "too_short" or tuple(entry["loc"]) not in inner]
+    return [_from_entry(entry, prefix, model) for entry in entries]
 
 
 def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Problem:
@@ -61,10 +86,13 @@ def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Proble
         return Problem(path, f"unknown key: {suggestion(str(path[-1]), _fields_at(model, entry['loc'][:-1]))}")
     if entry["type"] == "missing":
         return Problem(path, "missing: give a value")
-    message = entry["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(entry["type"]) or entry["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not entry["loc"]:
         return Problem(path, message)
     given = entry["input"]
+    words = re.findall(r"'([^']*)'", entry["msg"]) if entry["type"] == "literal_error" else []
+    if isinstance(given, str) and words:
+        message = suggestion(given, words)
     shown = repr(given) if isinstance(given, str | int | float | bool | None) else f"a {type(given).__name__}"
     return Problem(path, f"given {shown}: {message[:1].lower()}{message[1:]}")
 

@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     @property
     def bases(self) -> list[Path]:
         """The folders in which relative paths are looked up, in order."""
-        return [self.file.parent, Path.cwd()]
+        return list(dict.fromkeys([self.file.parent, Path.cwd()]))
 
     def labels(self) -> list[str]:
         """The names of the stages, in order."""

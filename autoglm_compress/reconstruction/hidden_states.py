@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,17 +20,18 @@ class HiddenStates:
 
     def __init__(self, batches: list[torch.Tensor], hidden_size: int, dtype: torch.dtype, folder: Path | None) -> None:
         self._shapes = [(*batch.shape, hidden_size) for batch in batches]
+        self._elements = sum(batch.numel() for batch in batches) * hidden_size
+        self._dtype = dtype
         self._folder = folder
-        elements = sum(batch.numel() for batch in batches) * hidden_size
-        if folder is None:
-            self._buffers = [torch.empty(elements, dtype=dtype) for _ in (0, 1)]
-        else:
+        if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._buffers = [
-                torch.from_file(str(folder / f"hidden-{side}.bin"), shared=True, size=elements, dtype=dtype)
-                for side in (0, 1)
-            ]
+        self._buffers = [self._allocate(f"hidden-{side}.bin") for side in (0, 1)]
         self.done = self._read_progress()
+
+    def _allocate(self, name: str) -> torch.Tensor:
+        if self._folder is None:
+            return torch.empty(self._elements, dtype=self._dtype)
+        return torch.from_file(str(self._folder / name), shared=True, size=self._elements, dtype=self._dtype)
 
     def _read_progress(self) -> int:
         """The number of steps (0: nothing, 1: embedded, 1 + n: after n layers) that are complete."""
@@ -38,11 +41,19 @@ class HiddenStates:
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch its states after the last step and the place for those after the next."""
+        before, after = self._buffers[self.done % 2], self._buffers[(self.done + 1) % 2]
+        return zip(self._batches(before), self._batches(after), strict=True)
+
+    @cached_property
+    def middle(self) -> list[torch.Tensor]:
+        """For each batch a place for states in the middle of a step, which does not outlast it."""
+        return list(self._batches(self._allocate("middle.bin")))
+
+    def _batches(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
         start = 0
         for shape in self._shapes:
-            stop = start + shape[0] * shape[1] * shape[2]
-            before, after = self._buffers[self.done % 2], self._buffers[(self.done + 1) % 2]
-            yield before[start:stop].view(shape), after[start:stop].view(shape)
+            stop = start + prod(shape)
+            yield buffer[start:stop].view(shape)
             start = stop
 
     def commit(self) -> None:

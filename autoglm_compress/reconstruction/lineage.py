@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import write_json
 
@@ -61,6 +63,10 @@ class Lineage:
     def keep_neurons(self, neurons: tuple[Indices, ...]) -> "Lineage":
         """Keep only some of each layer's FFN neurons."""
         return replace(self, neurons=tuple(map(_take, self.neurons, neurons)))
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The source's residual stream [..., hidden_size of the source] as this checkpoint's has it."""
+        return hidden[..., list(self.channels)]
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

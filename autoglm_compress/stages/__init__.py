@@ -9,6 +9,7 @@ from autoglm_compress.stages.evaluate import Evaluate
 from autoglm_compress.stages.ffn import Ffn
 from autoglm_compress.stages.heads import Heads
 from autoglm_compress.stages.quantize import Quantize
+from autoglm_compress.stages.refit import Refit
 from autoglm_compress.stages.tie import Tie
 from autoglm_compress.stages.width import Width
 
@@ -20,6 +21,7 @@ BUILT_IN: dict[str, type[Stage]] = {
     "ffn": Ffn,
     "width": Width,
     "tie": Tie,
+    "refit": Refit,
     "quantize": Quantize,
     "evaluate": Evaluate,
 }

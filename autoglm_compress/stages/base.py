@@ -45,7 +45,7 @@ class PlanError(ValueError):
 
 @dataclass
 class StageContext:
-    """All that a stage may know of the run around it.
+    """All that a stage may know of the run around it: `origin` is the run's source, `source` what this stage reads.
 
     `statistics`, `calibration_batches` and `evaluate` (results of lm-eval tasks on `source`) are functions because
     what they give is expensive and not every stage asks for it. `work` is a folder of the stage's own that survives a
@@ -54,6 +54,7 @@ class StageContext:
     source are left.
     """
 
+    origin: Checkpoint
     source: Checkpoint
     target: CheckpointWriter | None
     shape: ModelShape

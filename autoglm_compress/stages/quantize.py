@@ -38,6 +38,7 @@ class Quantize(Stage):
     group_size: Literal[32, 64, 128, -1] = 128
 
     uses_calibration = True
+    makes_quantized = True
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with quantized linears; a linear that the group size does not divide gets a smaller one."""
@@ -172,6 +173,8 @@ class AwqVisitor:
         while self.hooks:
             self.hooks.pop().remove()
         weights = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
+        compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
+        module.to("meta")  # so that a weight that was scaled does not stay in memory as it was
         dtypes = stored_dtypes(self.source, layer)
         decisions = {}
         for pair in self.pairs:
@@ -179,7 +182,6 @@ class AwqVisitor:
             weights |= fold(weights, pair, choice.candidate.scale, dtypes)
             decisions[pair.producer] = _summary(choice)
         effective = self.writer.write(layer, weights, {"pairs": decisions})
-        compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
         module.load_state_dict({name: w.to(compute_dtypes[name]) for name, w in effective.items()}, assign=True)
         return True
 

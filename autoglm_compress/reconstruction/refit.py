@@ -1,0 +1,304 @@
+"""The paired walk: original and compressed model in lock-step, one layer of each in memory; the latter is refitted.
+
+Within a layer, the linears that share an input are fitted in the order in which they run, on the inputs that the
+compressed model really gives them by then:
+
+- readers of a norm (q, k, v; gate, up) to the original's outputs for the heads and neurons that are left;
+- writers (o, down) to what is missing between the compressed residual stream and the original's, at the same place or,
+  after the last linear of a layer, where the next kept layer begins. So the error of everything before, dropped layers
+  included, is part of the target.
+
+In a writer's fit a token counts by 1 / mean square of the original's residual: all that reads the stream is normalised,
+and a few tokens with massive activations would decide the fit otherwise.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.hidden_states import HiddenStates
+from autoglm_compress.reconstruction.lineage import Lineage
+from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, fit
+from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, slice_axes
+from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype
+
+HELD_OUT_EVERY = 8
+"""One row of tokens in so many decides about a fit instead of being fitted to."""
+
+SMALLEST_GAIN = 1e-2
+"""Gains of a norm after a writer, relative to its largest, below which a target is not divided by them."""
+
+
+@dataclass(frozen=True)
+class RefitLayer:
+    """A layer's tensors after the refit, by their names relative to it, and the fit of each linear."""
+
+    weights: dict[str, torch.Tensor]
+    fits: dict[str, Fit]
+
+
+class _Captured(Exception):  # noqa: N818 - it is no error
+    """Ends a forward pass as soon as the activation asked for is there."""
+
+
+def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
+    """The input that a module gets when hidden states are sent through what it is part of, and no further."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Captured
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        run(hidden)
+    except _Captured:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+class PairedWalk:
+    """Refits a compressed checkpoint, layer by layer, against the original it was cut from.
+
+    Args:
+        original: the checkpoint whose activations are the target.
+        compressed: the checkpoint to refit.
+        lineage: which parts of the original the compressed one has.
+        batches: token ids [batch, length] each.
+        folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
+    """
+
+    def __init__(
+        self,
+        original: Checkpoint,
+        compressed: Checkpoint,
+        lineage: Lineage,
+        batches: list[torch.Tensor],
+        *,
+        device: torch.device,
+        progress: Progress,
+        folder: Path,
+    ) -> None:
+        self.original, self.compressed, self.lineage = original, compressed, lineage
+        self.family = original.family
+        self.batches = batches
+        self.device, self.progress = device, progress
+        dtype = compute_dtype(original, device)
+        self.teacher_model = OneLayerModel(original, device, dtype)
+        self.student_model = OneLayerModel(compressed, device, dtype)
+        self.teacher = HiddenStates(batches, original.shape.hidden_size, dtype, folder / "original")
+        self.student = HiddenStates(batches, compressed.shape.hidden_size, dtype, folder / "compressed")
+        # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
+        self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
+        self.held_out = _held_out_rows(batches)
+
+    @torch.no_grad()
+    def run(self) -> Iterator[tuple[int, RefitLayer]]:
+        """Refit layer after layer; a layer counts as done when the next one is asked for."""
+        layers = self.compressed.shape.num_hidden_layers
+        with self.progress.task("refit", total=layers, unit="layers") as advance:
+            if self.student.done == 0:
+                self._embed()
+            advance(self.student.done - 1)
+            for layer in range(self.student.done - 1, layers):
+                yield layer, self._refit_layer(layer)
+                self._commit()
+                advance(1)
+
+    @torch.no_grad()
+    def refit_head(self) -> tuple[torch.Tensor, Fit]:
+        """The head [vocab_size, hidden_size] fitted to the original's logits, and the fit of a part of its rows.
+
+        To be called when all layers are done. All rows get the strength that is best for an even choice of them.
+        """
+        teacher_norm, student_norm = self._final_norm(self.original), self._final_norm(self.compressed)
+        examples = (
+            (student_norm(s.to(self.device)), teacher_norm(t.to(self.device)))
+            for (t, _), (s, _) in zip(self.teacher.pairs(), self.student.pairs(), strict=True)
+        )
+        train, held_out = self._input_moments(examples)
+        target = self.teacher_model.to_compute(self.original.head_weight())
+        prior = self.student_model.to_compute(self.compressed.head_weight())
+        chosen = fit(train.for_targets(target), held_out.for_targets(target), prior)[0]
+        return chosen.weight, chosen
+
+    def _final_norm(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model's own norm module, with the weight of its final norm."""
+        model = self.teacher_model if checkpoint is self.original else self.student_model
+        norm = model.load(0)[0].get_submodule(next(iter(self.family.norm_readers)))
+        norm.weight = nn.Parameter(model.to_compute(checkpoint.read(self.family.final_norm)), requires_grad=False)
+        return norm
+
+    def _commit(self) -> None:
+        self.student.commit()
+        self.teacher.commit()
+
+    def _embed(self) -> None:
+        for checkpoint, states in ((self.original, self.teacher), (self.compressed, self.student)):
+            embedding = checkpoint.read(self.family.embedding)
+            for batch, (_, after) in zip(self.batches, states.pairs(), strict=True):
+                after.copy_(nn.functional.embedding(batch, embedding))
+        self._skip(range(self.lineage.layers[0]))
+        self._commit()
+
+    def _skip(self, layers: range) -> None:
+        """Send what is to be the original's next states through layers that the compressed model does not have."""
+        for layer in layers:
+            _, run = self.teacher_model.load(layer)
+            for _, after in self.teacher.pairs():
+                after.copy_(run(after))
+
+    def _refit_layer(self, layer: int) -> RefitLayer:
+        origin = self.lineage.layers[layer]
+        following = [*self.lineage.layers, self.original.shape.num_hidden_layers][layer + 1]
+        teacher, run_teacher = self.teacher_model.load(origin)
+        student, run_student = self.student_model.load(layer)
+        (first, first_readers), (second, second_readers) = self.family.norm_readers.items()
+        attention, mlp = self.family.attention_output, self.family.mlp_output
+        cut = self._cut(layer)
+        fits: dict[str, Fit] = {}
+
+        def normed(norm: str, originals: Iterable[torch.Tensor], ours: Iterable[torch.Tensor]) -> Iterator[Any]:
+            for t, s in zip(originals, ours, strict=True):
+                yield student.get_submodule(norm)(s.to(self.device)), teacher.get_submodule(norm)(t.to(self.device))
+
+        inputs = [before for before, _ in self.student.pairs()]
+        originals = [before for before, _ in self.teacher.pairs()]
+        fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
+        for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
+            middle.copy_(capture_input(teacher.get_submodule(second), run_teacher, before))
+            after.copy_(run_teacher(before))
+
+        written = (capture_input(student.get_submodule(attention), run_student, states) for states in inputs)
+        fits[attention] = self._fit_writer(attention, student, written, self.teacher.middle, inputs)
+        for middle, states in zip(self.student.middle, inputs, strict=True):
+            middle.copy_(capture_input(student.get_submodule(second), run_student, states))
+
+        examples = normed(second, self.teacher.middle, self.student.middle)
+        fits |= self._fit_readers(second_readers, teacher, student, cut, examples)
+        self._skip(range(origin + 1, following))
+        block = student.get_submodule(mlp.rpartition(".")[0])
+        written = (
+            capture_input(student.get_submodule(mlp), block, student.get_submodule(second)(middle.to(self.device)))
+            for middle in self.student.middle
+        )
+        fits[mlp] = self._fit_writer(mlp, student, written, [t for _, t in self.teacher.pairs()], self.student.middle)
+        for before, after in self.student.pairs():
+            after.copy_(run_student(before))
+        return RefitLayer(dict(student.named_parameters()), fits)
+
+    def _cut(self, layer: int) -> Cut:
+        """Which rows of the original's readers belong to the heads and neurons that a layer still has."""
+        heads = cut_heads(self.lineage.heads[layer], self.lineage.key_value_heads[layer], self.original.shape.head_dim)
+        return heads | cut_neurons(self.lineage.neurons[layer], self.original.shape.intermediate_size)
+
+    def _fit_readers(
+        self,
+        readers: tuple[str, ...],
+        teacher: nn.Module,
+        student: nn.Module,
+        cut: Cut,
+        examples: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    ) -> dict[str, Fit]:
+        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first."""
+        has_bias = student.get_submodule(readers[0]).bias is not None
+        train, held_out = self._input_moments(
+            (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
+        )
+        targets = []
+        for reader in readers:
+            rows = self.family.layer_tensors[f"{reader}.weight"].axes[:1]
+            targets.append(slice_axes(_affine(teacher.get_submodule(reader)), rows, cut))
+        priors = [_affine(student.get_submodule(reader)) for reader in readers]
+        target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
+        found = fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
+        for reader, one in zip(readers, found, strict=True):
+            self._replace(student.get_submodule(reader), one.weight)
+        return dict(zip(readers, found, strict=True))
+
+    def _input_moments(
+        self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[InputMoments, InputMoments]:
+        sums: list[InputMoments] = []
+        for (ours, original), held_out in zip(examples, self.held_out, strict=True):
+            if not sums:
+                sums = [InputMoments(ours.shape[-1], original.shape[-1], ours.device) for _ in range(2)]
+            for moments, rows in zip(sums, (~held_out, held_out), strict=True):
+                moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
+        return sums[0], sums[1]
+
+    def _fit_writer(
+        self,
+        writer: str,
+        student: nn.Module,
+        inputs: Iterable[torch.Tensor],
+        originals: Iterable[torch.Tensor],
+        residuals: Iterable[torch.Tensor],
+    ) -> Fit:
+        """Fit a linear to what its inputs should add to our residual stream to make it the original's."""
+        module = student.get_submodule(writer)
+        has_bias, prior = module.bias is not None, _affine(module)
+        norm = self.family.writer_norms.get(writer)
+        gain = student.get_submodule(norm).weight if norm else None
+        train, held_out = (Moments(prior.shape[1], prior.shape[0], prior.device) for _ in range(2))
+        for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
+            original = self.lineage.project(original.to(self.device).float())
+            target = original - residual.to(self.device).float()
+            weights = 1 / original.square().mean(-1).clamp_min(1e-12)
+            x = _with_one(x.float(), has_bias)
+            if gain is not None:
+                target = _before_norm(target, gain, x @ prior.T)
+                weights = torch.ones_like(weights)
+            for moments, rows in ((train, ~decides), (held_out, decides)):
+                moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
+        found = fit(train, held_out, prior)[0]
+        self._replace(module, found.weight)
+        return found
+
+    def _replace(self, linear: nn.Linear, weight: torch.Tensor) -> None:
+        """Give a linear its fitted weight (and bias, the last column) as the checkpoint will hold it."""
+        stored = weight.to(self.compressed.dtype).to(linear.weight.dtype)
+        if linear.bias is not None:
+            linear.bias.copy_(stored[:, -1])
+            stored = stored[:, :-1]
+        linear.weight.copy_(stored)
+
+
+def _held_out_rows(batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Per batch, which of its rows [batch] decide about fits: one in HELD_OUT_EVERY, and the last one at least."""
+    total = sum(len(batch) for batch in batches)
+    chosen = torch.arange(total) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    chosen[-1] |= not chosen.any()
+    return list(chosen.split([len(batch) for batch in batches]))
+
+
+def _affine(linear: nn.Linear) -> torch.Tensor:
+    """The weight [out, in] in fp32, with the bias as one more column if there is one."""
+    weight = linear.weight.float()
+    return weight if linear.bias is None else torch.cat([weight, linear.bias.float()[:, None]], dim=1)
+
+
+def _with_one(inputs: torch.Tensor, has_bias: bool) -> torch.Tensor:
+    """Inputs [..., in], with a constant feature for the bias if there is one."""
+    return torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1) if has_bias else inputs
+
+
+def _before_norm(target: torch.Tensor, gain: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """What a writer should give so that the norm after it gives the target: its direction, at the length it has now."""
+    gain = torch.where(gain.abs() < SMALLEST_GAIN * gain.abs().max(), torch.inf, gain.float())
+    direction = nn.functional.normalize(target / gain, dim=-1)
+    return direction * output.norm(dim=-1, keepdim=True)
+
+
+def _consecutive(lengths: list[int]) -> list[slice]:
+    """Slices of these lengths, one after the other."""
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]

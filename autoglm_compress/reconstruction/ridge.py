@@ -1,0 +1,120 @@
+"""Least squares from sums over tokens: fit a linear map without keeping its inputs.
+
+With inputs x and targets y, weighted by w per token, the sums G = sum w x x^T and C = sum w y x^T are all that a fit
+needs. Ridge pulls towards the weight that is there, never towards zero:
+
+    W = (C + mu W0) (G + mu I)^-1,  mu = strength * mean(diag G)
+
+so directions that calibration hardly excites keep what they had.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+SMALLEST_GAIN = 1e-6
+"""What a fit must gain in relative error; less is rounding, and the weight stays as it is."""
+
+
+class Moments:
+    """G [in, in], C [out, in] and sum w y^2 [out] over tokens, in fp32."""
+
+    def __init__(self, in_features: int, out_features: int, device: torch.device) -> None:
+        self.gram = torch.zeros(in_features, in_features, device=device)
+        self.cross = torch.zeros(out_features, in_features, device=device)
+        self.target_square = torch.zeros(out_features, device=device)
+
+    def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
+        weighted = inputs * weights[:, None]
+        self.gram.addmm_(weighted.T, inputs)
+        self.cross.addmm_(targets.T, weighted)
+        self.target_square += weights @ targets.square()
+
+    def errors(self, weight: torch.Tensor) -> torch.Tensor:
+        """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
+        return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
+
+
+class InputMoments:
+    """The same for targets y = V t that are linear in the inputs t of another model: V may be large or come later.
+
+    Sums over tokens of x x^T [in, in], t x^T [other, in] and t t^T [other, other].
+    """
+
+    def __init__(self, in_features: int, other_features: int, device: torch.device) -> None:
+        self.gram = torch.zeros(in_features, in_features, device=device)
+        self.cross = torch.zeros(other_features, in_features, device=device)
+        self.other_gram = torch.zeros(other_features, other_features, device=device)
+
+    def add(self, inputs: torch.Tensor, other: torch.Tensor) -> None:
+        """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""
+        self.gram.addmm_(inputs.T, inputs)
+        self.cross.addmm_(other.T, inputs)
+        self.other_gram.addmm_(other.T, other)
+
+    def for_targets(self, weight: torch.Tensor) -> Moments:
+        """The moments for y = V t, V [out, other]."""
+        moments = Moments.__new__(Moments)
+        moments.gram = self.gram
+        moments.cross = weight @ self.cross
+        moments.target_square = ((weight @ self.other_gram) * weight).sum(1)
+        return moments
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted weight [out, in]; the strength it was fitted with (None: the weight was kept); relative errors."""
+
+    weight: torch.Tensor
+    strength: float | None
+    error_before: float
+    error_after: float
+
+
+def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength: float) -> torch.Tensor:
+    """The weight [out, in] that fits the sums G [in, in] and C [out, in], pulled towards a prior [out, in].
+
+    A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
+    """
+    scale = gram.diagonal().mean().clamp_min(1e-30)
+    while True:
+        damped = gram.clone()
+        damped.diagonal().add_(strength * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return prior + torch.cholesky_solve((cross - prior @ gram).T, factor).T
+        strength *= 10
+
+
+def fit(
+    train: Moments,
+    held_out: Moments,
+    prior: torch.Tensor,
+    groups: Sequence[slice] = (slice(None),),
+    strengths: Sequence[float] = STRENGTHS,
+) -> list[Fit]:
+    """Fit on some tokens and let others decide how much to pull, or whether to keep the prior.
+
+    Args:
+        train: sums over the tokens to fit on.
+        held_out: sums over the tokens that decide.
+        prior: the weight that is there, [out, in].
+        groups: rows that are decided about together; they share the work.
+        strengths: ridge strengths to try.
+    """
+    scales = [float(held_out.target_square[rows].sum().clamp_min(1e-30)) for rows in groups]
+
+    def errors(weight: torch.Tensor) -> list[float]:
+        each = held_out.errors(weight)
+        return [float(each[rows].sum()) / scale for rows, scale in zip(groups, scales, strict=True)]
+
+    best = [Fit(prior[rows], None, error, error) for rows, error in zip(groups, errors(prior), strict=True)]
+    for strength in strengths:
+        weight = ridge(train.gram, train.cross, prior, strength)
+        for number, (rows, error) in enumerate(zip(groups, errors(weight), strict=True)):
+            if error < best[number].error_after - SMALLEST_GAIN:
+                best[number] = Fit(weight[rows].clone(), strength, best[number].error_before, error)
+    return best

@@ -1,0 +1,73 @@
+"""Repair what the surgeries before it did, by fitting every linear to the original."""
+
+import json
+from typing import Any, Literal
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.reconstruction.refit import PairedWalk
+from autoglm_compress.reconstruction.ridge import Fit
+from autoglm_compress.stages.base import Stage, StageContext
+
+
+class Refit(Stage):
+    """Fit all linears, layer by layer, so that the residual stream follows that of the run's source.
+
+    The shape stays; nothing is trained by gradients. One walk over source and checkpoint together. A fit is kept only
+    where it is better on calibration rows that it has not seen.
+    """
+
+    stage: Literal["refit"]
+
+    uses_calibration = True
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The same shape."""
+        return shape
+
+    def run(self, context: StageContext) -> None:
+        """Walk source and checkpoint in pairs and write the refitted layers."""
+        source, target, family = context.source, context.target, context.source.family
+        layers = source.shape.num_hidden_layers
+        walk = PairedWalk(
+            context.origin,
+            source,
+            context.lineage,
+            context.calibration_batches(),
+            device=context.device,
+            progress=context.progress,
+            folder=context.work,
+        )
+        target.write(0, {family.embedding: source.read(family.embedding)})
+        for layer, refitted in walk.run():
+            prefix = family.layer_prefix(layer)
+            fits = {linear: _summary(fit) for linear, fit in refitted.fits.items()}
+            write_json(context.work / f"fits-{layer:05d}.json", fits)
+            stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
+            unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
+            target.write(1 + layer, unit)
+        self._write_last(context, walk, target, source)
+        target.finish(source.config, like=source)
+        context.decisions |= {
+            "layers": [json.loads((context.work / f"fits-{layer:05d}.json").read_text()) for layer in range(layers)]
+        }
+
+    def _write_last(
+        self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
+    ) -> None:
+        family = source.family
+        unit = {name: source.read(name) for name in source.shape.model_tensors() if name != family.embedding}
+        if family.head in unit:
+            weight, found = walk.refit_head()
+            unit[family.head] = weight.to(unit[family.head].dtype).cpu()
+            context.decisions["head"] = _summary(found)
+        target.write(1 + source.shape.num_hidden_layers, unit)
+
+
+def _summary(fit: Fit) -> dict[str, Any]:
+    return {
+        "strength": fit.strength,
+        "error_before": float(f"{fit.error_before:.4g}"),
+        "error_after": float(f"{fit.error_after:.4g}"),
+    }

@@ -1,0 +1,137 @@
+"""Running recipes on tiny models the way a user does, in this process or in one that is killed on the way."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from click.testing import Result
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from autoglm_compress import pipeline  # noqa: F401  imported here, once, and not in every child
+from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.cli import app
+
+CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 32}
+EVALUATION = {"perplexity": {"samples": 2, "sequence_length": 32}}
+CHILD_SECONDS = 120
+
+
+def write_recipe(folder: Path, source: Path, stages: Sequence[dict[str, Any]], **changes: Any) -> Path:
+    """A recipe on few short samples."""
+    recipe = {"name": "test", "model": {"source": str(source)}, "calibration": CALIBRATION, "evaluation": EVALUATION}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe | {"stages": list(stages)} | changes))
+    return file
+
+
+def invoke(*arguments: object) -> Result:
+    """The command line, in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def run(recipe: Path, *arguments: object) -> str:
+    """Run a recipe into `out` beside it; what the user saw, with line breaks as spaces."""
+    result = invoke("run", recipe, "--output", recipe.parent / "out", "--device", "cpu", *arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def compress(folder: Path, source: Path, *stages: dict[str, Any], **changes: Any) -> Path:
+    """Run stages on a model; the folder of the last one that made a checkpoint."""
+    run(write_recipe(folder, source, stages, **changes))
+    return stage_folders(folder / "out")[-1]
+
+
+def stage_folders(output: Path) -> list[Path]:
+    """The checkpoints of a run, in order."""
+    return sorted(path for path in output.glob("[0-9][0-9]-*") if path.is_dir())
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whatever the shards."""
+    return {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same tensors, bit for bit."""
+    first, second = tensors_of(one), tensors_of(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def digests(output: Path) -> dict[str, str]:
+    """The hash of every file of every checkpoint of a run, but for `stage.json`, which holds seconds and memory."""
+    files = [file for stage in stage_folders(output) for file in stage.iterdir() if file.name != "stage.json"]
+    return {str(file.relative_to(output)): sha256(file) for file in files}
+
+
+def load(checkpoint: Path, dtype: torch.dtype | str = torch.float32) -> torch.nn.Module:
+    """A checkpoint in plain transformers, which must find every tensor it looks for and no other."""
+    model, info = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [batch, length, vocab] of token ids [batch, length]."""
+    return model(tokens).logits
+
+
+@dataclass(frozen=True)
+class Kill:
+    """`kill -9` at a call of a function, such as `autoglm_compress.checkpoint.writer:CheckpointWriter.write`."""
+
+    function: str
+    call: int = 1
+    before: bool = True
+
+    def arm(self) -> None:
+        """Replace the function in this process."""
+        module, _, path = self.function.partition(":")
+        *parents, name = path.split(".")
+        owner = import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        original, calls = getattr(owner, name), 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == self.call and self.before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if calls == self.call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, counted)
+
+
+def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:
+    """Run a recipe in a process of its own; False if it was not killed but finished."""
+    context = multiprocessing.get_context("forkserver")  # whose children share what it has imported, and no thread
+    context.set_forkserver_preload(["running"])
+    child = context.Process(target=_child, args=(recipe, kill, arguments))
+    child.start()
+    child.join(CHILD_SECONDS)
+    if child.is_alive():
+        child.kill()
+        raise AssertionError(f"still running after {CHILD_SECONDS} s")
+    assert child.exitcode in (0, -signal.SIGKILL), f"exit code {child.exitcode}"
+    return child.exitcode != 0
+
+
+def _child(recipe: Path, kill: Kill, arguments: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    kill.arm()
+    run(recipe, *arguments)

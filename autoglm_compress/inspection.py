@@ -71,7 +71,8 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     for part, count in found["parameters_by_part"].items():
         table.add_row(f"parameters: {part}", human(count))
     table.add_row("parameters", human(found["parameters"]))
-    table.add_row("bytes", human(found["bytes"]) + "B in " + ", ".join(found["files"]))
+    files = found["files"]
+    table.add_row("bytes", f"{human(found['bytes'])}B in {files[0] if len(files) == 1 else f'{len(files)} files'}")
     table.add_row(
         "bytes by dtype", ", ".join(f"{name} {human(size)}B" for name, size in found["bytes_by_dtype"].items())
     )

@@ -41,7 +41,7 @@ class MuonGroup:
 class MasterOptimizer:
     """Updates a bfloat16 model through float32 masters."""
 
-    def __init__(self, model: nn.Module, muon_rate: float = 0.02, adam_rate: float = 3e-3) -> None:
+    def __init__(self, model: nn.Module, muon_rate: float, adam_rate: float = 3e-3) -> None:
         shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         self.others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():

@@ -29,6 +29,7 @@ from autoglm_compress.calibration.python_docs import documents
 LAYERS = 36
 TOKENS_PER_STEP = 4096
 DECAY_SHARE = 0.35
+MUON_RATE = 0.02
 SEED = 20
 
 
@@ -47,10 +48,11 @@ class Phase:
 PHASES = (
     Phase(0.10, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}, 0.30, False),
     Phase(0.26, 6, 64, {"docs": 0.10, "statements": 0.10, "quiz": 0.80}, 0.60, True),
-    Phase(0.45, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}, 0.05, True),
-    Phase(0.55, 12, 256, {"docs": 0.35, "text": 0.15, "statements": 0.10, "quiz": 0.40}, 0.0, True),
-    Phase(0.88, 36, 256, {"docs": 0.35, "text": 0.15, "statements": 0.05, "quiz": 0.45}, 0.0, True),
-    Phase(1.00, 36, 512, {"docs": 0.40, "text": 0.15, "statements": 0.05, "quiz": 0.40}, 0.0, True),
+    Phase(0.31, 6, 256, {"docs": 0.42, "text": 0.15, "statements": 0.08, "quiz": 0.35}, 0.05, True),
+    Phase(0.41, 6, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
+    Phase(0.495, 12, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
+    Phase(0.88, 36, 256, {"docs": 0.57, "text": 0.22, "statements": 0.03, "quiz": 0.18}, 0.0, False),
+    Phase(1.00, 36, 512, {"docs": 0.57, "text": 0.22, "statements": 0.03, "quiz": 0.18}, 0.0, False),
 )
 
 
@@ -227,6 +229,7 @@ class Trainer:
         for phase in PHASES:
             if self.elapsed < phase.until * self.options.minutes * 60:
                 if model.config.num_hidden_layers != phase.layers:
+                    self._check(model)
                     model = grow(model, phase.layers, end)
                 self._train(model, phase)
         self._check(model, complete=True)
@@ -234,7 +237,7 @@ class Trainer:
     def _train(self, model: GlmForCausalLM, phase: Phase) -> None:
         """Train through one phase."""
         total = self.options.minutes * 60
-        optimizer = MasterOptimizer(model)
+        optimizer = MasterOptimizer(model, muon_rate=MUON_RATE * math.sqrt(PHASES[0].layers / phase.layers))
         rows = TOKENS_PER_STEP // phase.length
         last, first_step, checked, logged = time.perf_counter(), self.step, self.elapsed, self.elapsed
         text_loss = letter_loss = hint_loss = 0.0

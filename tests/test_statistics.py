@@ -44,10 +44,10 @@ def folder(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path])
     return make_checkpoint(request.param, rms_norm_eps=EPS)
 
 
-def run_walk(folder: Path, batches: list[torch.Tensor], **options: object) -> list[torch.Tensor]:
+def run_walk(checkpoint: Path, batches: list[torch.Tensor], **options: object) -> list[torch.Tensor]:
     """The last hidden states, copied out of the walk's buffers."""
     options = {"visitor": None, "device": CPU, "progress": quiet(), "title": "walk"} | options
-    return [states.clone() for states in walk(Checkpoint(folder), batches, **options)]
+    return [states.clone() for states in walk(Checkpoint(checkpoint), batches, **options)]
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def _obvious(
 
     heads = tokens(f"{layer}.{family.attention_output}")
     expected = {
-        "block_influence": 1 - torch.stack([_cosine(*pair) for pair in zip(tokens(layer), tokens(following))]).mean(),
+        "block_influence": 1 - torch.stack(list(map(_cosine, tokens(layer), tokens(following)))).mean(),
         "head_norm": torch.stack([heads[:, 16 * h : 16 * (h + 1)].square().sum(1).sqrt().sum() for h in range(8)]),
         "neuron_norm": tokens(f"{layer}.{family.mlp_output}").square().sum(0).sqrt(),
     }

@@ -40,7 +40,7 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     Of a file, a tenth of the documents is held out, chosen by a hash of their text.
 
     Raises:
-        UserError: the file holds no text, or a line of it has neither `text` nor `messages`.
+        UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages`.
     """
     if path is None:
         return list(python_docs.documents(split))
@@ -54,12 +54,15 @@ def _split_of(document: Document) -> Split:
 
 
 def _read_jsonl(path: Path) -> list[Document]:
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                rows.append(_row(line, f"{path}:{number}"))
-    return rows
+    lines = enumerate(_read(path).split("\n"), 1)
+    return [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from None
 
 
 def _row(line: str, where: str) -> Document:
@@ -88,7 +91,7 @@ def _are_messages(value: Any) -> bool:
 def _read_plain(path: Path) -> list[Document]:
     """Paragraphs joined to documents of about two thousand characters."""
     joined, rows = "", []
-    for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
+    for paragraph in _read(path).split("\n\n"):
         joined += paragraph + "\n\n"
         if len(joined) >= PARAGRAPH_CHARACTERS:
             rows.append(joined)

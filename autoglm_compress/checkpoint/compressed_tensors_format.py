@@ -18,7 +18,7 @@ from autoglm_compress.errors import UserError
 FORMAT = "pack-quantized"
 
 
-def is_packed(config: dict[str, Any]) -> bool:
+def is_packed(config: dict[str, Any], where: str) -> bool:
     """Whether a config describes weights in this layout.
 
     Raises:
@@ -27,11 +27,11 @@ def is_packed(config: dict[str, Any]) -> bool:
     quantization = config.get("quantization_config")
     if quantization is None:
         return False
-    method, layout = quantization.get("quant_method"), quantization.get("format")
+    described = quantization if isinstance(quantization, dict) else {}
+    method, layout = described.get("quant_method"), described.get("format")
     if method != "compressed-tensors" or layout != FORMAT:
-        raise UserError(
-            f"the checkpoint is quantized as {method} {layout or ''}; only compressed-tensors {FORMAT} reads."
-        )
+        given = " ".join(str(word) for word in (method, layout) if word) or repr(quantization)
+        raise UserError(f"{where}: quantized as {given}: only compressed-tensors {FORMAT} can be read.")
     return True
 
 
@@ -72,18 +72,32 @@ def quantization_config(quantization: Quantization) -> dict[str, Any]:
     }
 
 
-def quantized_shape(shape: ModelShape, config: dict[str, Any]) -> ModelShape:
-    """The shape with its quantization read back from `config.json`."""
+def quantized_shape(shape: ModelShape, config: dict[str, Any], where: str) -> ModelShape:
+    """The shape with its quantization read back from `config.json`.
+
+    Raises:
+        UserError: the config does not say how each linear is quantized.
+    """
     sizes, bits = {}, 0
-    for group in config["quantization_config"]["config_groups"].values():
-        weights = group["weights"]
-        bits = weights["num_bits"]
-        size = -1 if weights["strategy"] == "channel" else weights["group_size"]
-        patterns = [target.removeprefix("re:") for target in group["targets"]]
-        for linear in shape.family.layer_linears:
-            if any(re.fullmatch(pattern, f"model.layers.0.{linear}") for pattern in patterns):
-                sizes[linear] = size
+    try:
+        for group in config["quantization_config"]["config_groups"].values():
+            weights = group["weights"]
+            bits = weights["num_bits"]
+            size = -1 if weights["strategy"] == "channel" else weights["group_size"]
+            for linear in shape.family.layer_linears:
+                if any(_matches(target, f"model.layers.0.{linear}") for target in group["targets"]):
+                    sizes[linear] = size
+    except (AttributeError, KeyError, TypeError, re.error):
+        sizes = {}
+    for linear in shape.family.layer_linears:
+        if linear not in sizes:
+            raise UserError(f"{where}: quantization_config.config_groups does not say how {linear} is quantized.")
     return replace(shape, quantization=Quantization(bits, tuple(sorted(sizes.items()))))
+
+
+def _matches(target: str, module: str) -> bool:
+    """Whether a target of a group, a class or a regular expression, means a linear."""
+    return target == "Linear" or re.fullmatch(target.removeprefix("re:"), module) is not None
 
 
 def pack(module: str, integers: torch.Tensor, scales: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:

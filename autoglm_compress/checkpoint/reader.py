@@ -43,7 +43,7 @@ class Checkpoint:
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"))
         self.infos = _locate_tensors(folder)
-        self.quantized = packed.is_packed(self.config)
+        self.quantized = packed.is_packed(self.config, str(folder / "config.json"))
         self._open_files: dict[Path, Any] = {}
         self._check_tensors()
 
@@ -56,7 +56,9 @@ class Checkpoint:
     def shape(self) -> ModelShape:
         """The model's shape."""
         shape = ModelShape.of(self.family, self.model_config)
-        return packed.quantized_shape(shape, self.config) if self.quantized else shape
+        if not self.quantized:
+            return shape
+        return packed.quantized_shape(shape, self.config, str(self.folder / "config.json"))
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -73,12 +75,21 @@ class Checkpoint:
         return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(kinds))
 
     def require_tokenizer(self) -> None:
-        """Raise UserError if the folder has no tokenizer."""
+        """Raise UserError if the folder has no tokenizer that loads."""
         if not any((self.folder / name).exists() for name in TOKENIZER_FILES):
             raise UserError(
                 f"{self.folder}: no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}. "
                 "Copy the tokenizer files of the model into the folder."
             )
+        from transformers import AutoTokenizer
+
+        try:
+            AutoTokenizer.from_pretrained(self.folder)
+        except Exception as error:  # transformers raises many kinds; the user needs one sentence
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"{self.folder}: transformers cannot read the tokenizer: {reason}. Copy its files again."
+            ) from None
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored dtype; a packed weight comes back dequantized.
@@ -119,6 +130,8 @@ class Checkpoint:
             info = self.infos.get(name)
             if info is not None and info.shape != expected:
                 problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
+            if info is not None and not info.dtype.is_floating_point:
+                problems.append(f"{name}: {str(info.dtype).removeprefix('torch.')}, expected floating-point numbers")
             if info is None and not (self.quantized and packed.is_present(name, self.infos)):
                 problems.append(f"{name}: missing")
         if problems:
@@ -179,7 +192,7 @@ def _locate_tensors(folder: Path) -> dict[str, TensorInfo]:
     index = folder / INDEX
     if index.exists():
         return _locate_by_index(folder, index)
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         raise UserError(
@@ -202,7 +215,7 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
         # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.
         if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise UserError(f"{index}: names the file {shard!r}: only .safetensors files beside the index are read.")
-        if not (folder / shard).exists():
+        if not (folder / shard).is_file():
             count = sum(1 for file in weight_map.values() if file == shard)
             raise UserError(f"{folder}: missing shard {shard}, which the index says holds {count} tensors.")
         infos.update(read_header(folder / shard))

@@ -49,7 +49,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            raise UserError(f"{damaged}: {size} bytes, but the header alone needs {length + 8}. {again}")
+            raise UserError(f"{damaged}: {size} bytes are too few for its header. {again}")
         try:
             header = json.loads(stream.read(length))
         except ValueError as error:

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import ModelShape, family_of
+from autoglm_compress.architecture import ModelShape, family_of, resized_config
 from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
@@ -110,7 +110,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         RecipeError: a stage cannot work on the shape it would be given; the message lists every such stage.
         UserError: the source is not found or not supported.
     """
-    source = source_shape(config_only(recipe.model.source, recipe.bases))
+    folder = config_only(recipe.model.source, recipe.bases)
+    source, config = source_shape(folder), load_model_config(folder)
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
@@ -122,6 +123,10 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
             after, warnings = before, []
+        refused = _refusal(config, after)
+        if refused and refused != _refusal(config, before):
+            message = f"transformers cannot load what this makes: {refused} Change a size, or the order of the stages"
+            problems.append(Problem(("stages", number), message))
         shapes.append(after)
         checkpoints.append(
             PlannedCheckpoint(
@@ -138,6 +143,16 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     walks = any(stage.uses_calibration for stage in recipe.stages)
     scratch = 2 * SHARD_BYTES + walks * 2 * tokens * source.hidden_size * 4
     return Plan(tuple(checkpoints), scratch, free_bytes(output))
+
+
+def _refusal(config: Any, shape: ModelShape) -> str:
+    """Why `transformers` refuses a model of the source's config in this shape; empty if it does not."""
+    resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
+    try:
+        type(config).from_dict(resized)
+    except Exception as error:  # transformers raises many kinds
+        return " ".join(str(error.__cause__ or error).split())
+    return ""
 
 
 def free_bytes(folder: Path) -> int:

@@ -31,10 +31,14 @@ class RunFolder:
     def __init__(self, path: Path, recipe_name: str) -> None:
         self.path = path
         self.work = path / ".work"
-        self.manifest: dict[str, Any] = read_json(path / MANIFEST) or {}
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file. Give a folder with --output.")
-        owner = self.manifest.get("recipe", {}).get("name")
+        for place in (path, *path.parents):
+            if place.exists() and not place.is_dir():
+                where = f"{path}: is" if place == path else f"{path}: {place} is"
+                raise UserError(f"{where} a file. Give a folder with --output.")
+        manifest = read_json(path / MANIFEST)
+        recipe = manifest.get("recipe") if isinstance(manifest, dict) else None
+        owner = recipe.get("name") if isinstance(recipe, dict) else None
+        self.manifest: dict[str, Any] = manifest if owner is not None else {}
         if owner is None and path.exists() and any(path.iterdir()):
             raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
         if owner not in (None, recipe_name):
@@ -55,13 +59,21 @@ class RunFolder:
         return sorted(path.parent for path in self.path.glob(f"[0-9][0-9]-*/{STAGE}"))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replace the manifest."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / MANIFEST, manifest)
+        """Replace the manifest.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / MANIFEST, manifest)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: cannot write there: {reason}. Give another folder with --output.") from None
 
     def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
-        by_key = {read_json(folder / STAGE)["key"]: folder for folder in self._stage_folders()}
+        by_key = {(read_json(folder / STAGE) or {}).get("key"): folder for folder in self._stage_folders()}
         for name, key in zip(names, keys, strict=True):
             found = by_key.get(key)
             if found is not None and found.name != name and not (self.path / name).exists():
@@ -96,7 +108,7 @@ class RunFolder:
         resumed = read_json(folder / "key.json") == key
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            (folder / "scratch").mkdir(parents=True)
             write_json(folder / "key.json", key)
         return folder, resumed
 

@@ -86,9 +86,7 @@ def _parents(
             if parent is None or not _makes_checkpoint(stages[parent]):
                 parent = None
                 known = [name for name, other in by_label.items() if _makes_checkpoint(stages[other])]
-                hint = (
-                    suggestion(stage.source, known) if known else "there is none yet; leave it out to take the source"
-                )
+                hint = suggestion(stage.source, known) if known else "there is none yet, so leave it out"
                 problems.append(
                     Problem((*path, "from"), f"no stage before this one makes a checkpoint {stage.source!r}: {hint}")
                 )

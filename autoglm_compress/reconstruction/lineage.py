@@ -5,26 +5,34 @@ which layer, head, neuron or channel of the source each of the present ones was.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import write_json
 
 Indices = tuple[int, ...]
+BASIS = "basis.npy"
+INDICES = ("layers", "channels", "heads", "key_value_heads", "neurons")
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Indices into the source: per layer for heads, KV heads and FFN neurons, one list for layers and channels."""
+    """Indices into the source: per layer for heads, KV heads and FFN neurons, one list for layers and channels.
+
+    `basis` [hidden_size of the source, hidden_size], if there is one, takes the place of `channels`: its orthonormal
+    columns are the directions of the source's residual stream that are left.
+    """
 
     layers: Indices
     channels: Indices
     heads: tuple[Indices, ...]
     key_value_heads: tuple[Indices, ...]
     neurons: tuple[Indices, ...]
+    basis: torch.Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def of_source(cls, shape: ModelShape) -> "Lineage":
@@ -40,9 +48,9 @@ class Lineage:
 
     def keep_layers(self, layers: Indices) -> "Lineage":
         """Keep only some of the present layers."""
-        return Lineage(
+        return replace(
+            self,
             layers=_take(self.layers, layers),
-            channels=self.channels,
             heads=tuple(self.heads[layer] for layer in layers),
             key_value_heads=tuple(self.key_value_heads[layer] for layer in layers),
             neurons=tuple(self.neurons[layer] for layer in layers),
@@ -50,7 +58,17 @@ class Lineage:
 
     def keep_channels(self, channels: Indices) -> "Lineage":
         """Keep only some of the present residual channels."""
+        if self.basis is not None:
+            return replace(self, basis=self.basis[:, list(channels)])
         return replace(self, channels=_take(self.channels, channels))
+
+    def keep_directions(self, basis: torch.Tensor, source_hidden_size: int) -> "Lineage":
+        """Keep only some directions, the orthonormal columns of [present hidden_size, kept], of the residual stream."""
+        if self.basis is not None:
+            return replace(self, basis=self.basis @ basis)
+        rows = torch.zeros(source_hidden_size, basis.shape[1])
+        rows[list(self.channels)] = basis
+        return replace(self, basis=rows, channels=())
 
     def keep_heads(self, heads: tuple[Indices, ...], key_value_heads: tuple[Indices, ...]) -> "Lineage":
         """Keep only some of each layer's query and KV heads."""
@@ -66,18 +84,28 @@ class Lineage:
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """The source's residual stream [..., hidden_size of the source] as this checkpoint's has it."""
-        return hidden[..., list(self.channels)]
+        if self.basis is None:
+            return hidden[..., list(self.channels)]
+        return hidden @ self.basis.to(hidden)
+
+    def project_gram(self, gram: torch.Tensor) -> torch.Tensor:
+        """A Gram matrix over the source's residual stream as one over this checkpoint's."""
+        return self.project(self.project(gram).T).T
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        write_json(path, asdict(self), indent=None)
+        write_json(path, {name: getattr(self, name) for name in INDICES}, indent=None)
+        if self.basis is not None:
+            np.save(path.with_name(BASIS), self.basis.numpy(), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path) -> "Lineage":
         """Read what `save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         nested = {key: tuple(tuple(row) for row in data[key]) for key in ("heads", "key_value_heads", "neurons")}
-        return cls(layers=tuple(data["layers"]), channels=tuple(data["channels"]), **nested)
+        found = path.with_name(BASIS)
+        basis = torch.from_numpy(np.load(found, allow_pickle=False)) if found.exists() else None
+        return cls(layers=tuple(data["layers"]), channels=tuple(data["channels"]), basis=basis, **nested)
 
 
 def _take(present: Indices, kept: Indices) -> Indices:

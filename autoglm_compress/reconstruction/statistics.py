@@ -5,18 +5,22 @@ Per layer, in `layer-NNNNN.safetensors` (fp32 unless it says otherwise):
 - `block_influence` []: 1 - mean cosine similarity of the layer's input and output (ShortGPT, Men et al. 2024);
 - `head_norm` [num_attention_heads]: L2 norm of each query head's output, summed over tokens (Minitron, Muralidharan
   et al. 2024);
+- `head_gram` [num_attention_heads, head_dim, head_dim]: mean over tokens of z z^T, z being a query head's output;
 - `neuron_norm` [intermediate_size]: L2 norm over tokens of each FFN neuron's activation, the input of down_proj;
 - `NORM.mean_abs`, `NORM.mean_square` [hidden_size]: moments of the normalised input x / rms(x) of each norm on the
-  residual stream, before its gain.
+  residual stream, before its gain;
+- `residual_gram` [hidden_size, hidden_size]: mean over tokens of x x^T / rms(x)^2, averaged over the norms that linears
+  read.
 
-`final.safetensors` has the same two moments for the norm before the head.
+`final.safetensors` has the same for the norm before the head.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
@@ -24,7 +28,7 @@ from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import walk
 
-REVISION = 1
+REVISION = 2
 """Raised when the same walk would measure something else."""
 
 
@@ -34,13 +38,29 @@ class Statistics:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def layer(self, layer: int) -> dict[str, torch.Tensor]:
+    def layer(self, layer: int) -> "StoredTensors":
         """The statistics of one layer of the model that was measured."""
-        return load_file(_layer_file(self.folder, layer))
+        return StoredTensors(_layer_file(self.folder, layer))
 
-    def final(self) -> dict[str, torch.Tensor]:
+    def final(self) -> "StoredTensors":
         """The moments at the final norm."""
-        return load_file(self.folder / "final.safetensors")
+        return StoredTensors(self.folder / "final.safetensors")
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
 
 
 def measure(
@@ -54,10 +74,10 @@ def measure(
         visitor = _Measure(checkpoint, folder)
         work = folder / "walk"
         hidden = walk(checkpoint, batches, visitor, device=device, progress=progress, title="measure", folder=work)
-        moments = _Moments()
+        moments = _Moments(with_gram=True)
         for states in hidden:
-            moments.add(states, checkpoint.model_config.rms_norm_eps)
-        save_atomically(folder / "final.safetensors", moments.result())
+            moments.add(states.to(device), checkpoint.model_config.rms_norm_eps)
+        save_atomically(folder / "final.safetensors", {**moments.result(), "residual_gram": moments.mean_gram()})
         for file in work.iterdir():
             file.unlink()
         work.rmdir()
@@ -69,12 +89,14 @@ def _layer_file(folder: Path, layer: int) -> Path:
 
 
 class _Moments:
-    """Running first absolute and second moments of x / rms(x), per channel."""
+    """Running moments of x / rms(x): first absolute and second per channel, and the Gram matrix if asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_gram: bool) -> None:
+        self.with_gram = with_gram
         self.tokens = 0
         self.abs = torch.zeros(())
         self.square = torch.zeros(())
+        self.gram = torch.zeros(())
 
     def add(self, states: torch.Tensor, eps: float) -> None:
         x = states.flatten(0, -2).float()
@@ -82,12 +104,17 @@ class _Moments:
         self.tokens += x.shape[0]
         self.abs = self.abs.to(x.device) + x.abs().sum(0, dtype=torch.float64)
         self.square = self.square.to(x.device) + x.square().sum(0, dtype=torch.float64)
+        if self.with_gram:
+            self.gram = self.gram.to(x.device) + x.T @ x
 
     def result(self) -> dict[str, torch.Tensor]:
         return {
             "mean_abs": (self.abs / self.tokens).float().cpu(),
             "mean_square": (self.square / self.tokens).float().cpu(),
         }
+
+    def mean_gram(self) -> torch.Tensor:
+        return (self.gram / self.tokens).cpu()
 
 
 class _Measure:
@@ -101,7 +128,7 @@ class _Measure:
 
     def enter(self, layer: int, module: nn.Module) -> None:
         self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        self.moments = {norm: _Moments() for norm in self.family.hidden_norms}
+        self.moments = {norm: _Moments(norm in self.family.norm_readers) for norm in self.family.hidden_norms}
         self.tokens = 0
         self.hooks = [
             module.register_forward_hook(self._cosine),
@@ -123,6 +150,7 @@ class _Measure:
     def _heads(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         heads = inputs[0].unflatten(-1, (-1, self.head_dim)).float()
         self._add("head_norm", heads.norm(dim=-1).sum((0, 1), dtype=torch.float64))
+        self._add("head_gram", torch.einsum("btha,bthc->hac", heads, heads))
 
     def _neurons(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._add("neuron_square", inputs[0].float().square().sum((0, 1), dtype=torch.float64))
@@ -133,7 +161,9 @@ class _Measure:
         result = {
             "block_influence": 1 - self.sums["cosine"] / self.tokens,
             "head_norm": self.sums["head_norm"],
+            "head_gram": self.sums["head_gram"] / self.tokens,
             "neuron_norm": self.sums["neuron_square"].sqrt(),
+            "residual_gram": torch.stack([m.mean_gram() for m in self.moments.values() if m.with_gram]).mean(0),
         }
         result |= {f"{norm}.{key}": m for norm, sums in self.moments.items() for key, m in sums.result().items()}
         save_atomically(_layer_file(self.folder, layer), {key: value.float().cpu() for key, value in result.items()})

@@ -12,15 +12,16 @@ from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, r
 
 
 class Ffn(Stage):
-    """Keep the FFN neurons that are most active.
+    """Keep the FFN neurons that matter most.
 
-    `activation` is Minitron's score (Muralidharan et al. 2024): the L2 norm over tokens of the neuron's activation.
-    `magnitude` is the norm of the neuron's column of down_proj.
+    `contribution` is the norm of what a neuron adds to the residual stream: that of its activation times that of its
+    column of down_proj. `activation` is Minitron's score (Muralidharan et al. 2024): the L2 norm over tokens of the
+    neuron's activation. `magnitude` is the norm of the neuron's column of down_proj.
     """
 
     stage: Literal["ffn"]
     intermediate_size: Size
-    method: Literal["activation", "magnitude", "random"] = "activation"
+    method: Literal["contribution", "activation", "magnitude", "random"] = "contribution"
 
     uses_calibration = True
 
@@ -52,7 +53,9 @@ class Ffn(Stage):
         present = context.lineage.neurons[layer]
         if self.method == "random":
             return random_scores(len(present), context.seed, layer)
+        family = context.source.family
+        columns = context.source.read(f"{family.layer_prefix(layer)}{family.mlp_output}.weight").float().norm(dim=0)
         if self.method == "magnitude":
-            family = context.source.family
-            return context.source.read(f"{family.layer_prefix(layer)}{family.mlp_output}.weight").float().norm(dim=0)
-        return context.statistics().layer(context.lineage.layers[layer])["neuron_norm"][list(present)]
+            return columns
+        activation = context.statistics().layer(context.lineage.layers[layer])["neuron_norm"][list(present)]
+        return activation if self.method == "activation" else activation * columns

@@ -12,17 +12,18 @@ from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, r
 
 
 class Heads(Stage):
-    """Keep the query heads with the largest outputs, as many in every KV group, so that plain engines load the result.
+    """Keep the query heads that matter most, as many in every KV group, so that plain engines load the result.
 
     `kv_heads` cuts whole KV groups too, which shrinks the KV cache and costs more accuracy; left out, all stay.
-    `activation` is Minitron's score (Muralidharan et al. 2024): the L2 norm of a head's output, summed over tokens.
-    `magnitude` is the norm of the head's columns of o_proj.
+    `contribution` is the mean square of what a head adds to the residual stream, tr(W G W^T) with its columns W of
+    o_proj and the Gram matrix G of its outputs. `activation` is Minitron's score (Muralidharan et al. 2024): the L2
+    norm of a head's output, summed over tokens. `magnitude` is the norm of the head's columns of o_proj.
     """
 
     stage: Literal["heads"]
     num_attention_heads: Size
     kv_heads: Size | None = None
-    method: Literal["activation", "magnitude", "random"] = "activation"
+    method: Literal["contribution", "activation", "magnitude", "random"] = "contribution"
 
     uses_calibration = True
 
@@ -87,9 +88,13 @@ class Heads(Stage):
         present = context.lineage.heads[layer]
         if self.method == "random":
             return random_scores(len(present), context.seed, layer)
+        origin = context.lineage.layers[layer]
+        if self.method == "activation":
+            return context.statistics().layer(origin)["head_norm"][list(present)]
+        family = context.source.family
+        name = f"{family.layer_prefix(layer)}{family.attention_output}.weight"
+        columns = context.source.read(name).float().unflatten(1, (len(present), -1))
         if self.method == "magnitude":
-            family = context.source.family
-            name = f"{family.layer_prefix(layer)}{family.attention_output}.weight"
-            columns = context.source.read(name).float().unflatten(1, (len(present), -1))
             return columns.square().sum((0, 2)).sqrt()
-        return context.statistics().layer(context.lineage.layers[layer])["head_norm"][list(present)]
+        gram = context.statistics().layer(origin)["head_gram"][list(present)]
+        return torch.einsum("oha,hac,ohc->h", columns, gram, columns)

@@ -4,20 +4,26 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.reconstruction.surgery import Rewrite
+from autoglm_compress.reconstruction.tying import tie_least_squares
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 
 class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
-    `average` takes their mean, `input` the embedding, `output` the head.
+    `least_squares` finds the matrix, and the final norm's gain, that serve both best; `output_weight` is how much the
+    logits count against the embedding. `average` takes the mean of the two, `input` the embedding, `output` the head.
     """
 
     stage: Literal["tie"]
-    method: Literal["average", "input", "output"] = "average"
+    method: Literal["least_squares", "average", "input", "output"] = "least_squares"
+    output_weight: float = Field(default=10.0, gt=0)
+
+    uses_calibration = True
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape without a head of its own."""
@@ -35,14 +41,26 @@ class Tie(Stage):
 
     def run(self, context: StageContext) -> None:
         """Write a checkpoint with the shared matrix."""
-        source, family = context.source, context.source.family
+        family = context.source.family
+        changed = self._changed(context)
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            if name != family.embedding or self.method == "input":
-                return tensor
-            head = source.read(family.head)
-            return head if self.method == "output" else ((tensor.float() + head.float()) / 2).to(tensor.dtype)
+            return changed[name].to(tensor.dtype) if name in changed else tensor
 
-        Rewrite(range(source.shape.num_hidden_layers), {}, lambda _: {}, change).run(
-            source, context.target, context.shape, context.progress
+        Rewrite(range(context.source.shape.num_hidden_layers), {}, lambda _: {}, change).run(
+            context.source, context.target, context.shape, context.progress
         )
+        context.decisions = {"tensors_changed": sorted(changed), "shared": family.embedding}
+
+    def _changed(self, context: StageContext) -> dict[str, torch.Tensor]:
+        """The tensors that tying changes, by name."""
+        source, family = context.source, context.source.family
+        embedding, head = source.read(family.embedding).float(), source.read(family.head).float()
+        if self.method == "least_squares":
+            gain = source.read(family.final_norm).float()
+            gram = context.lineage.project_gram(context.statistics().final()["residual_gram"])
+            gram = gram / gram.diagonal().mean()
+            shared, gain = tie_least_squares(embedding, head * gain, gram, self.output_weight)
+            return {family.embedding: shared, family.final_norm: gain}
+        shared = {"average": (embedding + head) / 2, "input": embedding, "output": head}[self.method]
+        return {family.embedding: shared}

@@ -1,27 +1,31 @@
 """Narrow the residual stream."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.reconstruction.importance import random_scores, top
-from autoglm_compress.reconstruction.surgery import Rewrite
+from autoglm_compress.reconstruction.rotation import Rotation, principal_directions
+from autoglm_compress.reconstruction.surgery import Cut, Rewrite
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 
 class Width(Stage):
-    """Keep the most active channels of the residual stream, the same ones in every layer.
+    """Keep the directions or the channels of the residual stream that carry most, the same ones in every layer.
 
-    `activation` is Minitron's score (Muralidharan et al. 2024): the mean absolute output of a channel, summed over all
-    norms. `magnitude` is the norm of a channel's column of the embedding. A norm that now runs over fewer channels
-    divides by another root mean square, so each gain is multiplied by the ratio that calibration shows.
+    `pca` turns the residual stream to the principal directions of its normalised states and keeps the first ones; it
+    needs norms that linears alone read and untied embeddings. The others keep channels as they are: `activation` by
+    Minitron's score (Muralidharan et al. 2024), the mean absolute output of a channel summed over all norms;
+    `magnitude` by the norm of a channel's column of the embedding. Left out, `method` is `pca` where it can be, else
+    `activation`. A norm that now runs over fewer channels divides by another root mean square, so each gain is
+    multiplied by the ratio that calibration shows.
     """
 
     stage: Literal["width"]
     hidden_size: Size
-    method: Literal["activation", "magnitude", "random"] = "activation"
+    method: Literal["pca", "activation", "magnitude", "random"] | None = None
 
     uses_calibration = True
 
@@ -31,63 +35,95 @@ class Width(Stage):
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")
         if keep % 8:
-            lower = keep // 8 * 8
-            raise PlanError(
-                "hidden_size", f"{keep}: not divisible by 8, which kernels need; use {lower} or {lower + 8}"
-            )
+            below = keep // 8 * 8
+            raise PlanError("hidden_size", f"{keep}: kernels need a multiple of 8: use {below} or {below + 8}")
+        if self.method == "pca" and not _can_rotate(shape):
+            reason = "its embeddings are tied" if shape.tie_word_embeddings else "norms stand behind its writers"
+            raise PlanError("method", f"pca cannot turn this model's residual stream, as {reason}: use activation")
         return replace(shape, hidden_size=keep)
 
     def run(self, context: StageContext) -> None:
-        """Choose channels and write a checkpoint without the others."""
-        kept = top(self._score(context), context.shape.hidden_size)
-        source, family = context.source, context.source.family
-        gains = self._gains(context, kept) if len(kept) < source.shape.hidden_size else {}
+        """Choose what to keep and write a checkpoint without the rest."""
+        method = self.method or ("pca" if _can_rotate(context.source.shape) else "activation")
+        if context.shape.hidden_size == context.source.shape.hidden_size:
+            self._write(context, {})
+            context.decisions = {"method": "nothing to remove"}
+        elif method == "pca":
+            self._rotate(context)
+        else:
+            self._select(context, method)
+
+    def _write(self, context: StageContext, cut: Cut, **change: Any) -> None:
+        layers = range(context.source.shape.num_hidden_layers)
+        rewrite = Rewrite(layers, cut, lambda _: cut, **change)
+        rewrite.run(context.source, context.target, context.shape, context.progress)
+
+    def _rotate(self, context: StageContext) -> None:
+        grams = _residual_grams(context)
+        total = sum(grams.values())
+        basis = principal_directions(total, context.shape.hidden_size)
+        kept = basis.shape[1]
+        gains = {name: float(((basis.T @ gram) * basis.T).sum() / kept) ** 0.5 for name, gram in grams.items()}
+        self._write(context, {}, change=Rotation(context.source, basis, gains).change)
+        context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
+        share = float(((basis.T @ total) * basis.T).sum() / total.trace())
+        context.decisions = {"method": "pca", "share_of_energy": share, "gains": gains}
+
+    def _select(self, context: StageContext, method: str) -> None:
+        kept = top(_channel_scores(context, method), context.shape.hidden_size)
+        gains = {
+            name: float((square[list(kept)].mean() / square.mean()).sqrt())
+            for name, _, square in _norm_moments(context)
+        }
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            gain = gains.get(name)
-            return tensor if gain is None else (tensor.float() * gain).to(tensor.dtype)
+            return (tensor.float() * gains[name]).to(tensor.dtype) if name in gains else tensor
 
-        cut = {"hidden": torch.tensor(kept)}
-        Rewrite(range(source.shape.num_hidden_layers), cut, lambda _: cut, change).run(
-            source, context.target, context.shape, context.progress
-        )
+        self._write(context, {"hidden": torch.tensor(kept)}, change=change)
         context.lineage = context.lineage.keep_channels(kept)
-        context.decisions = {"kept_channels": list(kept), "final_norm_gain": gains.get(family.final_norm, 1.0)}
+        context.decisions = {"method": method, "kept_channels": list(kept), "gains": gains}
 
-    def _norms(self, context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Each norm's tensor name and its two moments [hidden_size] over the channels present."""
-        statistics, family = context.statistics(), context.source.family
-        channels = list(context.lineage.channels)
-        norms = []
-        for layer, origin in enumerate(context.lineage.layers):
-            moments = statistics.layer(origin)
-            norms += [
-                (
-                    f"{family.layer_prefix(layer)}{norm}.weight",
-                    moments[f"{norm}.mean_abs"],
-                    moments[f"{norm}.mean_square"],
-                )
-                for norm in family.hidden_norms
-            ]
-        final = statistics.final()
-        norms.append((family.final_norm, final["mean_abs"], final["mean_square"]))
-        return [(name, absolute[channels], square[channels]) for name, absolute, square in norms]
 
-    def _score(self, context: StageContext) -> torch.Tensor:
-        """Scores [hidden_size] of the channels present."""
-        if self.method == "random":
-            return random_scores(context.source.shape.hidden_size, context.seed, 0)
-        if self.method == "magnitude":
-            return context.source.read(context.source.family.embedding).float().norm(dim=0)
-        after_writers = tuple(f"{norm}.weight" for norm in context.source.family.writer_norms.values())
-        return sum(
-            absolute * context.source.read(name).float().abs()
-            for name, absolute, _ in self._norms(context)
-            if not name.endswith(after_writers or "\n")
-        )
+def _can_rotate(shape: ModelShape) -> bool:
+    return not shape.tie_word_embeddings and not shape.family.writer_norms
 
-    def _gains(self, context: StageContext, kept: tuple[int, ...]) -> dict[str, float]:
-        """Root mean square over the kept channels by that over all present ones, for each norm."""
-        return {
-            name: float((square[list(kept)].mean() / square.mean()).sqrt()) for name, _, square in self._norms(context)
-        }
+
+def _residual_grams(context: StageContext) -> dict[str, torch.Tensor]:
+    """For the norms that linears read, by tensor name, the Gram matrix of normalised states in the present basis."""
+    statistics, family, lineage = context.statistics(), context.source.family, context.lineage
+    grams = {}
+    for layer, origin in enumerate(lineage.layers):
+        gram = lineage.project_gram(statistics.layer(origin)["residual_gram"])
+        grams |= {f"{family.layer_prefix(layer)}{norm}.weight": gram for norm in family.norm_readers}
+    grams[family.final_norm] = lineage.project_gram(statistics.final()["residual_gram"])
+    return grams
+
+
+def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Each norm's tensor name and its two moments [hidden_size] over the channels present."""
+    statistics, family = context.statistics(), context.source.family
+    channels = list(context.lineage.channels)
+    norms = []
+    for layer, origin in enumerate(context.lineage.layers):
+        moments, prefix = statistics.layer(origin), family.layer_prefix(layer)
+        norms += [
+            (f"{prefix}{norm}.weight", moments[f"{norm}.mean_abs"], moments[f"{norm}.mean_square"])
+            for norm in family.hidden_norms
+        ]
+    final = statistics.final()
+    norms.append((family.final_norm, final["mean_abs"], final["mean_square"]))
+    return [(name, absolute[channels], square[channels]) for name, absolute, square in norms]
+
+
+def _channel_scores(context: StageContext, method: str) -> torch.Tensor:
+    """Scores [hidden_size] of the channels present."""
+    if method == "random":
+        return random_scores(context.source.shape.hidden_size, context.seed, 0)
+    if method == "magnitude":
+        return context.source.read(context.source.family.embedding).float().norm(dim=0)
+    behind_writers = tuple(f"{norm}.weight" for norm in context.source.family.writer_norms.values())
+    return sum(
+        absolute * context.source.read(name).float().abs()
+        for name, absolute, _ in _norm_moments(context)
+        if not (behind_writers and name.endswith(behind_writers))
+    )

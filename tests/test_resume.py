@@ -1,0 +1,433 @@
+"""Running again: what is finished stays, what changed is redone, and a killed run goes on to the same bytes."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import (
+    Kill,
+    digests,
+    invoke,
+    load,
+    run,
+    run_until_killed,
+    stage_folders,
+    write_recipe,
+)
+
+from autoglm_compress.reconstruction import walk as walk_module
+
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+STAGES: list[dict[str, Any]] = [
+    {"stage": "depth", "num_hidden_layers": 3},
+    {"stage": "heads", "num_attention_heads": 6},
+    {"stage": "ffn", "intermediate_size": 96},
+    {"stage": "width", "hidden_size": 32},
+    {"stage": "tie"},
+    {"stage": "evaluate", "tasks": ["perplexity"]},
+    {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32},
+    {"stage": "quantize", "name": "int4", "from": "tie", "bits": 4, "group_size": 32},
+]
+NAMES = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "07-int8", "08-int4"]
+
+
+@pytest.fixture(scope="module")
+def source(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("glm")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration text of its own: to read the interpreter's takes every process seconds."""
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
+    rows = [{"text": f"Document {number} is about the number {number * number}."} for number in range(200)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def write(source: Path, text: Path) -> Write:
+    """Write the recipe into a folder, with changed options of stages by their names, or with other top-level keys."""
+
+    def write(folder: Path, changes: dict[str, dict[str, Any]] | None = None, **top: Any) -> Path:
+        stages = [stage | (changes or {}).get(stage.get("name", stage["stage"]), {}) for stage in STAGES]
+        calibration = {"source": str(text), "samples": 4, "sequence_length": 32}
+        return write_recipe(folder, source, **({"stages": stages, "calibration": calibration} | top))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def undisturbed(write: Write, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of what a run that nothing disturbs leaves."""
+    recipe = write(tmp_path_factory.mktemp("undisturbed"))
+    run(recipe)
+    return digests(recipe.parent / "out")
+
+
+@pytest.fixture
+def finished(write: Write, tmp_path: Path) -> Path:
+    """The recipe of a run that is finished, with its output beside it."""
+    recipe = write(tmp_path)
+    run(recipe)
+    return recipe
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file below a folder was written, and its bytes."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def run_and_compare(recipe: Path, *arguments: str) -> tuple[str, list[str]]:
+    """What the user saw, and the stages whose folders are the same files as before."""
+    folders = {folder.name: state(folder) for folder in stage_folders(recipe.parent / "out")}
+    output = run(recipe, *arguments)
+    return output, [f.name for f in stage_folders(recipe.parent / "out") if folders.get(f.name) == state(f)]
+
+
+def said(output: str, what: str) -> list[str]:
+    """The stages of which a run said something."""
+    return re.findall(rf"(\d\d-\S+): {what}", output)
+
+
+# Nothing changed
+
+
+def test_a_second_run_does_nothing_again(finished: Path):
+    before = state(finished.parent / "out")
+    output, same = run_and_compare(finished)
+    assert same == said(output, "finished before, reused") == NAMES
+    assert not re.search("running|evaluating|measure|quantize:|write:", output)
+    after = state(finished.parent / "out")
+    rewritten = {name for name in after if before.get(name) != after[name]}
+    assert rewritten <= {"manifest.json", "metrics.json", "06-evaluate.json"}
+    assert after["metrics.json"][1] == before["metrics.json"][1]
+    assert before.keys() == after.keys()
+
+
+def test_the_same_recipe_gives_the_same_bytes_elsewhere(finished: Path, undisturbed: dict[str, str]):
+    assert digests(finished.parent / "out") == undisturbed
+    assert {Path(name).parent.name for name in undisturbed} == set(NAMES)
+
+
+def test_work_leaves_nothing_behind_but_statistics(finished: Path):
+    left = [path.name for path in (finished.parent / "out" / ".work").iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith("statistics-")
+
+
+# Something changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "top", "redone"),
+    [
+        ({"int8": {"group_size": -1}}, {}, NAMES[5:6]),
+        ({"int4": {"method": "round_to_nearest"}}, {}, NAMES[6:]),
+        ({"tie": {"method": "input"}}, {}, NAMES[4:]),
+        ({"width": {"hidden_size": "0.75x", "method": "magnitude"}}, {}, NAMES[3:]),
+        ({"heads": {"kv_heads": 1, "num_attention_heads": 2}}, {}, NAMES[1:]),
+        ({"depth": {"method": "random"}}, {}, NAMES),
+        ({}, {"seed": 1}, NAMES),
+        ({}, {"calibration": {"source": "other.txt", "samples": 2, "sequence_length": 32}}, NAMES),
+        ({"int4": {"from": "width"}}, {}, NAMES[6:]),
+    ],
+)
+def test_exactly_what_depends_on_a_change_is_redone(
+    finished: Path,
+    write: Write,
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: dict[str, dict[str, Any]],
+    top: dict[str, Any],
+    redone: list[str],
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for folder in (finished.parent, elsewhere):
+        (folder / "other.txt").write_text("Quite another text, though not a long one. " * 200)
+        recipe = write(folder, changes, **top)
+    output, same = run_and_compare(finished)
+    assert same == said(output, "finished before, reused") == [name for name in NAMES if name not in redone]
+    assert said(output, "its options, or what it depends on, changed: done again") == redone
+    assert said(output, "running") == redone
+    run(recipe)
+    assert digests(finished.parent / "out") == digests(elsewhere / "out")
+
+
+def test_another_source_redoes_everything(
+    finished: Path, make_checkpoint: Callable[..., Path], write: Write, source: Path
+):
+    write(finished.parent, model={"source": str(make_checkpoint("glm", rms_norm_eps=1e-4))})
+    output, same = run_and_compare(finished)
+    assert same == []
+    assert said(output, "running") == NAMES
+
+
+def test_other_evaluation_settings_only_evaluate_again(finished: Path, write: Write):
+    write(finished.parent, evaluation={"perplexity": {"samples": 1, "sequence_length": 32}})
+    output, same = run_and_compare(finished)
+    assert same == NAMES
+    assert said(output, "evaluating perplexity") == ["00-source", "05-tie"]
+    assert not re.search("measure|quantize:|write:|done again", output)
+    row = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][6]
+    assert row["evaluations"]["perplexity"]["tokens"] == 31
+
+
+def test_going_back_to_the_old_options_gives_the_old_bytes(finished: Path, write: Write, undisturbed: dict[str, str]):
+    write(finished.parent, {"ffn": {"method": "magnitude"}})
+    run(finished)
+    assert digests(finished.parent / "out") != undisturbed
+    write(finished.parent)
+    output, same = run_and_compare(finished)
+    assert "measure" not in output  # the statistics are those of the source
+    assert same == NAMES[:2]
+    assert digests(finished.parent / "out") == undisturbed
+
+
+# Renamed and moved stages
+
+
+def test_a_renamed_stage_is_moved(finished: Path, write: Write):
+    write(finished.parent, {"int8": {"name": "eight"}, "ffn": {"name": "narrow"}})
+    output = run(finished)
+    assert said(output, "finished before, reused") == [
+        "01-depth",
+        "02-heads",
+        "03-narrow",
+        *NAMES[3:5],
+        "07-eight",
+        NAMES[6],
+    ]
+    assert not re.search("running|evaluating|not in the recipe", output)
+    assert [folder.name for folder in stage_folders(finished.parent / "out")] == said(output, "finished before")
+    assert json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][3]["name"] == "03-narrow"
+
+
+def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: Path, write: Write):
+    write(finished.parent, stages=[{"stage": "evaluate", "name": "first", "tasks": ["perplexity"]}, *STAGES])
+    before = state(finished.parent / "out" / "05-tie")
+    output = run(finished)
+    assert len(said(output, "finished before, reused")) == len(NAMES)
+    assert not re.search("running|evaluating", output)
+    assert state(finished.parent / "out" / "06-tie") == before
+    metrics = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"]
+    assert [row["name"] for row in metrics][5:8] == ["05-width", "06-tie", "07-evaluate"]
+    assert metrics[7]["perplexity"] is not None
+
+
+def test_a_removed_branch_is_left_and_named(finished: Path, write: Write):
+    write(finished.parent, stages=STAGES[:-1])
+    output, same = run_and_compare(finished)
+    assert same == NAMES
+    assert said(output, r"not in the recipe \(any more\)") == ["08-int4"]
+
+
+# --from, --until, --fresh
+
+
+def test_from_does_a_stage_and_those_after_it_again(finished: Path, undisturbed: dict[str, str]):
+    output, same = run_and_compare(finished, "--from", "width")
+    assert same == said(output, "finished before, reused") == NAMES[:3]
+    assert said(output, r"done again \(--from width\)") == said(output, "running") == NAMES[3:]
+    assert digests(finished.parent / "out") == undisturbed
+
+
+def test_until_stops_there_and_the_rest_can_follow(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
+    recipe = write(tmp_path)
+    run(recipe, "--until", "ffn")
+    assert [folder.name for folder in stage_folders(tmp_path / "out")] == NAMES[:3]
+    output = run(recipe)
+    assert said(output, "finished before, reused") == NAMES[:3]
+    assert said(output, "running") == NAMES[3:]
+    assert digests(tmp_path / "out") == undisturbed
+
+
+def test_from_and_until_together(finished: Path):
+    output, same = run_and_compare(finished, "--from", "heads", "--until", "ffn")
+    assert said(output, "running") == NAMES[1:3]
+    assert same == [name for name in NAMES if name not in NAMES[1:3]]
+
+
+def test_fresh_deletes_and_does_everything(finished: Path, undisturbed: dict[str, str]):
+    (finished.parent / "out" / "notes.txt").write_text("the user's own")
+    output, same = run_and_compare(finished, "--fresh")
+    assert same == []
+    assert said(output, "running") == NAMES
+    assert "measure" in output
+    assert said(output, "evaluating perplexity") == ["00-source", "05-tie"]
+    assert digests(finished.parent / "out") == undisturbed
+    assert (finished.parent / "out" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "ffn"], "--from ffn: 01-depth is not finished yet"),
+        (["--until", "wide"], "--until: no stage 'wide' in the recipe; there are depth, heads"),
+        (["--from", "ffn", "--until", "depth"], "--from ffn comes after --until depth"),
+        (["--from", "ffn", "--fresh"], "--fresh starts from the first stage"),
+    ],
+)
+def test_a_range_that_cannot_be_is_refused(write: Write, tmp_path: Path, arguments: list[str], message: str):
+    result = invoke("run", write(tmp_path), "--output", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert stage_folders(tmp_path / "out") == []
+
+
+# Damage
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model-00001-of-00001.safetensors", truncate),
+        ("model.safetensors.index.json", Path.unlink),
+        ("tokenizer.json", Path.unlink),
+        ("lineage.json", truncate),
+        ("stage.json", truncate),
+        ("stage.json", Path.unlink),
+    ],
+)
+def test_a_damaged_stage_is_redone(
+    finished: Path, undisturbed: dict[str, str], file: str, damage: Callable[[Path], None]
+):
+    damage(finished.parent / "out" / "02-heads" / file)
+    output, same = run_and_compare(finished)
+    assert said(output, "missing or damaged files: done again") == said(output, "running") == ["02-heads"]
+    assert same == [name for name in NAMES if name != "02-heads"]
+    assert digests(finished.parent / "out") == undisturbed
+
+
+def test_a_lost_manifest_is_no_reason_to_touch_the_folder(finished: Path):
+    (finished.parent / "out" / "manifest.json").unlink()
+    result = invoke("run", finished, "--output", finished.parent / "out")
+    assert result.exit_code == 2
+    assert "not empty, and not the output of a run" in " ".join(result.output.split())
+
+
+# kill -9
+
+WRITER = "autoglm_compress.checkpoint.writer:CheckpointWriter"
+MEASURE = "autoglm_compress.reconstruction.statistics"
+QUANTIZE = "autoglm_compress.stages.quantize"
+PUBLISH = "autoglm_compress.pipeline.run_folder:RunFolder.publish"
+KILLS = {
+    "first manifest, half written": Kill("os:fsync"),
+    "evaluation of the source": Kill("autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"),
+    "measure, in the second layer": Kill(f"{MEASURE}:_Measure.leave", 2),
+    "measure, second layer written but not counted": Kill(f"{MEASURE}:_Measure.leave", 2, before=False),
+    "measure, all layers done": Kill(f"{MEASURE}:save_atomically", 5),
+    "measure, complete but not tidied": Kill(f"{MEASURE}:save_atomically", 5, before=False),
+    "depth, second unit": Kill(f"{WRITER}.write", 2),
+    "depth, before shards": Kill(f"{WRITER}._make_shards"),
+    "depth, after shards": Kill(f"{WRITER}._make_shards", before=False),
+    "depth, before it is published": Kill(PUBLISH),
+    "depth, renamed but not tidied": Kill("pathlib:Path.rename", before=False),
+    "heads, third unit": Kill(f"{WRITER}.write", 5 + 3),
+    "heads, without config": Kill(f"{WRITER}.finish", 2),
+    "ffn, last unit": Kill(f"{WRITER}.write", 10 + 5, before=False),
+    "ffn, without lineage": Kill("autoglm_compress.reconstruction.lineage:Lineage.save", 3),
+    "width, first unit": Kill(f"{WRITER}.write", 15 + 1),
+    "width, published": Kill(PUBLISH, 4, before=False),
+    "tie, fourth unit": Kill(f"{WRITER}.write", 20 + 4),
+    "evaluation of a stage": Kill("autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score", 2, before=False),
+    "int8, in the second layer": Kill(f"{QUANTIZE}:LayerWriter.write", 2),
+    "int8, second layer written but not gone through": Kill(f"{QUANTIZE}:LayerWriter.write", 2, before=False),
+    "int8, last layer written but not counted": Kill(f"{QUANTIZE}:AwqVisitor.leave", 3, before=False),
+    "int8, after shards": Kill(f"{WRITER}.finish", 6, before=False),
+    "int4, in the first layer": Kill(f"{QUANTIZE}:LayerWriter.write", 3 + 1),
+    "int4, before it is published": Kill(PUBLISH, 7),
+}
+
+
+def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
+    assert digests(output) == undisturbed
+    strays = [
+        path for path in output.rglob("*") if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json", path.name)
+    ]
+    assert strays == []
+    assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS.keys())
+def test_a_killed_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, undisturbed: dict[str, str], kill: Kill):
+    recipe = write(tmp_path)
+    assert run_until_killed(recipe, kill)
+    run(recipe)
+    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
+    assert said(run(recipe), "finished before, reused") == NAMES
+
+
+@pytest.mark.parametrize(("first", "step"), [(1, 4), (2, 5)])
+def test_a_run_that_is_killed_again_and_again_arrives(
+    write: Write, tmp_path: Path, undisturbed: dict[str, str], first: int, step: int
+):
+    """Each run gets a few files further; each is killed when a file is written under its temporary name."""
+    recipe = write(tmp_path)
+    kills = 0
+    while run_until_killed(recipe, Kill("os:fsync", first + kills * step)):
+        kills += 1
+    assert kills > 5
+    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
+
+
+def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed: dict[str, str]):
+    assert run_until_killed(finished, Kill(f"{WRITER}.write", 3), "--from", "width")
+    assert digests(finished.parent / "out") == undisturbed
+    run(finished)
+    assert_as_if_undisturbed(finished.parent / "out", undisturbed)
+
+
+def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(write: Write, tmp_path: Path):
+    recipe = write(tmp_path / "one", {"ffn": {"method": "magnitude"}})
+    assert run_until_killed(recipe, Kill(f"{WRITER}.write", 10 + 4))
+    output = run(write(tmp_path / "one"))
+    assert "03-ffn: running" in output
+    run(write(tmp_path / "other"))
+    assert digests(tmp_path / "one" / "out") == digests(tmp_path / "other" / "out")
+
+
+@pytest.mark.parametrize(
+    ("kill", "name", "expected"),
+    [
+        (Kill(f"{MEASURE}:_Measure.leave", 3), "01-depth", [2, 3]),
+        (Kill(f"{QUANTIZE}:AwqVisitor.leave", 2), "07-int8", [1, 2]),
+    ],
+)
+def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Kill, name: str, expected: list[int]
+):
+    recipe = write(tmp_path)
+    assert run_until_killed(recipe, kill)
+    loaded: list[int] = []
+    original = walk_module.OneLayerModel.load
+    monkeypatch.setattr(
+        walk_module.OneLayerModel, "load", lambda self, layer: loaded.append(layer) or original(self, layer)
+    )
+    output = run(recipe, "--until", name[3:])
+    assert said(output, "going on where an earlier run stopped") == [name]
+    assert loaded[: len(expected)] == expected
+
+
+def test_shards_are_resumed_and_load(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any):
+    """With a limit of 40 kB a checkpoint becomes several shards, some of one unit and some of more."""
+    monkeypatch.setattr("autoglm_compress.checkpoint.writer.SHARD_BYTES", 40_000)
+    recipe = write(tmp_path)
+    run(recipe)
+    for folder in stage_folders(tmp_path / "out"):
+        shards = sorted(file.name for file in folder.glob("*.safetensors"))
+        assert len(shards) > 1
+        assert shards == [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        assert load(folder, "auto")(torch.tensor([[1, 2, 3]])).logits.isfinite().all()

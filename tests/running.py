@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from autoglm_compress import pipeline  # noqa: F401  imported here, once, and not in every child
 from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.cli import app
 
 CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 32}
 EVALUATION = {"perplexity": {"samples": 2, "sequence_length": 32}}
 CHILD_SECONDS = 120
+SLOW_IMPORTS = ["autoglm_compress.pipeline", "transformers.models.glm.modeling_glm", "typer.testing"]
 
 
 def write_recipe(folder: Path, source: Path, stages: Sequence[dict[str, Any]], **changes: Any) -> Path:
@@ -119,8 +119,8 @@ class Kill:
 
 def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:
     """Run a recipe in a process of its own; False if it was not killed but finished."""
-    context = multiprocessing.get_context("forkserver")  # whose children share what it has imported, and no thread
-    context.set_forkserver_preload(["running"])
+    context = multiprocessing.get_context("forkserver")  # children share what it has imported, and no threads
+    context.set_forkserver_preload(SLOW_IMPORTS)
     child = context.Process(target=_child, args=(recipe, kill, arguments))
     child.start()
     child.join(CHILD_SECONDS)

@@ -14,7 +14,7 @@ import torch
 from command_line import assert_says, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import invoke, run, stage_folders, write_recipe
+from running import digests, invoke, run, stage_folders, write_recipe
 from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
@@ -117,7 +117,7 @@ DAMAGES = {
     "pickle weights": (pickle_weights, ["pickle", "can run code", "save_pretrained"]),
     "no tokenizer": (lose_tokenizer, ["no tokenizer", "tokenizer.json", "tokenizer.model"]),
     "damaged tokenizer": (write("tokenizer.json", "{"), ["cannot read the tokenizer", "again"]),
-    "missing shard": (lose_shard, ["missing shard", SHARDS[1], "27 tensors"]),
+    "missing shard": (lose_shard, ["missing shard", SHARDS[1], "26 tensors"]),
     "index leads outside": (lead_outside, [INDEX, "'../outside.safetensors'", "beside the index"]),
     "index names an absolute path": (
         change_index(lambda weight_map: dict.fromkeys(weight_map, "/etc/model.safetensors")),
@@ -192,14 +192,10 @@ def test_a_repaired_checkpoint_goes_on_as_if_it_had_never_been_damaged(model: Pa
     refusal("run", recipe, "--output", tmp_path / "out")
     (model / WEIGHTS).write_bytes(sound)
     run(recipe)
-    again = shutil.copytree(tmp_path / "out", tmp_path / "first")
+    repaired = digests(tmp_path / "out")
     run(recipe, "--fresh")
-    for repaired, fresh in zip(stage_folders(again), stage_folders(tmp_path / "out"), strict=True):
-        assert load_bytes(repaired) == load_bytes(fresh)
-
-
-def load_bytes(checkpoint: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in checkpoint.glob("*.safetensors")}
+    assert len(repaired) > 10
+    assert digests(tmp_path / "out") == repaired
 
 
 @pytest.fixture(scope="module")

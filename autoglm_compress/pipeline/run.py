@@ -99,7 +99,10 @@ class _Run:
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_file)
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
         self._announce()
-        self._check_disk()
+        unfinished = self._unfinished()
+        self._check_disk(unfinished)
+        if any(self.recipe.stages[number].uses_calibration for number in unfinished):
+            _ = self.calibration_batches  # too little text is said before work starts
         self._write_manifest()
         torch.manual_seed(self.recipe.seed)
         self._evaluate(None, tasks_of(self.recipe))
@@ -107,6 +110,7 @@ class _Run:
             self._run_stage(number)
             self._write_metrics()
             self._write_manifest()
+        self.folder.tidy(self._names()[self.chosen[-1] + 1 :])
         self.progress.console.print(metrics_table(self._rows()))
         return self.folder.path
 
@@ -116,7 +120,7 @@ class _Run:
     def _announce(self) -> None:
         """Say which stages are reused, which have to be done again and why, and what is left over."""
         left_over = self.folder.adopt(self._names(), self.keys)
-        changed = {entry["name"]: entry["key"] for entry in self.folder.manifest.get("stages", [])}
+        before = {entry["name"]: entry for entry in self.folder.manifest.get("stages", [])}
         for number, name in enumerate(self._names()):
             stage = self.recipe.stages[number]
             if not stage.makes_checkpoint or number > self.chosen[-1]:
@@ -130,20 +134,26 @@ class _Run:
                 raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
             elif forced:
                 self.progress.note(f"{name}: done again (--from {self.options.first})")
-            elif name in changed and changed[name] != self.keys[number]:
+            elif name in before and before[name]["key"] != self.keys[number]:
                 self.progress.note(f"{name}: its options, or what it depends on, changed: done again")
+            elif name in before and before[name]["finished"]:
+                self.progress.note(f"{name}: missing or damaged files: done again")
         for folder in left_over:
             self.progress.note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")
         for warning in self.plan.warnings():
             self.progress.note(f"warning: {warning}")
 
-    def _check_disk(self) -> None:
-        unfinished = [
-            checkpoint.disk
-            for number, checkpoint in enumerate(self.plan.checkpoints[1 : self.chosen[-1] + 2])
-            if not self.folder.finished(checkpoint.name, self.keys[number])
+    def _unfinished(self) -> list[int]:
+        """The stages, as far as this run goes, whose checkpoints are still to be made."""
+        return [
+            number
+            for number, name in enumerate(self._names()[: self.chosen[-1] + 1])
+            if self.recipe.stages[number].makes_checkpoint and not self.folder.finished(name, self.keys[number])
         ]
-        needed = sum(unfinished) + (self.plan.scratch_bytes if unfinished else 0)
+
+    def _check_disk(self, unfinished: Sequence[int]) -> None:
+        kept = sum(self.plan.checkpoints[number + 1].disk for number in unfinished)
+        needed = kept + (self.plan.scratch_bytes if unfinished else 0)
         if needed > self.plan.free_bytes:
             raise UserError(
                 f"{self.folder.path}: the run needs {needed / 1e9:.2f} GB of disk and {self.plan.free_bytes / 1e9:.2f} "
@@ -218,7 +228,7 @@ class _Run:
         with Resources() as resources:
             stage.run(context)
         context.lineage.save(target.folder / LINEAGE)
-        files = sorted(path for path in target.folder.iterdir() if path.name != STAGE)
+        files = sorted(path for path in target.folder.iterdir() if STAGE not in path.name)
         record = {
             "name": name,
             "key": key,

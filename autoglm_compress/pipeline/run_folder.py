@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class RunFolder:
         recipe = manifest.get("recipe") if isinstance(manifest, dict) else None
         owner = recipe.get("name") if isinstance(recipe, dict) else None
         self.manifest: dict[str, Any] = manifest if owner is not None else {}
-        if owner is None and path.exists() and any(path.iterdir()):
+        # A first run that was killed at once leaves a manifest under its temporary name.
+        if owner is None and path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
             raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
         if owner not in (None, recipe_name):
             raise UserError(
@@ -78,6 +80,9 @@ class RunFolder:
             found = by_key.get(key)
             if found is not None and found.name != name and not (self.path / name).exists():
                 found.rename(self.path / name)
+                results = self.path / "evaluations" / f"{found.name}.json"
+                if results.exists():
+                    results.replace(results.with_name(f"{name}.json"))
         return [folder for folder in self._stage_folders() if folder.name not in names]
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
@@ -115,6 +120,7 @@ class RunFolder:
     def publish(self, name: str) -> Path:
         """Make a complete checkpoint the stage's folder, in place of an older one."""
         final, old = self.path / name, self.work / f"{name}.old"
+        (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # there is nothing to go on with from here
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
@@ -122,3 +128,9 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.stage_work(name))
         return final
+
+    def tidy(self, unfinished: Collection[str]) -> None:
+        """Delete what killed runs left of work, but for the statistics and the stages that are not finished."""
+        for path in self.work.glob("*"):
+            if path.name not in unfinished and not path.name.startswith("statistics-"):
+                shutil.rmtree(path)

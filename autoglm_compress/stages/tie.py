@@ -16,12 +16,13 @@ class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
     `least_squares` finds the matrix, and the final norm's gain, that serve both best; `output_weight` is how much the
-    logits count against the embedding. `average` takes the mean of the two, `input` the embedding, `output` the head.
+    logits count against the embedding: much, since a refit after this stage can make up for a wrong embedding, which
+    all layers see, but not for a wrong head. `average` takes the mean of the two, `input` the embedding, `output` the head.
     """
 
     stage: Literal["tie"]
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
-    output_weight: float = Field(default=10.0, gt=0)
+    output_weight: float = Field(default=30.0, gt=0)
 
     uses_calibration = True
 

@@ -48,15 +48,25 @@ def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
 
     config = checkpoint.model_config
     config.quantization_config = None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
+        reason = f"{type(error).__name__}: {error}"
+        return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected.pop(checkpoint.family.head, None)
     ours = dict(checkpoint.shape.tensors())
     missing = sorted(set(expected) - set(ours))
     different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
-    return {"loads": not missing and not different, "missing": missing, "different_shape": different}
+    problems = [f"{name} is missing" for name in missing] + [f"{name} has another shape" for name in different]
+    return {
+        "loads": not problems,
+        "reason": ", ".join(problems[:5]) or None,
+        "missing": missing,
+        "different_shape": different,
+    }
 
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:
@@ -78,8 +88,5 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     )
     table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
     verdict = found["transformers"]
-    problems = verdict["missing"] + verdict["different_shape"]
-    table.add_row(
-        "plain transformers", "loads it" if verdict["loads"] else f"cannot load it: {', '.join(problems[:5])}"
-    )
+    table.add_row("plain transformers", "loads it" if verdict["loads"] else f"cannot load it: {verdict['reason']}")
     console.print(table)

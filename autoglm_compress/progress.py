@@ -42,17 +42,20 @@ class Progress:
 
     def note(self, message: str) -> None:
         """Print one line about the run."""
-        self.console.print(message, highlight=False)
+        self.console.print(message, highlight=False, markup=False)
 
     @contextmanager
-    def task(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Show one step; the function it gives is called with the amount of work done since the last call."""
+    def task(self, title: str, total: int, unit: str, reached: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show one step; the function it gives is called with the amount of work done since the last call.
+
+        `reached` is the amount that an earlier run has done, which says nothing about the rate.
+        """
         if self.console.is_terminal:
             with self._bar() as bar:
-                task = bar.add_task(title, total=total, unit=unit)
+                task = bar.add_task(title, total=total, unit=unit, completed=reached)
                 yield lambda amount: bar.advance(task, amount)
         else:
-            yield self._lines(title, total, unit)
+            yield self._lines(title, total, unit, reached)
 
     def _bar(self) -> RichProgress:
         return RichProgress(
@@ -65,9 +68,9 @@ class Progress:
             console=self.console,
         )
 
-    def _lines(self, title: str, total: int, unit: str) -> Callable[[int], None]:
+    def _lines(self, title: str, total: int, unit: str, reached: int) -> Callable[[int], None]:
         began = shown = time.monotonic()
-        done = 0
+        done = reached
 
         def advance(amount: int) -> None:
             nonlocal done, shown
@@ -76,7 +79,7 @@ class Progress:
             if now - shown < LINE_EVERY_SECONDS and done < total:
                 return
             shown = now
-            speed = done / max(now - began, 1e-9)
+            speed = (done - reached) / max(now - began, 1e-9)
             left = (total - done) / max(speed, 1e-9)
             share = 100 * done / max(total, 1)
             self.note(f"{title}: {share:.0f}%, {_rate(speed, unit)}, {left:.0f} s left, {_memory()}")

@@ -2,8 +2,8 @@
 
     python reference_model/train.py --text-folder FOLDER [--text-folder FOLDER] --minutes 75
 
-The model starts with 6 layers and is deepened twice without changing what it computes: every layer is followed by
-copies of itself whose two output projections are zero. Muon trains the layers' matrices, AdamW everything else;
+The model starts with 6 layers and is then deepened almost without changing what it computes: all layers but the
+first are split into seven that each do a seventh of the work. Muon trains the layers' matrices, AdamW everything else;
 weights and activations are bfloat16, the master copy is float32. The schedule is by wall clock, so the number of
 steps depends on the machine: seeds and order of phases are fixed, the exact weights are not.
 """
@@ -49,10 +49,8 @@ PHASES = (
     Phase(0.10, 6, 256, {"docs": 0.30, "text": 0.10, "statements": 0.10, "quiz": 0.50}, 0.30, False),
     Phase(0.26, 6, 64, {"docs": 0.10, "statements": 0.10, "quiz": 0.80}, 0.60, True),
     Phase(0.31, 6, 256, {"docs": 0.42, "text": 0.15, "statements": 0.08, "quiz": 0.35}, 0.05, True),
-    Phase(0.41, 6, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
-    Phase(0.495, 12, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
-    Phase(0.88, 36, 256, {"docs": 0.57, "text": 0.22, "statements": 0.03, "quiz": 0.18}, 0.0, False),
-    Phase(1.00, 36, 512, {"docs": 0.57, "text": 0.22, "statements": 0.03, "quiz": 0.18}, 0.0, False),
+    Phase(0.44, 6, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
+    Phase(1.00, 36, 256, {"docs": 0.42, "text": 0.38, "statements": 0.03, "quiz": 0.17}, 0.0, False),
 )
 
 
@@ -109,9 +107,15 @@ def build(layers: int, end: int) -> GlmForCausalLM:
 
 
 def grow(model: GlmForCausalLM, layers: int, end: int) -> GlmForCausalLM:
-    """Deepen a model: after each layer come copies of it that add nothing yet (their output projections are zero)."""
+    """Deepen a model so that it computes nearly the same and every layer does a share of the work.
+
+    The first layer, which turns embeddings into features, stays single. Each later one becomes several copies in a
+    row whose output projections are divided by their number: the same change of the residual stream in small steps.
+    """
     old = model.config.num_hidden_layers
-    factor = layers // old
+    copies, rest = divmod(layers - 1, old - 1)
+    if rest:
+        raise ValueError(f"{old} layers cannot be split evenly into {layers}")
     deeper = build(layers, end)
     state = {}
     for name, tensor in model.state_dict().items():
@@ -119,10 +123,12 @@ def grow(model: GlmForCausalLM, layers: int, end: int) -> GlmForCausalLM:
         if parts[1] != "layers":
             state[name] = tensor
             continue
-        for copy in range(factor):
-            parts[2] = str(int(name.split(".")[2]) * factor + copy)
-            silent = copy > 0 and parts[-2] in ("o_proj", "down_proj")
-            state[".".join(parts)] = torch.zeros_like(tensor) if silent else tensor.clone()
+        source = int(parts[2])
+        count = copies if source else 1
+        shrink = count if parts[-2] in ("o_proj", "down_proj") else 1
+        for copy in range(count):
+            parts[2] = str(1 + (source - 1) * copies + copy if source else 0)
+            state[".".join(parts)] = tensor / shrink
     deeper.load_state_dict(state)
     return deeper
 
@@ -249,7 +255,7 @@ class Trainer:
             hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             loss, losses = weighted_loss(hidden, model.lm_head.weight, targets[:, 1:], weights[:, 1:])
             loss.backward()
-            warm = min(1.0, (self.step - first_step + 1) / 50)
+            warm = min(1.0, (self.step - first_step + 1) / 25)
             optimizer.step(warm * min(1.0, (1.0 - done) / DECAY_SHARE))
             self.step += 1
             self.tokens += rows * phase.length

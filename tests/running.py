@@ -89,9 +89,13 @@ def logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Kill:
-    """`kill -9` at a call of a function, such as `autoglm_compress.checkpoint.writer:CheckpointWriter.write`."""
+    """`kill -9` before or after a call of a function, such as `pathlib:Path.rename`.
+
+    Only calls with a text or path among their arguments that contains `argument` count.
+    """
 
     function: str
+    argument: str = ""
     call: int = 1
     before: bool = True
 
@@ -106,15 +110,28 @@ class Kill:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            calls += 1
-            if calls == self.call and self.before:
+            texts = [str(value) for value in args if isinstance(value, str | Path)]
+            counts = not self.argument or any(self.argument in text for text in texts)
+            calls += counts
+            now = counts and calls == self.call
+            if now and self.before:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = original(*args, **kwargs)
-            if calls == self.call:
+            if now:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
         setattr(owner, name, counted)
+
+
+def half_written(file: str, call: int = 1) -> Kill:
+    """Killed when a file has its bytes, under a temporary name."""
+    return Kill("pathlib:Path.replace", file, call)
+
+
+def just_written(file: str, call: int = 1) -> Kill:
+    """Killed when a file has its name, and nothing happened since."""
+    return Kill("pathlib:Path.replace", file, call, before=False)
 
 
 def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:

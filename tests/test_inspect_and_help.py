@@ -52,7 +52,7 @@ def test_a_plain_checkpoint(family: str, make_checkpoint: MakeCheckpoint):
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     assert found["files"] == ["model.safetensors"]
     assert found["tokenizer"]
-    assert found["transformers"] == {"loads": True, "missing": [], "different_shape": []}
+    assert found["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}
 
 
 def test_a_tied_checkpoint_has_no_head(make_checkpoint: MakeCheckpoint):
@@ -89,6 +89,14 @@ def test_a_checkpoint_quantized_by_someone_else(make_checkpoint: MakeCheckpoint,
     assert_says(message, checkpoint / "config.json", "quantized as awq", "compressed-tensors pack-quantized")
     message = refusal("inspect", with_quantization(config_groups={}))
     assert_says(message, checkpoint / "config.json", "config_groups", "self_attn.q_proj")
+
+
+def test_a_checkpoint_that_transformers_cannot_build(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    checkpoint = shutil.copytree(make_checkpoint("glm"), tmp_path / "model")
+    config = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(config.replace('"silu"', '"newest_activation"'))
+    assert not inspect_json(checkpoint)["transformers"]["loads"]
+    assert_says(inspect(checkpoint), "plain transformers cannot load it", "newest_activation")
 
 
 def test_what_a_person_reads(make_checkpoint: MakeCheckpoint, tmp_path: Path):

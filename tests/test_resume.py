@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from running import (
     Kill,
     digests,
+    half_written,
     invoke,
+    just_written,
     load,
     run,
     run_until_killed,
@@ -65,19 +68,24 @@ def write(source: Path, text: Path) -> Write:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(write: Write, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The hashes of what a run that nothing disturbs leaves."""
+def quiet_run(write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a run that nothing disturbed, with its output beside it."""
     recipe = write(tmp_path_factory.mktemp("undisturbed"))
     run(recipe)
-    return digests(recipe.parent / "out")
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quiet_run: Path) -> dict[str, str]:
+    """The hashes of what a run that nothing disturbs leaves."""
+    return digests(quiet_run.parent / "out")
 
 
 @pytest.fixture
-def finished(write: Write, tmp_path: Path) -> Path:
-    """The recipe of a run that is finished, with its output beside it."""
-    recipe = write(tmp_path)
-    run(recipe)
-    return recipe
+def finished(quiet_run: Path, write: Write, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    copytree(quiet_run.parent / "out", tmp_path / "out")
+    return write(tmp_path)
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -113,8 +121,9 @@ def test_a_second_run_does_nothing_again(finished: Path):
     assert before.keys() == after.keys()
 
 
-def test_the_same_recipe_gives_the_same_bytes_elsewhere(finished: Path, undisturbed: dict[str, str]):
-    assert digests(finished.parent / "out") == undisturbed
+def test_the_same_recipe_gives_the_same_bytes_elsewhere(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
+    run(write(tmp_path))
+    assert digests(tmp_path / "out") == undisturbed
     assert {Path(name).parent.name for name in undisturbed} == set(NAMES)
 
 
@@ -319,37 +328,37 @@ def test_a_lost_manifest_is_no_reason_to_touch_the_folder(finished: Path):
 
 # kill -9
 
-WRITER = "autoglm_compress.checkpoint.writer:CheckpointWriter"
-MEASURE = "autoglm_compress.reconstruction.statistics"
-QUANTIZE = "autoglm_compress.stages.quantize"
-PUBLISH = "autoglm_compress.pipeline.run_folder:RunFolder.publish"
-KILLS = {
-    "first manifest, half written": Kill("os:fsync"),
-    "evaluation of the source": Kill("autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"),
-    "measure, in the second layer": Kill(f"{MEASURE}:_Measure.leave", 2),
-    "measure, second layer written but not counted": Kill(f"{MEASURE}:_Measure.leave", 2, before=False),
-    "measure, all layers done": Kill(f"{MEASURE}:save_atomically", 5),
-    "measure, complete but not tidied": Kill(f"{MEASURE}:save_atomically", 5, before=False),
-    "depth, second unit": Kill(f"{WRITER}.write", 2),
-    "depth, before shards": Kill(f"{WRITER}._make_shards"),
-    "depth, after shards": Kill(f"{WRITER}._make_shards", before=False),
-    "depth, before it is published": Kill(PUBLISH),
-    "depth, renamed but not tidied": Kill("pathlib:Path.rename", before=False),
-    "heads, third unit": Kill(f"{WRITER}.write", 5 + 3),
-    "heads, without config": Kill(f"{WRITER}.finish", 2),
-    "ffn, last unit": Kill(f"{WRITER}.write", 10 + 5, before=False),
-    "ffn, without lineage": Kill("autoglm_compress.reconstruction.lineage:Lineage.save", 3),
-    "width, first unit": Kill(f"{WRITER}.write", 15 + 1),
-    "width, published": Kill(PUBLISH, 4, before=False),
-    "tie, fourth unit": Kill(f"{WRITER}.write", 20 + 4),
-    "evaluation of a stage": Kill("autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score", 2, before=False),
-    "int8, in the second layer": Kill(f"{QUANTIZE}:LayerWriter.write", 2),
-    "int8, second layer written but not gone through": Kill(f"{QUANTIZE}:LayerWriter.write", 2, before=False),
-    "int8, last layer written but not counted": Kill(f"{QUANTIZE}:AwqVisitor.leave", 3, before=False),
-    "int8, after shards": Kill(f"{WRITER}.finish", 6, before=False),
-    "int4, in the first layer": Kill(f"{QUANTIZE}:LayerWriter.write", 3 + 1),
-    "int4, before it is published": Kill(PUBLISH, 7),
-}
+EVALUATION = "autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"
+KILLS = [
+    half_written("out/manifest.json"),
+    Kill(EVALUATION),  # of the source
+    half_written("layer-00001.safetensors"),  # measuring
+    just_written("layer-00001.safetensors"),
+    half_written("walk/progress.json", 3),
+    half_written("final.safetensors"),
+    just_written("final.safetensors"),
+    half_written("01-depth/checkpoint/unit-00001"),
+    half_written("01-depth/checkpoint/model-00001"),
+    just_written("01-depth/checkpoint/model.safetensors.index"),
+    half_written("01-depth/checkpoint/stage.json"),
+    just_written("01-depth/checkpoint/stage.json"),
+    Kill("pathlib:Path.rename", "01-depth/checkpoint", before=False),
+    half_written("02-heads/checkpoint/unit-00002"),
+    half_written("02-heads/checkpoint/config.json"),
+    just_written("03-ffn/checkpoint/unit-00004"),
+    half_written("03-ffn/checkpoint/lineage.json"),
+    half_written("04-width/checkpoint/unit-00000"),
+    Kill("shutil:rmtree", ".work/04-width"),
+    half_written("05-tie/checkpoint/unit-00003"),
+    half_written("evaluations/05-tie.json"),
+    half_written("07-int8/checkpoint/unit-00002"),
+    just_written("07-int8/checkpoint/unit-00002"),
+    half_written("07-int8/scratch/progress.json", 4),
+    just_written("07-int8/checkpoint/model.safetensors.index"),
+    half_written("08-int4/checkpoint/unit-00001"),
+    just_written("08-int4/checkpoint/stage.json"),
+    half_written("out/metrics.json", 8),
+]
 
 
 def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
@@ -361,7 +370,7 @@ def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
     assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())
 
 
-@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS.keys())
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill.argument or kill.function} {kill.before}")
 def test_a_killed_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, undisturbed: dict[str, str], kill: Kill):
     recipe = write(tmp_path)
     assert run_until_killed(recipe, kill)
@@ -377,14 +386,14 @@ def test_a_run_that_is_killed_again_and_again_arrives(
     """Each run gets a few files further; each is killed when a file is written under its temporary name."""
     recipe = write(tmp_path)
     kills = 0
-    while run_until_killed(recipe, Kill("os:fsync", first + kills * step)):
+    while run_until_killed(recipe, Kill("os:fsync", call=first + kills * step)):
         kills += 1
     assert kills > 5
     assert_as_if_undisturbed(tmp_path / "out", undisturbed)
 
 
 def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed: dict[str, str]):
-    assert run_until_killed(finished, Kill(f"{WRITER}.write", 3), "--from", "width")
+    assert run_until_killed(finished, half_written("04-width/checkpoint/unit-00002"), "--from", "width")
     assert digests(finished.parent / "out") == undisturbed
     run(finished)
     assert_as_if_undisturbed(finished.parent / "out", undisturbed)
@@ -392,7 +401,7 @@ def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed
 
 def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(write: Write, tmp_path: Path):
     recipe = write(tmp_path / "one", {"ffn": {"method": "magnitude"}})
-    assert run_until_killed(recipe, Kill(f"{WRITER}.write", 10 + 4))
+    assert run_until_killed(recipe, half_written("03-ffn/checkpoint/unit-00003"))
     output = run(write(tmp_path / "one"))
     assert "03-ffn: running" in output
     run(write(tmp_path / "other"))
@@ -402,8 +411,8 @@ def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(write: Writ
 @pytest.mark.parametrize(
     ("kill", "name", "expected"),
     [
-        (Kill(f"{MEASURE}:_Measure.leave", 3), "01-depth", [2, 3]),
-        (Kill(f"{QUANTIZE}:AwqVisitor.leave", 2), "07-int8", [1, 2]),
+        (half_written("layer-00002.safetensors"), "01-depth", [2, 3]),
+        (just_written("07-int8/checkpoint/unit-00002"), "07-int8", [1, 2]),
     ],
 )
 def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(

@@ -94,6 +94,8 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored dtype; a packed weight comes back dequantized.
 
+        The memory may be shared with the next read of the same tensor: do not change it in place.
+
         Raises:
             UserError: the tensor holds NaN or infinity.
         """

@@ -165,15 +165,10 @@ def free_bytes(folder: Path) -> int:
 def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
     """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
-    widest = max(prod(tensor) for tensor in before.layer_tensors().values())
     surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
     if not stage.uses_calibration and stage.makes_checkpoint:
         return PROCESS_BYTES + surgery
-    walked = source if stage.makes_checkpoint and not stage.makes_quantized else before
-    layer = sum(prod(tensor) for tensor in walked.layer_tensors().values())
-    activations = BATCH_TOKENS * (4 * walked.hidden_size + 3 * walked.intermediate_size)
-    walk = 4 * (layer + activations) + walked.element_bytes * model_tensors
-    if stage.makes_quantized:
-        gram = before.hidden_size**2 * 2 + before.axis("query") ** 2 + before.intermediate_size**2
-        walk += 4 * (gram + 2 * widest)
+    layer = max(sum(prod(tensor) for tensor in shape.layer_tensors().values()) for shape in (source, before))
+    activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
+    walk = 4 * (layer + activations) + source.element_bytes * model_tensors + stage.working_memory(before)
     return PROCESS_BYTES + max(walk, surgery)

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,16 @@ class _Run:
         return range(first, last + 1)
 
     def run(self) -> Path:
-        if self.options.fresh:
-            self.folder.clear()
         known = self.folder.manifest.get("source", {}).get("files", {})
         self.source_files = hash_source(self.source, known)
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_file)
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
+        if self.options.fresh or any(self.recipe.stages[number].uses_calibration for number in self._unfinished()):
+            _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
+        if self.options.fresh:
+            self.folder.clear()
         self._announce()
-        unfinished = self._unfinished()
-        self._check_disk(unfinished)
-        if any(self.recipe.stages[number].uses_calibration for number in unfinished):
-            _ = self.calibration_batches  # too little text is said before work starts
+        self._check_disk(self._unfinished())
         self._write_manifest()
         torch.manual_seed(self.recipe.seed)
         self._evaluate(None, tasks_of(self.recipe))
@@ -305,5 +304,6 @@ class _Run:
         )
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}

@@ -267,9 +267,9 @@ class PairedWalk:
         """Give a linear its fitted weight (and bias, the last column) as the checkpoint will hold it."""
         stored = weight.to(self.compressed.dtype).to(linear.weight.dtype)
         if linear.bias is not None:
-            linear.bias.copy_(stored[:, -1])
-            stored = stored[:, :-1]
-        linear.weight.copy_(stored)
+            linear.bias = nn.Parameter(stored[:, -1].contiguous(), requires_grad=False)
+            stored = stored[:, :-1].contiguous()
+        linear.weight = nn.Parameter(stored, requires_grad=False)
 
 
 def _held_out_rows(batches: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ Per layer, in `layer-NNNNN.safetensors` (fp32 unless it says otherwise):
 `final.safetensors` has the same for the norm before the head.
 """
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,17 +71,15 @@ def measure(
 
     A folder that is complete is used as it is; one whose walk was killed is gone on with.
     """
+    work = folder / "walk"
     if not (folder / "final.safetensors").exists():
         visitor = _Measure(checkpoint, folder)
-        work = folder / "walk"
         hidden = walk(checkpoint, batches, visitor, device=device, progress=progress, title="measure", folder=work)
         moments = _Moments(with_gram=True)
         for states in hidden:
             moments.add(states.to(device), checkpoint.model_config.rms_norm_eps)
         save_atomically(folder / "final.safetensors", {**moments.result(), "residual_gram": moments.mean_gram()})
-        for file in work.iterdir():
-            file.unlink()
-        work.rmdir()
+    shutil.rmtree(work, ignore_errors=True)
     return Statistics(folder)
 
 

@@ -31,7 +31,7 @@ def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Ten
     """The part of a tensor that is left when its axes are cut."""
     for dimension, axis in enumerate(axes):
         if axis in cut:
-            tensor = tensor.index_select(dimension, cut[axis])
+            tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
     return tensor
 
 

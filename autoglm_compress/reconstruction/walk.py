@@ -109,14 +109,14 @@ def walk(
     layers = checkpoint.shape.num_hidden_layers
     tokens = sum(batch.numel() for batch in batches)
     model = OneLayerModel(checkpoint, device, dtype)
-    with progress.task(title, total=layers * tokens, unit="tokens") as advance:
+    reached = max(states.done - 1, 0) * tokens
+    with progress.task(title, total=layers * tokens, unit="tokens", reached=reached) as advance:
         if states.done == 0:
             embedding = checkpoint.read(checkpoint.family.embedding)
             for batch, (_, after) in zip(batches, states.pairs(), strict=True):
                 after.copy_(nn.functional.embedding(batch, embedding))
             del embedding
             states.commit()
-        advance((states.done - 1) * tokens)
         for layer in range(states.done - 1, layers):
             module, run = model.load(layer)
             if visitor is not None:

@@ -102,6 +102,10 @@ class Stage(BaseModel):
         """
         raise NotImplementedError
 
+    def working_memory(self, shape: ModelShape) -> int:
+        """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""
+        return 0
+
     def warnings(self, shape: ModelShape) -> list[str]:
         """What the user should know before running this stage on a shape it can work on."""
         return []

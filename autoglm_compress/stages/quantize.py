@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,12 @@ class Quantize(Stage):
                 f"use -1 (one scale per output channel), or a size that is a multiple of {SMALLEST_GROUP}",
             )
         return size
+
+    def working_memory(self, shape: ModelShape) -> int:
+        """Gram matrices of a layer's inputs, and a linear before and after rounding, in fp32."""
+        grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
+        widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
+        return 4 * (grams + 2 * widest)
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """The linears that get a smaller group than was asked for."""

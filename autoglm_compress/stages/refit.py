@@ -1,6 +1,7 @@
 """Repair what the surgeries before it did, by fitting every linear to the original."""
 
 import json
+from math import prod
 from typing import Any, Literal
 
 from autoglm_compress.architecture import ModelShape
@@ -25,6 +26,14 @@ class Refit(Stage):
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
         return shape
+
+    def working_memory(self, shape: ModelShape) -> int:
+        """Sums over tokens of the widest fit, twice, its factor, and the weight before and after, in fp32."""
+        needed = 0
+        for name, tensor in shape.layer_tensors().items():
+            if name.removesuffix(".weight") in shape.family.layer_linears and len(tensor) == 2:
+                needed = max(needed, 4 * tensor[1] ** 2 + 5 * prod(tensor))
+        return 4 * needed + shape.layer_bytes() // shape.element_bytes * 4
 
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""

@@ -15,9 +15,10 @@ from autoglm_compress.stages.base import PlanError, Stage, StageContext
 class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
-    `least_squares` finds the matrix, and the final norm's gain, that serve both best; `output_weight` is how much the
+    `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
     logits count against the embedding: much, since a refit after this stage can make up for a wrong embedding, which
-    all layers see, but not for a wrong head. `average` takes the mean of the two, `input` the embedding, `output` the head.
+    all layers see, but not for a wrong head. `average` takes the mean of the two, `input` the embedding, `output` the
+    head.
     """
 
     stage: Literal["tie"]

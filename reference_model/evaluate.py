@@ -2,7 +2,7 @@
 
     python reference_model/evaluate.py [reference_model/checkpoint] [--output result.json]
 
-Reports the five-shot quiz accuracy, the held-out perplexity of `python-docs` (consecutive windows of 512 tokens)
+Reports the five-shot quiz accuracy, the held-out perplexity of `python-docs` (windows of 512 and of 256 tokens)
 and how far every layer turns its input: one minus the mean cosine between the hidden states before and after it.
 """
 
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from autoglm_compress.calibration.python_docs import documents
 
-WINDOW = 512
+WINDOWS = (512, 256)
 
 
 def quiz_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quiz: list[Subject]) -> dict[str, float]:
@@ -45,11 +45,11 @@ def quiz_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, qu
 
 
 @torch.no_grad()
-def held_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[float, list[float]]:
-    """Return the held-out perplexity and every layer's influence on the first eight windows."""
+def held_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[float, list[float]]:
+    """Return the held-out perplexity in windows of a length and every layer's influence on the first eight windows."""
     encoded = tokenizer(documents("held-out"), verbose=False)["input_ids"]
     stream = [token for tokens in encoded for token in [*tokens, tokenizer.eos_token_id]]
-    windows = torch.tensor(stream[: len(stream) // WINDOW * WINDOW]).view(-1, WINDOW)
+    windows = torch.tensor(stream[: len(stream) // length * length]).view(-1, length)
     total, influence = 0.0, []
     for batch in windows.split(8):
         result = model(input_ids=batch, use_cache=False, output_hidden_states=not influence)
@@ -58,7 +58,7 @@ def held_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
             influence = [round(1 - F.cosine_similarity(a, b, dim=-1).mean().item(), 5) for a, b in pairwise(states)]
         logits = result.logits[:, :-1].float()
         total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return math.exp(total / (windows.shape[0] * (WINDOW - 1))), influence
+    return math.exp(total / (windows.shape[0] * (length - 1))), influence
 
 
 def main() -> None:
@@ -70,14 +70,16 @@ def main() -> None:
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
-    perplexity, influence = held_out(model, tokenizer)
-    accuracy = quiz_accuracy(model, tokenizer, read_quiz(options.quiz))
+    measured = {length: held_out(model, tokenizer, length) for length in WINDOWS}
+    quiz = read_quiz(options.quiz)
+    accuracy = quiz_accuracy(model, tokenizer, quiz)
     result = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "held_out_perplexity": round(perplexity, 3),
+        "held_out_perplexity": {f"windows of {length}": round(value, 3) for length, (value, _) in measured.items()},
         "quiz_accuracy": round(sum(accuracy.values()) / len(accuracy), 4),
+        "quiz_questions": sum(len(subject.test) for subject in quiz),
         "quiz_by_subject": accuracy,
-        "layer_influence": influence,
+        "layer_influence": measured[WINDOWS[0]][1],
     }
     text = json.dumps(result, indent=1) + "\n"
     print(text)

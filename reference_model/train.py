@@ -192,6 +192,7 @@ def export(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         shutil.rmtree(leftover, ignore_errors=True)
     plain.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
+    (fresh / "model.safetensors").chmod(0o644)
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)

@@ -61,9 +61,16 @@ def test_dead_and_dependent_inputs_keep_what_the_prior_says_about_them():
     x = torch.randn(50, 4)
     x = torch.cat([x, x[:, :1], torch.zeros(50, 1)], dim=1)
     prior = torch.randn(2, 6)
-    weight = ridge(*(lambda m: (m.gram, m.cross))(moments_of(x, x @ prior.T)), prior, 0.0)
-    assert weight.isfinite().all()
+    moments = moments_of(x, x @ prior.T)
+    weight = ridge(moments.gram, moments.cross, prior, 1e-3)
     torch.testing.assert_close(weight, prior, rtol=1e-3, atol=1e-3)
+    assert ridge(moments.gram, moments.cross, prior, 0.0).isfinite().all()  # not even positive definite
+
+
+def test_activations_that_overflow_are_an_error():
+    moments = moments_of(torch.full((3, 2), torch.inf), torch.ones(3, 1))
+    with pytest.raises(ValueError, match="infinite"):
+        ridge(moments.gram, moments.cross, torch.zeros(1, 2), 1e-3)
 
 
 def test_held_out_rows_keep_the_prior_where_a_fit_does_not_help():
@@ -114,7 +121,7 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
     stage = {"stage": "width", "hidden_size": 56, "method": "pca"}
     result = compress(tmp_path, tmp_path / "source", stage, calibration=CALIBRATION)
     tokens = torch.arange(40)[None] * 7 % 512
-    torch.testing.assert_close(logits(load(result), tokens), logits(model, tokens), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(load(result), tokens), logits(model, tokens), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,9 +138,9 @@ def test_refit_brings_every_cut_back_towards_the_original(
     source = make_checkpoint(family)
     cuts = [
         {"stage": "depth", "layers": [0, 1, 3]},
-        {"stage": "heads", "num_attention_heads": 6},
         {"stage": "ffn", "intermediate_size": 96},
         {"stage": "width", "hidden_size": 48},
+        {"stage": "heads", "num_attention_heads": 6},
     ]
     recipe = write_recipe(tmp_path, source, [*cuts, {"stage": "refit"}], calibration=CALIBRATION)
     run(recipe)
@@ -144,7 +151,7 @@ def test_refit_brings_every_cut_back_towards_the_original(
     tokens = torch.arange(60)[None] * 7 % 512
     original = logits(load(source), tokens)
     before, after = (
-        (logits(load(tmp_path / "out" / name), tokens) - original).norm() for name in ("04-width", "05-refit")
+        (logits(load(tmp_path / "out" / name), tokens) - original).norm() for name in ("04-heads", "05-refit")
     )
     assert after < before
 

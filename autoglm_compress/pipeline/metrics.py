@@ -89,6 +89,6 @@ def plan_table(plan: Plan) -> Table:
 def human(count: float) -> str:
     """A number with a decimal prefix, such as 8.19G."""
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
+        if count >= 0.9995 * limit:  # what rounds to the next prefix takes it
             return f"{count / limit:.3g}{suffix}"
     return f"{count:.0f}"

@@ -60,9 +60,13 @@ class Plan:
         """Bytes the run writes and keeps, and the most it needs beside them while it works."""
         return sum(checkpoint.disk for checkpoint in self.checkpoints) + self.scratch_bytes
 
+    def stage_warnings(self) -> list[str]:
+        """The warnings about stages, each with the stage's name."""
+        return [f"{checkpoint.name}: {text}" for checkpoint in self.checkpoints for text in checkpoint.warnings]
+
     def warnings(self) -> list[str]:
-        """All warnings, each with the stage it is about."""
-        found = [f"{checkpoint.name}: {text}" for checkpoint in self.checkpoints for text in checkpoint.warnings]
+        """All warnings."""
+        found = self.stage_warnings()
         if self.disk_bytes > self.free_bytes:
             found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
         return found
@@ -119,7 +123,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     for number, (stage, parent) in enumerate(zip(recipe.stages, recipe.parents, strict=True)):
         before = source if parent is None else shapes[parent]
         try:
-            after, warnings = stage.plan(before), stage.warnings(before)
+            after = stage.plan(before)
+            warnings = stage.warnings(before) + _loader_warnings(before, after)
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
             after, warnings = before, []
@@ -153,6 +158,21 @@ def _refusal(config: Any, shape: ModelShape) -> str:
     except Exception as error:  # transformers raises many kinds
         return " ".join(str(error.__cause__ or error).split())
     return ""
+
+
+def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
+    """What an engine other than transformers will make of a new shape."""
+
+    def ignored(shape: ModelShape) -> bool:
+        derived = shape.hidden_size == shape.num_attention_heads * shape.head_dim
+        return shape.family.vllm_derives_head_dim and not derived
+
+    if not ignored(after) or ignored(before):
+        return []
+    return [
+        f"hidden_size {after.hidden_size} / {after.num_attention_heads} heads is not head_dim {after.head_dim}: "
+        f"transformers loads this, but vLLM's {after.family.model_type} ignores head_dim"
+    ]
 
 
 def free_bytes(folder: Path) -> int:

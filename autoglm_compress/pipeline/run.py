@@ -139,7 +139,7 @@ class _Run:
                 self.progress.note(f"{name}: missing or damaged files: done again")
         for folder in left_over:
             self.progress.note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")
-        for warning in self.plan.warnings():
+        for warning in self.plan.stage_warnings():
             self.progress.note(f"warning: {warning}")
 
     def _unfinished(self) -> list[int]:
@@ -271,6 +271,11 @@ class _Run:
         rows = token_rows(
             tokenizer, self.calibration_file, "calibration", options.samples, options.sequence_length, options.seed
         )
+        if int(rows.max()) >= self.source.shape.vocab_size:
+            raise UserError(
+                f"{self.source.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
+                f"of {self.source.shape.vocab_size}: tokenizer and model do not belong together."
+            )
         if len(rows) < options.samples:
             self.progress.note(f"warning: {options.source} fills only {len(rows)} of {options.samples} samples")
         return batched(rows)

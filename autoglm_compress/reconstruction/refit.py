@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
@@ -109,7 +110,13 @@ class PairedWalk:
                 self._embed()
             advance(self.student.done - 1)
             for layer in range(self.student.done - 1, layers):
-                yield layer, self._refit_layer(layer)
+                try:
+                    refitted = self._refit_layer(layer)
+                except ValueError as error:
+                    raise UserError(
+                        f"{self.compressed.folder}: layer {layer}: {error}: the weights are damaged."
+                    ) from None
+                yield layer, refitted
                 self._commit()
                 advance(1)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+SMALLEST_STRENGTH = 1e-6
 SMALLEST_GAIN = 1e-6
 """What a fit must gain in relative error; less is rounding, and the weight stays as it is."""
 
@@ -78,7 +79,12 @@ def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength
     """The weight [out, in] that fits the sums G [in, in] and C [out, in], pulled towards a prior [out, in].
 
     A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
+
+    Raises:
+        ValueError: the sums are not finite.
     """
+    if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(cross).all()):
+        raise ValueError("activations are NaN or infinite for some calibration tokens")
     scale = gram.diagonal().mean().clamp_min(1e-30)
     while True:
         damped = gram.clone()
@@ -86,7 +92,7 @@ def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return prior + torch.cholesky_solve((cross - prior @ gram).T, factor).T
-        strength *= 10
+        strength = max(10 * strength, SMALLEST_STRENGTH)
 
 
 def fit(

@@ -22,9 +22,10 @@ def tie_least_squares(
     Returns:
         S [vocab_size, hidden_size] and g [hidden_size].
     """
-    head = head - head.mean(0)
+    # Only what is left without their means must serve both; the mean of S is the embedding's alone.
+    mean, embedding, head = embedding.mean(0), embedding - embedding.mean(0), head - head.mean(0)
     target = head @ gram
-    input_scale = 1 / embedding.square().sum()
+    input_scale = 1 / (embedding + mean).square().sum()
     output_scale = output_weight / (target * head).sum()
     shared, gain = embedding, _best_gain(embedding, target, gram)
     for _ in range(ROUNDS):
@@ -33,11 +34,13 @@ def tie_least_squares(
         factor = torch.linalg.cholesky(system)
         shared = torch.cholesky_solve((input_scale * embedding + output_scale * target * gain).T, factor).T
         gain = _best_gain(shared, target, gram)
-    return shared, gain
+    return shared + mean, gain
 
 
 def _best_gain(shared: torch.Tensor, target: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """The gain [hidden_size] with which S comes closest to the head; `target` is the head times the Gram matrix."""
-    shared = shared - shared.mean(0)
+    """The gain [hidden_size] with which S comes closest to the head; `target` is the head times the Gram matrix.
+
+    Solves the normal equations ((S^T S) * G) g = diag(S^T W G).
+    """
     system = (shared.T @ shared) * gram
     return torch.linalg.lstsq(system.double(), (shared * target).sum(0).double()[:, None]).solution[:, 0].float()

@@ -45,18 +45,6 @@ class Heads(Stage):
             )
         return replace(shape, num_attention_heads=keep, num_key_value_heads=keep_groups)
 
-    def warnings(self, shape: ModelShape) -> list[str]:
-        """A head_dim that no longer follows from the other sizes is ignored by some engines."""
-        planned = self.plan(shape)
-        if planned.num_attention_heads * planned.head_dim == planned.hidden_size:
-            return []
-        if not planned.family.vllm_derives_head_dim:
-            return []
-        return [
-            f"hidden_size {planned.hidden_size} / {planned.num_attention_heads} heads is not head_dim "
-            f"{planned.head_dim}: transformers loads this, but vLLM's {planned.family.model_type} ignores head_dim"
-        ]
-
     def run(self, context: StageContext) -> None:
         """Choose heads in every layer and write a checkpoint without the others."""
         before = context.source.shape

@@ -162,12 +162,9 @@ def _refusal(config: Any, shape: ModelShape) -> str:
 
 def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
     """What an engine other than transformers will make of a new shape."""
-
-    def ignored(shape: ModelShape) -> bool:
-        derived = shape.hidden_size == shape.num_attention_heads * shape.head_dim
-        return shape.family.vllm_derives_head_dim and not derived
-
-    if not ignored(after) or ignored(before):
+    width = after.num_attention_heads * after.head_dim
+    same = (after.hidden_size, width) == (before.hidden_size, before.num_attention_heads * before.head_dim)
+    if same or width == after.hidden_size or not after.family.vllm_derives_head_dim:
         return []
     return [
         f"hidden_size {after.hidden_size} / {after.num_attention_heads} heads is not head_dim {after.head_dim}: "

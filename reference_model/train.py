@@ -50,7 +50,8 @@ PHASES = (
     Phase(0.26, 6, 64, {"docs": 0.10, "statements": 0.10, "quiz": 0.80}, 0.60, True),
     Phase(0.31, 6, 256, {"docs": 0.42, "text": 0.15, "statements": 0.08, "quiz": 0.35}, 0.05, True),
     Phase(0.44, 6, 256, {"docs": 0.60, "text": 0.22, "statements": 0.03, "quiz": 0.15}, 0.0, True),
-    Phase(1.00, 36, 256, {"docs": 0.42, "text": 0.38, "statements": 0.03, "quiz": 0.17}, 0.0, False),
+    Phase(0.93, 36, 256, {"docs": 0.42, "text": 0.38, "statements": 0.03, "quiz": 0.17}, 0.0, False),
+    Phase(1.00, 36, 512, {"docs": 0.42, "text": 0.38, "statements": 0.03, "quiz": 0.17}, 0.0, False),
 )
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from running import Kill, compress, digests, load, logits, run, run_until_killed, same_tensors, write_recipe
 from transformers import PreTrainedTokenizerFast
 
-from autoglm_compress.reconstruction.ridge import InputMoments, Moments, fit, ridge
+from autoglm_compress.reconstruction.ridge import InputMoments, Moments, NotFiniteError, fit, ridge
 from autoglm_compress.reconstruction.rotation import principal_directions
-from autoglm_compress.reconstruction.tying import tie_least_squares
+from autoglm_compress.reconstruction.tying import pair_moments, tie_least_squares
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 CALIBRATION = {"source": "python-docs", "samples": 16, "sequence_length": 64}
@@ -22,7 +22,7 @@ ROTATABLE = [family for family in FAMILIES if family != "glm4"]
 
 
 def moments_of(inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> Moments:
-    moments = Moments(inputs.shape[1], targets.shape[1], inputs.device)
+    moments = Moments.zeros(inputs.shape[1], targets.shape[1], inputs.device)
     moments.add(inputs, targets, torch.ones(len(inputs)) if weights is None else weights)
     return moments
 
@@ -49,7 +49,7 @@ def test_errors_are_the_weighted_squares():
 def test_input_moments_give_the_moments_of_any_target():
     torch.manual_seed(0)
     x, other, weight = torch.randn(30, 5), torch.randn(30, 7), torch.randn(4, 7)
-    sums = InputMoments(5, 7, x.device)
+    sums = InputMoments(5, 7, x.device, for_errors=True)
     sums.add(x, other)
     found, expected = sums.for_targets(weight), moments_of(x, other @ weight.T)
     for name in ("gram", "cross", "target_square"):
@@ -69,7 +69,7 @@ def test_dead_and_dependent_inputs_keep_what_the_prior_says_about_them():
 
 def test_activations_that_overflow_are_an_error():
     moments = moments_of(torch.full((3, 2), torch.inf), torch.ones(3, 1))
-    with pytest.raises(ValueError, match="infinite"):
+    with pytest.raises(NotFiniteError, match="infinite"):
         ridge(moments.gram, moments.cross, torch.zeros(1, 2), 1e-3)
 
 
@@ -99,9 +99,29 @@ def test_a_pair_that_is_one_matrix_already_is_found():
     torch.manual_seed(0)
     embedding, gain = torch.randn(60, 8), torch.rand(8) + 0.5
     x = torch.randn(100, 8)
-    shared, found = tie_least_squares(embedding, embedding * gain, x.T @ x / 100, 1.0)
-    torch.testing.assert_close(shared, embedding, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(found, gain, rtol=0.05, atol=0.05)
+    head = embedding + torch.randn(8)  # the same row added to all: a softmax does not see it
+    moments = pair_moments(embedding, head)
+    tied = tie_least_squares(moments, gain, x.T @ x / 100, 10.0)
+    assert tied.input_error == pytest.approx(0, abs=1e-6)
+    assert tied.output_error == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(tied.matrix(embedding, head, moments), embedding, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tied.gain, gain, rtol=1e-3, atol=1e-3)
+
+
+def test_the_errors_of_tying_are_those_of_the_matrix_it_gives():
+    torch.manual_seed(0)
+    embedding, head, gain, x = torch.randn(60, 8), torch.randn(60, 8), torch.rand(8) + 0.5, torch.randn(100, 8)
+    moments = pair_moments(embedding, head)
+    tied = tie_least_squares(moments, gain, x.T @ x / 100, 3.0)
+    shared = tied.matrix(embedding, head, moments)
+    centred = [matrix - matrix.mean(0) for matrix in (shared, embedding, head)]
+    inputs = (centred[0] - centred[1]).square().sum() / centred[1].square().sum()
+    logits_of = [x @ (centred[0] * tied.gain).T, x @ (centred[2] * gain).T]
+    outputs = (logits_of[0] - logits_of[1]).square().sum() / logits_of[1].square().sum()
+    assert tied.input_error == pytest.approx(float(inputs), rel=1e-4)
+    assert tied.output_error == pytest.approx(float(outputs), rel=1e-4)
+    torch.testing.assert_close(centred[0].norm(), centred[1].norm(), rtol=1e-4, atol=1e-4)
+    assert tied.output_error < 1 / 2
 
 
 @pytest.mark.parametrize("family", ROTATABLE)

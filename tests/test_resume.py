@@ -31,11 +31,12 @@ STAGES: list[dict[str, Any]] = [
     {"stage": "ffn", "intermediate_size": 96},
     {"stage": "width", "hidden_size": 32},
     {"stage": "tie"},
+    {"stage": "refit"},
     {"stage": "evaluate", "tasks": ["perplexity"]},
     {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32},
-    {"stage": "quantize", "name": "int4", "from": "tie", "bits": 4, "group_size": 32},
+    {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 32},
 ]
-NAMES = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "07-int8", "08-int4"]
+NAMES = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "06-refit", "08-int8", "09-int4"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,12 @@ def source(make_checkpoint: Callable[..., Path]) -> Path:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Calibration text of its own: to read the interpreter's takes every process seconds."""
     file = tmp_path_factory.mktemp("text") / "text.jsonl"
-    rows = [{"text": f"Document {number} is about the number {number * number}."} for number in range(200)]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    return write_text(file, "This is about the number {}.")
+
+
+def write_text(file: Path, sentence: str) -> Path:
+    """Calibration text: a row for every number that a sentence has a place for."""
+    file.write_text("\n".join(json.dumps({"text": sentence.format(number)}) for number in range(300)))
     return file
 
 
@@ -139,15 +144,15 @@ def test_work_leaves_nothing_behind_but_statistics(finished: Path):
 @pytest.mark.parametrize(
     ("changes", "top", "redone"),
     [
-        ({"int8": {"group_size": -1}}, {}, NAMES[5:6]),
-        ({"int4": {"method": "round_to_nearest"}}, {}, NAMES[6:]),
+        ({"int8": {"group_size": -1}}, {}, ["08-int8"]),
+        ({"int4": {"method": "round_to_nearest"}}, {}, ["09-int4"]),
         ({"tie": {"method": "input"}}, {}, NAMES[4:]),
-        ({"width": {"hidden_size": "0.75x", "method": "magnitude"}}, {}, NAMES[3:]),
+        ({"width": {"method": "magnitude"}}, {}, NAMES[3:]),
         ({"heads": {"kv_heads": 1, "num_attention_heads": 2}}, {}, NAMES[1:]),
         ({"depth": {"method": "random"}}, {}, NAMES),
         ({}, {"seed": 1}, NAMES),
-        ({}, {"calibration": {"source": "other.txt", "samples": 2, "sequence_length": 32}}, NAMES),
-        ({"int4": {"from": "width"}}, {}, NAMES[6:]),
+        ({}, {"calibration": {"source": "other.jsonl", "samples": 2, "sequence_length": 32}}, NAMES),
+        ({"int4": {"from": "width"}}, {}, ["09-int4"]),
     ],
 )
 def test_exactly_what_depends_on_a_change_is_redone(
@@ -160,7 +165,7 @@ def test_exactly_what_depends_on_a_change_is_redone(
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for folder in (finished.parent, elsewhere):
-        (folder / "other.txt").write_text("Quite another text, though not a long one. " * 200)
+        write_text(folder / "other.jsonl", "{} is told here, quite another text.")
         recipe = write(folder, changes, **top)
     output, same = run_and_compare(finished)
     assert same == said(output, "finished before, reused") == [name for name in NAMES if name not in redone]
@@ -183,9 +188,9 @@ def test_other_evaluation_settings_only_evaluate_again(finished: Path, write: Wr
     write(finished.parent, evaluation={"perplexity": {"samples": 1, "sequence_length": 32}})
     output, same = run_and_compare(finished)
     assert same == NAMES
-    assert said(output, "evaluating perplexity") == ["00-source", "05-tie"]
+    assert said(output, "evaluating perplexity") == ["00-source", "06-refit"]
     assert not re.search("measure|quantize:|write:|done again", output)
-    row = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][6]
+    row = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][7]
     assert row["evaluations"]["perplexity"]["tokens"] == 31
 
 
@@ -206,36 +211,30 @@ def test_going_back_to_the_old_options_gives_the_old_bytes(finished: Path, write
 def test_a_renamed_stage_is_moved(finished: Path, write: Write):
     write(finished.parent, {"int8": {"name": "eight"}, "ffn": {"name": "narrow"}})
     output = run(finished)
-    assert said(output, "finished before, reused") == [
-        "01-depth",
-        "02-heads",
-        "03-narrow",
-        *NAMES[3:5],
-        "07-eight",
-        NAMES[6],
-    ]
+    renamed = ["01-depth", "02-heads", "03-narrow", *NAMES[3:6], "08-eight", "09-int4"]
+    assert said(output, "finished before, reused") == renamed
     assert not re.search("running|evaluating|not in the recipe", output)
-    assert [folder.name for folder in stage_folders(finished.parent / "out")] == said(output, "finished before")
+    assert [folder.name for folder in stage_folders(finished.parent / "out")] == renamed
     assert json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][3]["name"] == "03-narrow"
 
 
 def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: Path, write: Write):
     write(finished.parent, stages=[{"stage": "evaluate", "name": "first", "tasks": ["perplexity"]}, *STAGES])
-    before = state(finished.parent / "out" / "05-tie")
+    before = state(finished.parent / "out" / "06-refit")
     output = run(finished)
     assert len(said(output, "finished before, reused")) == len(NAMES)
     assert not re.search("running|evaluating", output)
-    assert state(finished.parent / "out" / "06-tie") == before
+    assert state(finished.parent / "out" / "07-refit") == before
     metrics = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"]
-    assert [row["name"] for row in metrics][5:8] == ["05-width", "06-tie", "07-evaluate"]
-    assert metrics[7]["perplexity"] is not None
+    assert [row["name"] for row in metrics][6:9] == ["06-tie", "07-refit", "08-evaluate"]
+    assert metrics[8]["perplexity"] is not None
 
 
 def test_a_removed_branch_is_left_and_named(finished: Path, write: Write):
     write(finished.parent, stages=STAGES[:-1])
     output, same = run_and_compare(finished)
     assert same == NAMES
-    assert said(output, r"not in the recipe \(any more\)") == ["08-int4"]
+    assert said(output, r"not in the recipe \(any more\)") == ["09-int4"]
 
 
 # --from, --until, --fresh
@@ -270,7 +269,7 @@ def test_fresh_deletes_and_does_everything(finished: Path, undisturbed: dict[str
     assert same == []
     assert said(output, "running") == NAMES
     assert "measure" in output
-    assert said(output, "evaluating perplexity") == ["00-source", "05-tie"]
+    assert said(output, "evaluating perplexity") == ["00-source", "06-refit"]
     assert digests(finished.parent / "out") == undisturbed
     assert (finished.parent / "out" / "notes.txt").exists()
 
@@ -295,7 +294,7 @@ def test_a_range_that_cannot_be_is_refused(write: Write, tmp_path: Path, argumen
 
 
 def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:-2])
 
 
 @pytest.mark.parametrize(
@@ -350,14 +349,18 @@ KILLS = [
     half_written("04-width/checkpoint/unit-00000"),
     Kill("shutil:rmtree", ".work/04-width"),
     half_written("05-tie/checkpoint/unit-00003"),
-    half_written("evaluations/05-tie.json"),
-    half_written("07-int8/checkpoint/unit-00002"),
-    just_written("07-int8/checkpoint/unit-00002"),
-    half_written("07-int8/scratch/progress.json", 4),
-    just_written("07-int8/checkpoint/model.safetensors.index"),
-    half_written("08-int4/checkpoint/unit-00001"),
-    just_written("08-int4/checkpoint/stage.json"),
-    half_written("out/metrics.json", 8),
+    half_written("06-refit/checkpoint/unit-00002"),
+    just_written("06-refit/checkpoint/unit-00003"),
+    half_written("06-refit/scratch/original/progress.json", 3),
+    just_written("06-refit/checkpoint/stage.json"),
+    half_written("evaluations/06-refit.json"),
+    half_written("08-int8/checkpoint/unit-00002"),
+    just_written("08-int8/checkpoint/unit-00002"),
+    half_written("08-int8/scratch/progress.json", 4),
+    just_written("08-int8/checkpoint/model.safetensors.index"),
+    half_written("09-int4/checkpoint/unit-00001"),
+    just_written("09-int4/checkpoint/stage.json"),
+    half_written("out/metrics.json", 9),
 ]
 
 
@@ -412,7 +415,8 @@ def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(write: Writ
     ("kill", "name", "expected"),
     [
         (half_written("layer-00002.safetensors"), "01-depth", [2, 3]),
-        (just_written("07-int8/checkpoint/unit-00002"), "07-int8", [1, 2]),
+        (half_written("06-refit/checkpoint/unit-00002"), "06-refit", [1, 1, 2, 2]),
+        (just_written("08-int8/checkpoint/unit-00002"), "08-int8", [1, 2]),
     ],
 )
 def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(

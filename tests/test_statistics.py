@@ -124,6 +124,11 @@ def normalised(states: list[torch.Tensor]) -> torch.Tensor:
     return x / (x.square().mean(1, keepdim=True) + EPS).sqrt()
 
 
+def mean_outer(rows: torch.Tensor) -> torch.Tensor:
+    """The mean of the outer products of rows [tokens, features] with themselves."""
+    return torch.stack([torch.outer(row, row) for row in rows]).mean(0)
+
+
 def test_what_is_measured_is_what_the_whole_model_shows(folder: Path, batches: list[torch.Tensor], tmp_path: Path):
     checkpoint = Checkpoint(folder)
     statistics = measure(checkpoint, batches, tmp_path, CPU, quiet())
@@ -143,6 +148,7 @@ def test_what_is_measured_is_what_the_whole_model_shows(folder: Path, batches: l
     final = normalised(inputs["model.norm"])
     torch.testing.assert_close(statistics.final()["mean_abs"], final.abs().mean(0).float())
     torch.testing.assert_close(statistics.final()["mean_square"], final.square().mean(0).float())
+    torch.testing.assert_close(statistics.final()["residual_gram"], mean_outer(final).float(), rtol=1e-4, atol=1e-5)
 
 
 def _obvious(
@@ -157,7 +163,9 @@ def _obvious(
     expected = {
         "block_influence": 1 - torch.stack(list(map(_cosine, tokens(layer), tokens(following)))).mean(),
         "head_norm": torch.stack([heads[:, 16 * h : 16 * (h + 1)].square().sum(1).sqrt().sum() for h in range(8)]),
+        "head_gram": torch.stack([mean_outer(heads[:, 16 * h : 16 * (h + 1)]) for h in range(8)]),
         "neuron_norm": tokens(f"{layer}.{family.mlp_output}").square().sum(0).sqrt(),
+        "residual_gram": sum(mean_outer(normalised(inputs[f"{layer}.{norm}"])) for norm in family.norm_readers) / 2,
     }
     for norm in family.hidden_norms:
         x = normalised(inputs[f"{layer}.{norm}"])

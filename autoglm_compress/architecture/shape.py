@@ -162,6 +162,8 @@ def resized_config(config: dict[str, Any], shape: ModelShape, layers: Sequence[i
         "tie_word_embeddings",
     ):
         resized[key] = getattr(shape, key)
+    if config.get("max_window_layers"):
+        resized["max_window_layers"] = min(config["max_window_layers"], shape.num_hidden_layers)
     if layers is not None and config.get("layer_types"):
         resized["layer_types"] = [config["layer_types"][layer] for layer in layers]
     return resized

@@ -61,7 +61,8 @@ def _encode(tokenizer: Any, order: Iterable[Document]) -> Iterable[list[int]]:
         if isinstance(document, str):
             text = document
         elif tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(document, tokenize=False)
+            # Some templates print the date: it must not change the tokens from one day to the next.
+            text = tokenizer.apply_chat_template(document, tokenize=False, date_string="1 Jan 2025")
         else:
             text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in document)
         yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end

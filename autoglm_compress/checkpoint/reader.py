@@ -81,10 +81,14 @@ class Checkpoint:
                 f"{self.folder}: no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}. "
                 "Copy the tokenizer files of the model into the folder."
             )
+        self.tokenizer()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer; remote code is never run."""
         from transformers import AutoTokenizer
 
         try:
-            AutoTokenizer.from_pretrained(self.folder)
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds; the user needs one sentence
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(

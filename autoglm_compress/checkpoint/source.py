@@ -5,6 +5,7 @@ from pathlib import Path
 from autoglm_compress.errors import UserError
 
 WEIGHTS_AND_TOKENIZER = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*", "*.jinja"]
+DUPLICATES = ["consolidated*", "original/*"]
 
 
 def local_folder(source: str, bases: list[Path]) -> Path | None:
@@ -40,7 +41,7 @@ def resolve_source(source: str, bases: list[Path]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=WEIGHTS_AND_TOKENIZER))
+        return Path(snapshot_download(source, allow_patterns=WEIGHTS_AND_TOKENIZER, ignore_patterns=DUPLICATES))
     except Exception as error:  # the hub client raises many kinds; the user needs one sentence
         raise _not_from_hub(source, bases, error) from None
 

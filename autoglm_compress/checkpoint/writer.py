@@ -66,8 +66,7 @@ class CheckpointWriter:
             weight_map |= dict.fromkeys(infos, shard.name)
             total += sum(info.nbytes for info in infos.values())
             if len(group) == 1:
-                shard.unlink(missing_ok=True)
-                shard.hardlink_to(group[0])
+                _link_or_copy(group[0], shard)
             else:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -82,6 +81,15 @@ class CheckpointWriter:
             groups[-1].append(unit)
             size += unit.stat().st_size
         return groups
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; some file systems cannot, and get a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:

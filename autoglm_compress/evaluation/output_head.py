@@ -1,12 +1,9 @@
 """From the last hidden states to log-probabilities, without ever holding [positions, vocabulary]."""
 
-from copy import deepcopy
-
 import torch
-from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.reconstruction.walk import compute_dtype
+from autoglm_compress.reconstruction.walk import compute_dtype, final_norm
 
 VOCAB_SLICE = 16_384
 POSITION_SLICE = 2_048
@@ -24,25 +21,7 @@ class OutputHead:
         self._checkpoint = checkpoint
         self._device = device
         self._dtype = compute_dtype(checkpoint, device)
-        self._norm = self._final_norm()
-
-    def _final_norm(self) -> nn.Module:
-        """The norm of `transformers`' own model of this family, with the checkpoint's weight."""
-        from transformers import AutoModel
-
-        config = deepcopy(self._checkpoint.model_config)
-        config.num_hidden_layers = 0
-        config.vocab_size = 1
-        config.pad_token_id = None
-        config.quantization_config = None
-        if getattr(config, "layer_types", None):
-            config.layer_types = []
-        with torch.device("meta"):
-            norm = AutoModel.from_config(config, dtype=self._dtype).norm
-        norm.load_state_dict(
-            {"weight": self._to_compute(self._checkpoint.read(self._checkpoint.family.final_norm))}, assign=True
-        )
-        return norm.requires_grad_(False)
+        self._norm = final_norm(checkpoint, device)
 
     def _to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device=self._device, dtype=self._dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def find_data(recipe: Recipe) -> EvaluationData:
     return EvaluationData(text, questions)
 
 
-def tasks_of(recipe: Recipe) -> tuple[str, ...]:
-    """Every task that the recipe asks for anywhere; the source is evaluated on all of them."""
+def tasks_of(recipe: Recipe, last: int) -> tuple[str, ...]:
+    """Every task that the recipe asks for up to its stage number `last`; the source is evaluated on all of them."""
     asked = list(recipe.evaluation.every_stage)
-    for stage in recipe.stages:
+    for stage in recipe.stages[: last + 1]:
         asked += stage.tasks if isinstance(stage, Evaluate) else ()
     return tuple(dict.fromkeys(asked))
 
@@ -86,7 +87,7 @@ class Evaluations:
         }
 
     def _settings_key(self, task: str) -> str:
-        return key_of(self._settings.get(task))
+        return key_of([self._settings.get(task), version("lm_eval")])
 
     def measure(
         self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str], progress: Progress
@@ -121,16 +122,22 @@ class Evaluations:
             write_json(self.folder / f"{name}.json", record)
         return {task: known[task] for task in tasks if task in known}
 
+    def forget(self, name: str, tasks: Sequence[str]) -> None:
+        """Drop results, so that the tasks are measured again."""
+        path = self.folder / f"{name}.json"
+        record = read_json(path)
+        if record is not None:
+            record["tasks"] = {task: entry for task, entry in record["tasks"].items() if task not in tasks}
+            write_json(path, record)
+
     def resources(self, name: str) -> dict[str, float | int]:
         """Seconds and peak memory of the latest evaluation of a checkpoint."""
         record = read_json(self.folder / f"{name}.json")
         return record["resources"] if record else {"seconds": 0.0, "peak_rss_bytes": 0}
 
     def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
-        from transformers import AutoTokenizer
-
         options = self.recipe.evaluation.perplexity
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+        tokenizer = checkpoint.tokenizer()
         return token_rows(
             tokenizer, self.data.text, "held-out", options.samples, options.sequence_length, self.recipe.seed
         )

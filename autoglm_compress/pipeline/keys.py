@@ -10,6 +10,7 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
 
 REVISION = 1
 """Raised when results change for a reason that no stage's own revision covers."""
@@ -51,6 +52,6 @@ def stage_keys(recipe: Recipe, source_files: dict[str, dict[str, Any]], calibrat
         options = stage.model_dump(mode="json", exclude={"name", "source"})
         depends = [REVISION, stage.revision, options, recipe.seed, source_key if parent is None else keys[parent]]
         if stage.uses_calibration:
-            depends += [source_key, calibration]
+            depends += [source_key, calibration, STATISTICS_REVISION]
         keys.append(key_of(depends))
     return source_key, keys

@@ -117,9 +117,16 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     folder = config_only(recipe.model.source, recipe.bases)
     source, config = source_shape(folder), load_model_config(folder)
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+    longest = getattr(config, "max_position_embeddings", None)
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
     problems: list[Problem] = []
+    for path, length in (
+        (("calibration", "sequence_length"), recipe.calibration.sequence_length),
+        (("evaluation", "perplexity", "sequence_length"), recipe.evaluation.perplexity.sequence_length),
+    ):
+        if longest and length > longest:
+            problems.append(Problem(path, f"{length}: the model's max_position_embeddings is {longest}"))
     for number, (stage, parent) in enumerate(zip(recipe.stages, recipe.parents, strict=True)):
         before = source if parent is None else shapes[parent]
         try:

@@ -29,6 +29,7 @@ from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.reconstruction.statistics import Statistics, measure
 from autoglm_compress.stages import StageContext
+from autoglm_compress.stages.evaluate import Evaluate
 
 SOURCE_FOLDER_NAME = f"00-{SOURCE}"
 PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compressed-tensors", "lm-eval")
@@ -92,8 +93,9 @@ class _Run:
         return range(first, last + 1)
 
     def run(self) -> Path:
-        known = self.folder.manifest.get("source", {}).get("files", {})
-        self.source_files = hash_source(self.source, known)
+        known = self.folder.manifest.get("source", {})
+        same_folder = known.get("folder") == str(self.source.folder)
+        self.source_files = hash_source(self.source, known["files"] if same_folder else {})
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_file)
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
         if self.options.fresh or any(self.recipe.stages[number].uses_calibration for number in self._unfinished()):
@@ -104,12 +106,12 @@ class _Run:
         self._check_disk(self._unfinished())
         self._write_manifest()
         torch.manual_seed(self.recipe.seed)
-        self._evaluate(None, tasks_of(self.recipe))
+        self._evaluate(None, tasks_of(self.recipe, self.chosen[-1]))
         for number in range(self.chosen[-1] + 1):
             self._run_stage(number)
             self._write_metrics()
             self._write_manifest()
-        self.folder.tidy(self._names()[self.chosen[-1] + 1 :])
+        self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
         self.progress.console.print(metrics_table(self._rows()))
         return self.folder.path
 
@@ -173,7 +175,10 @@ class _Run:
 
     def _run_stage(self, number: int) -> None:
         stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
+        redo = self.options.first is not None and number in self.chosen
         if not stage.makes_checkpoint:
+            if redo and isinstance(stage, Evaluate):
+                self.evaluations.forget(self._checkpoint_of(self.recipe.parents[number])[0], stage.tasks)
             context = self._context(number, target=None, work=self.folder.work)
             stage.run(context)
             cost = self.evaluations.resources(self._checkpoint_of(self.recipe.parents[number])[0])
@@ -181,7 +186,6 @@ class _Run:
             write_json(self.folder.path / f"{name}.json", {"name": name, "stage": stage.stage, **self.records[-1]})
             return
         finished = self.folder.finished(name, self.keys[number])
-        redo = self.options.first is not None and number in self.chosen
         self.records.append(finished if finished and not redo else self._make_checkpoint(number))
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
@@ -193,7 +197,9 @@ class _Run:
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
             resources = {field: record[field] for field in ("seconds", "peak_rss_bytes")}
             checkpoint = number if stage.makes_checkpoint else parent
-            previous = source if parent is None else rows[parent]
+            # What a stage that only looks is compared with is what the checkpoint it looks at is compared with.
+            before = parent if stage.makes_checkpoint or parent is None else self.recipe.parents[parent]
+            previous = source if before is None else rows[before]
             name = self.recipe.folder_name(number)
             rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous))
         return [source, *rows]
@@ -264,10 +270,8 @@ class _Run:
 
     @cached_property
     def calibration_batches(self) -> list[torch.Tensor]:
-        from transformers import AutoTokenizer
-
         options = self.recipe.calibration
-        tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+        tokenizer = self.source.tokenizer()
         rows = token_rows(
             tokenizer, self.calibration_file, "calibration", options.samples, options.sequence_length, options.seed
         )
@@ -280,10 +284,12 @@ class _Run:
             self.progress.note(f"warning: {options.source} fills only {len(rows)} of {options.samples} samples")
         return batched(rows)
 
+    def _statistics_name(self) -> str:
+        return f"statistics-{key_of([STATISTICS_REVISION, self.source_key, self.calibration])}"
+
     @cached_property
     def statistics(self) -> Statistics:
-        key = key_of([STATISTICS_REVISION, self.source_key, self.calibration])
-        folder = self.folder.work / f"statistics-{key}"
+        folder = self.folder.work / self._statistics_name()
         folder.mkdir(parents=True, exist_ok=True)
         return measure(self.source, self.calibration_batches, folder, self.device, self.progress)
 

@@ -129,8 +129,8 @@ class RunFolder:
         shutil.rmtree(self.stage_work(name))
         return final
 
-    def tidy(self, unfinished: Collection[str]) -> None:
-        """Delete what killed runs left of work, but for the statistics and the stages that are not finished."""
+    def tidy(self, needed: Collection[str]) -> None:
+        """Delete what is left of work, but for what is needed."""
         for path in self.work.glob("*"):
-            if path.name not in unfinished and not path.name.startswith("statistics-"):
+            if path.is_dir() and path.name not in needed:
                 shutil.rmtree(path)

@@ -1,14 +1,17 @@
 """The residual stream of every calibration token, between one layer and the next."""
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.errors import UserError
 
 
 class HiddenStates:
@@ -31,13 +34,20 @@ class HiddenStates:
     def _allocate(self, name: str) -> torch.Tensor:
         if self._folder is None:
             return torch.empty(self._elements, dtype=self._dtype)
-        return torch.from_file(str(self._folder / name), shared=True, size=self._elements, dtype=self._dtype)
+        path = self._folder / name
+        _reserve(path, self._elements * self._dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=self._elements, dtype=self._dtype)
 
     def _read_progress(self) -> int:
         """The number of steps (0: nothing, 1: embedded, 1 + n: after n layers) that are complete."""
         if self._folder is None or not (self._folder / "progress.json").exists():
             return 0
-        return int(json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))["done"])
+        found = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
+        # Another device computes in another dtype, and could not read what is there.
+        return int(found["done"]) if found["states"] == self._description() else 0
+
+    def _description(self) -> list[Any]:
+        return [str(self._dtype), [list(shape) for shape in self._shapes]]
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch its states after the last step and the place for those after the next."""
@@ -60,4 +70,14 @@ class HiddenStates:
         """Note that a step is complete for all batches."""
         self.done += 1
         if self._folder is not None:
-            write_json(self._folder / "progress.json", {"done": self.done})
+            write_json(self._folder / "progress.json", {"done": self.done, "states": self._description()})
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the disk space of a file now: a mapped file that finds none later kills the process without a word."""
+    try:
+        with path.open("ab") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise UserError(f"{path}: no room for {size / 1e9:.2f} GB of hidden states: {error.strerror}.") from None

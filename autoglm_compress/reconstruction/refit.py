@@ -13,6 +13,7 @@ and a few tokens with massive activations would decide the fit otherwise.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,18 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
-from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, fit
+from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, NotFiniteError, fit, ridge
 from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, slice_axes
-from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype
+from autoglm_compress.reconstruction.tying import row_slices
+from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype, final_norm
 
 HELD_OUT_EVERY = 8
 """One row of tokens in so many decides about a fit instead of being fitted to."""
 
-SMALLEST_GAIN = 1e-2
+HEAD_SAMPLE = 4096
+"""Rows of the head that decide how all of it is fitted."""
+
+NEGLIGIBLE_GAIN = 1e-2
 """Gains of a norm after a writer, relative to its largest, below which a target is not divided by them."""
 
 
@@ -64,6 +69,23 @@ def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden:
     finally:
         handle.remove()
     return seen[0]
+
+
+def _copier(place: torch.Tensor) -> Callable[..., None]:
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        place.copy_(inputs[0])
+
+    return hook
+
+
+@contextmanager
+def copy_input(module: nn.Module, place: torch.Tensor) -> Iterator[None]:
+    """Copy the input that a module gets meanwhile to another place."""
+    handle = module.register_forward_pre_hook(_copier(place))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class PairedWalk:
@@ -112,37 +134,35 @@ class PairedWalk:
             for layer in range(self.student.done - 1, layers):
                 try:
                     refitted = self._refit_layer(layer)
-                except ValueError as error:
-                    raise UserError(
-                        f"{self.compressed.folder}: layer {layer}: {error}: the weights are damaged."
-                    ) from None
+                except NotFiniteError as error:
+                    raise UserError(f"{self.compressed.folder}: layer {layer}: {error}.") from None
                 yield layer, refitted
                 self._commit()
                 advance(1)
 
     @torch.no_grad()
     def refit_head(self) -> tuple[torch.Tensor, Fit]:
-        """The head [vocab_size, hidden_size] fitted to the original's logits, and the fit of a part of its rows.
+        """The head [vocab_size, hidden_size] in its stored dtype, fitted to the original's logits.
 
-        To be called when all layers are done. All rows get the strength that is best for an even choice of them.
+        To be called when all layers are done. An even choice of HEAD_SAMPLE rows decides about the ridge strength for
+        all of them; the fit returned beside the head is theirs.
         """
-        teacher_norm, student_norm = self._final_norm(self.original), self._final_norm(self.compressed)
-        examples = (
-            (student_norm(s.to(self.device)), teacher_norm(t.to(self.device)))
+        norms = final_norm(self.compressed, self.device), final_norm(self.original, self.device)
+        train, held_out = self._input_moments(
+            (norms[0](s.to(self.device)), norms[1](t.to(self.device)))
             for (t, _), (s, _) in zip(self.teacher.pairs(), self.student.pairs(), strict=True)
         )
-        train, held_out = self._input_moments(examples)
-        target = self.teacher_model.to_compute(self.original.head_weight())
-        prior = self.student_model.to_compute(self.compressed.head_weight())
-        chosen = fit(train.for_targets(target), held_out.for_targets(target), prior)[0]
-        return chosen.weight, chosen
-
-    def _final_norm(self, checkpoint: Checkpoint) -> nn.Module:
-        """The model's own norm module, with the weight of its final norm."""
-        model = self.teacher_model if checkpoint is self.original else self.student_model
-        norm = model.load(0)[0].get_submodule(next(iter(self.family.norm_readers)))
-        norm.weight = nn.Parameter(model.to_compute(checkpoint.read(self.family.final_norm)), requires_grad=False)
-        return norm
+        target, prior = self.original.head_weight(), self.compressed.head_weight()
+        sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
+        some = target[sample].to(self.device).float()
+        chosen = fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(self.device).float())[0]
+        if chosen.strength is None:
+            return prior, chosen
+        head = torch.empty_like(prior)
+        for rows in row_slices(len(prior)):
+            cross = train.for_targets(target[rows].to(self.device).float()).cross
+            head[rows] = ridge(train.gram, cross, prior[rows].to(self.device).float(), chosen.strength).to(head)
+        return head, chosen
 
     def _commit(self) -> None:
         self.student.commit()
@@ -181,8 +201,8 @@ class PairedWalk:
         originals = [before for before, _ in self.teacher.pairs()]
         fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
         for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
-            middle.copy_(capture_input(teacher.get_submodule(second), run_teacher, before))
-            after.copy_(run_teacher(before))
+            with copy_input(teacher.get_submodule(second), middle):
+                after.copy_(run_teacher(before))
 
         written = (capture_input(student.get_submodule(attention), run_student, states) for states in inputs)
         fits[attention] = self._fit_writer(attention, student, written, self.teacher.middle, inputs)
@@ -237,7 +257,10 @@ class PairedWalk:
         sums: list[InputMoments] = []
         for (ours, original), held_out in zip(examples, self.held_out, strict=True):
             if not sums:
-                sums = [InputMoments(ours.shape[-1], original.shape[-1], ours.device) for _ in range(2)]
+                sums = [
+                    InputMoments(ours.shape[-1], original.shape[-1], ours.device, for_errors)
+                    for for_errors in (False, True)
+                ]
             for moments, rows in zip(sums, (~held_out, held_out), strict=True):
                 moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
         return sums[0], sums[1]
@@ -255,7 +278,7 @@ class PairedWalk:
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_submodule(norm).weight if norm else None
-        train, held_out = (Moments(prior.shape[1], prior.shape[0], prior.device) for _ in range(2))
+        train, held_out = (Moments.zeros(prior.shape[1], prior.shape[0], prior.device) for _ in range(2))
         for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
             original = self.lineage.project(original.to(self.device).float())
             target = original - residual.to(self.device).float()
@@ -300,7 +323,7 @@ def _with_one(inputs: torch.Tensor, has_bias: bool) -> torch.Tensor:
 
 def _before_norm(target: torch.Tensor, gain: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """What a writer should give so that the norm after it gives the target: its direction, at the length it has now."""
-    gain = torch.where(gain.abs() < SMALLEST_GAIN * gain.abs().max(), torch.inf, gain.float())
+    gain = torch.where(gain.abs() < NEGLIGIBLE_GAIN * gain.abs().max(), torch.inf, gain.float())
     direction = nn.functional.normalize(target / gain, dim=-1)
     return direction * output.norm(dim=-1, keepdim=True)
 

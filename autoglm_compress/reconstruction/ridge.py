@@ -19,13 +19,25 @@ SMALLEST_GAIN = 1e-6
 """What a fit must gain in relative error; less is rounding, and the weight stays as it is."""
 
 
-class Moments:
-    """G [in, in], C [out, in] and sum w y^2 [out] over tokens, in fp32."""
+class NotFiniteError(ArithmeticError):
+    """Sums over tokens that nothing can be fitted to."""
 
-    def __init__(self, in_features: int, out_features: int, device: torch.device) -> None:
-        self.gram = torch.zeros(in_features, in_features, device=device)
-        self.cross = torch.zeros(out_features, in_features, device=device)
-        self.target_square = torch.zeros(out_features, device=device)
+
+@dataclass
+class Moments:
+    """G [in, in], C [out, in] and, where errors are to be known, sum w y^2 [out] over tokens, in fp32."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    target_square: torch.Tensor | None
+
+    @classmethod
+    def zeros(cls, in_features: int, out_features: int, device: torch.device) -> "Moments":
+        """The moments of no tokens."""
+        gram = torch.zeros(in_features, in_features, device=device)
+        return cls(
+            gram, torch.zeros(out_features, in_features, device=device), torch.zeros(out_features, device=device)
+        )
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
@@ -42,27 +54,25 @@ class Moments:
 class InputMoments:
     """The same for targets y = V t that are linear in the inputs t of another model: V may be large or come later.
 
-    Sums over tokens of x x^T [in, in], t x^T [other, in] and t t^T [other, other].
+    Sums over tokens of x x^T [in, in], t x^T [other, in] and, where errors are to be known, t t^T [other, other].
     """
 
-    def __init__(self, in_features: int, other_features: int, device: torch.device) -> None:
+    def __init__(self, in_features: int, other_features: int, device: torch.device, for_errors: bool) -> None:
         self.gram = torch.zeros(in_features, in_features, device=device)
         self.cross = torch.zeros(other_features, in_features, device=device)
-        self.other_gram = torch.zeros(other_features, other_features, device=device)
+        self.other_gram = torch.zeros(other_features, other_features, device=device) if for_errors else None
 
     def add(self, inputs: torch.Tensor, other: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""
         self.gram.addmm_(inputs.T, inputs)
         self.cross.addmm_(other.T, inputs)
-        self.other_gram.addmm_(other.T, other)
+        if self.other_gram is not None:
+            self.other_gram.addmm_(other.T, other)
 
     def for_targets(self, weight: torch.Tensor) -> Moments:
         """The moments for y = V t, V [out, other]."""
-        moments = Moments.__new__(Moments)
-        moments.gram = self.gram
-        moments.cross = weight @ self.cross
-        moments.target_square = ((weight @ self.other_gram) * weight).sum(1)
-        return moments
+        square = None if self.other_gram is None else ((weight @ self.other_gram) * weight).sum(1)
+        return Moments(self.gram, weight @ self.cross, square)
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,10 @@ def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength
     A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
 
     Raises:
-        ValueError: the sums are not finite.
+        NotFiniteError: the sums are not finite.
     """
     if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(cross).all()):
-        raise ValueError("activations are NaN or infinite for some calibration tokens")
+        raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
     scale = gram.diagonal().mean().clamp_min(1e-30)
     while True:
         damped = gram.clone()

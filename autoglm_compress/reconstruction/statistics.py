@@ -26,6 +26,7 @@ from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import walk
 
@@ -164,5 +165,10 @@ class _Measure:
             "neuron_norm": self.sums["neuron_square"].sqrt(),
             "residual_gram": torch.stack([m.mean_gram() for m in self.moments.values() if m.with_gram]).mean(0),
         }
+        if not all(torch.isfinite(value).all() for value in result.values()):
+            raise UserError(
+                f"layer {layer}: activations are NaN or infinite for some calibration tokens: the model overflows in "
+                "the dtype it is computed in, or its weights are damaged."
+            )
         result |= {f"{norm}.{key}": m for norm, sums in self.moments.items() for key, m in sums.result().items()}
         save_atomically(_layer_file(self.folder, layer), {key: value.float().cpu() for key, value in result.items()})

@@ -80,6 +80,25 @@ class OneLayerModel:
         return tensor.to(device=self.device, dtype=self.dtype)
 
 
+def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """The norm before the head, `transformers`' own of this family, with the checkpoint's weight."""
+    from transformers import AutoModel
+
+    config = deepcopy(checkpoint.model_config)
+    config.num_hidden_layers = 0
+    config.vocab_size = 1
+    config.pad_token_id = None
+    config.quantization_config = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = []
+    dtype = compute_dtype(checkpoint, device)
+    with torch.device("meta"):
+        norm = AutoModel.from_config(config, dtype=dtype).norm
+    weight = checkpoint.read(checkpoint.family.final_norm).to(device=device, dtype=dtype)
+    norm.load_state_dict({"weight": weight}, assign=True)
+    return norm.requires_grad_(False)
+
+
 def compute_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """fp32 on a CPU, where it costs little and keeps statistics exact; the checkpoint's own dtype on a GPU."""
     return torch.float32 if device.type == "cpu" else checkpoint.dtype

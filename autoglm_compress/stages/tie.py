@@ -8,7 +8,7 @@ from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.reconstruction.surgery import Rewrite
-from autoglm_compress.reconstruction.tying import tie_least_squares
+from autoglm_compress.reconstruction.tying import pair_moments, tie_least_squares
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 
@@ -41,9 +41,12 @@ class Tie(Stage):
             "an untied pair stored in INT8 takes the same bytes"
         ]
 
+    def working_memory(self, shape: ModelShape) -> int:
+        """Both matrices and the new one as they are stored, and a few Gram matrices in fp64."""
+        return 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes + 12 * 8 * shape.hidden_size**2
+
     def run(self, context: StageContext) -> None:
         """Write a checkpoint with the shared matrix."""
-        family = context.source.family
         changed = self._changed(context)
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -52,17 +55,18 @@ class Tie(Stage):
         Rewrite(range(context.source.shape.num_hidden_layers), {}, lambda _: {}, change).run(
             context.source, context.target, context.shape, context.progress
         )
-        context.decisions = {"tensors_changed": sorted(changed), "shared": family.embedding}
 
     def _changed(self, context: StageContext) -> dict[str, torch.Tensor]:
         """The tensors that tying changes, by name."""
         source, family = context.source, context.source.family
-        embedding, head = source.read(family.embedding).float(), source.read(family.head).float()
+        embedding, head = source.read(family.embedding), source.read(family.head)
         if self.method == "least_squares":
-            gain = source.read(family.final_norm).float()
             gram = context.lineage.project_gram(context.statistics().final()["residual_gram"])
             gram = gram / gram.diagonal().mean()
-            shared, gain = tie_least_squares(embedding, head * gain, gram, self.output_weight)
-            return {family.embedding: shared, family.final_norm: gain}
-        shared = {"average": (embedding + head) / 2, "input": embedding, "output": head}[self.method]
-        return {family.embedding: shared}
+            moments = pair_moments(embedding, head)
+            tied = tie_least_squares(moments, source.read(family.final_norm), gram, self.output_weight)
+            context.decisions = {"input_error": tied.input_error, "output_error": tied.output_error}
+            return {family.embedding: tied.matrix(embedding, head, moments), family.final_norm: tied.gain}
+        if self.method == "average":
+            return {family.embedding: torch.lerp(embedding, head, 0.5)}
+        return {family.embedding: embedding if self.method == "input" else head}

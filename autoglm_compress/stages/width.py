@@ -63,7 +63,10 @@ class Width(Stage):
         total = sum(grams.values())
         basis = principal_directions(total, context.shape.hidden_size)
         kept = basis.shape[1]
-        gains = {name: float(((basis.T @ gram) * basis.T).sum() / kept) ** 0.5 for name, gram in grams.items()}
+        gains = {
+            name: float(((basis.T @ gram) * basis.T).sum() / kept / gram.diagonal().mean()) ** 0.5
+            for name, gram in grams.items()
+        }
         self._write(context, {}, change=Rotation(context.source, basis, gains).change)
         context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
         share = float(((basis.T @ total) * basis.T).sum() / total.trace())
@@ -102,6 +105,10 @@ def _residual_grams(context: StageContext) -> dict[str, torch.Tensor]:
 def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """Each norm's tensor name and its two moments [hidden_size] over the channels present."""
     statistics, family = context.statistics(), context.source.family
+    if context.lineage.basis is not None:
+        # In a turned basis only second moments are known; models that can be turned have no norms but those.
+        squares = {name: gram.diagonal() for name, gram in _residual_grams(context).items()}
+        return [(name, square.sqrt(), square) for name, square in squares.items()]
     channels = list(context.lineage.channels)
     norms = []
     for layer, origin in enumerate(context.lineage.layers):

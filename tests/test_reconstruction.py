@@ -144,6 +144,28 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
     torch.testing.assert_close(logits(load(result), tokens), logits(model, tokens), rtol=1e-2, atol=1e-2)
 
 
+def test_turning_twice_is_turning_once(tmp_path: Path, make_checkpoint: Callable[..., Path]):
+    tokens = torch.arange(40)[None] * 7 % 512
+    widths = {"once": [40], "twice": [48, 40]}
+    results = []
+    for name, sizes in widths.items():
+        stages = [{"stage": "width", "name": f"w{size}", "hidden_size": size, "method": "pca"} for size in sizes]
+        source = make_checkpoint("llama", dtype="float32")
+        results.append(logits(load(compress(tmp_path / name, source, *stages, calibration=CALIBRATION)), tokens))
+    torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.05)  # bf16 in between
+
+
+@pytest.mark.parametrize("method", ["activation", "magnitude", "random"])
+def test_channels_can_be_selected_in_a_turned_basis(method: str, tmp_path: Path, make_checkpoint: Callable[..., Path]):
+    stages = [
+        {"stage": "width", "name": "turned", "hidden_size": 48},
+        {"stage": "width", "name": "selected", "hidden_size": 32, "method": method},
+        {"stage": "refit"},
+    ]
+    result = compress(tmp_path, make_checkpoint("glm"), *stages, calibration=CALIBRATION)
+    assert logits(load(result), torch.arange(20)[None]).isfinite().all()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_refit_leaves_an_uncut_model_as_it_is(family: str, tmp_path: Path, make_checkpoint: Callable[..., Path]):
     source = make_checkpoint(family)

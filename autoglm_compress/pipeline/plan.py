@@ -152,9 +152,14 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         )
     if problems:
         raise RecipeError(recipe.file, problems, recipe.locations)
-    walks = any(stage.uses_calibration for stage in recipe.stages)
-    scratch = 2 * SHARD_BYTES + walks * 2 * tokens * source.hidden_size * 4
-    return Plan(tuple(checkpoints), scratch, free_bytes(output))
+    scratch = 0
+    for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
+        if stage.uses_calibration:
+            own = stage.scratch_bytes(source if parent is None else shapes[parent], source, tokens)
+            scratch = max(scratch, own or 2 * 4 * tokens * source.hidden_size)
+    if scratch:
+        scratch += 4 * source.hidden_size**2 * (source.num_hidden_layers + 1)  # the statistics
+    return Plan(tuple(checkpoints), 2 * SHARD_BYTES + scratch, free_bytes(output))
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:

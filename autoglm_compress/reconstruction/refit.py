@@ -27,8 +27,7 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, NotFiniteError, fit, ridge
-from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, slice_axes
-from autoglm_compress.reconstruction.tying import row_slices
+from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, row_slices, slice_axes
 from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype, final_norm
 
 HELD_OUT_EVERY = 8

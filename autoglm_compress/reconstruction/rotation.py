@@ -8,6 +8,7 @@ rotation once their gains are in the linears that read them; what is left of a g
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.reconstruction.surgery import row_slices
 
 
 def principal_directions(gram: torch.Tensor, count: int) -> torch.Tensor:
@@ -40,13 +41,14 @@ class Rotation:
         axes = self.family.axes_of(name)
         if "hidden" not in axes:
             return tensor
-        turned = tensor.float()
+        if axes[-1] != "hidden" or tensor.dim() == 1:
+            return (self.basis.T @ tensor.float()).to(tensor.dtype)  # what writers add to the residual stream
         norm = self._norm_before(name)
-        if norm is not None:
-            turned = turned * self.source.read(norm).float()
-        # Readers and the embedding have the residual stream as their columns, writers (and their biases) as rows.
-        turned = turned @ self.basis if axes[-1] == "hidden" else self.basis.T @ turned
-        return turned.to(tensor.dtype)
+        gain = 1.0 if norm is None else self.source.read(norm).float()
+        turned = tensor.new_empty(len(tensor), self.basis.shape[1])
+        for rows in row_slices(len(tensor)):
+            turned[rows] = ((tensor[rows].float() * gain) @ self.basis).to(tensor.dtype)
+        return turned
 
     def _norm_before(self, name: str) -> str | None:
         """The norm whose output a tensor multiplies."""

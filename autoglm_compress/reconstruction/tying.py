@@ -4,13 +4,13 @@ The shared matrix S is a combination of embedding E and head W, S = E P + W R, s
 [hidden_size, hidden_size] matrices, whatever the vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from autoglm_compress.reconstruction.surgery import row_slices
+
 ROUNDS = 4
-SLICE_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class Tied:
             from_head = (head[rows].double() - moments.head_mean) @ self.from_head
             shared[rows] = (from_embedding + from_head + moments.embedding_mean).to(shared.dtype)
         return shared
-
-
-def row_slices(rows: int) -> Iterator[slice]:
-    """Slices of the rows of a large matrix, so that no fp32 or fp64 copy of all of it is needed."""
-    return (slice(start, min(start + SLICE_ROWS, rows)) for start in range(0, rows, SLICE_ROWS))
 
 
 def pair_moments(embedding: torch.Tensor, head: torch.Tensor) -> PairMoments:

@@ -80,8 +80,6 @@ class Stage(BaseModel):
 
     revision: ClassVar[int] = 1
     """Raised when the stage's result changes for the same options, so that old results are not taken for new."""
-    uses_calibration: ClassVar[bool] = False
-    """Whether the result depends on the calibration text, directly or through the statistics."""
     makes_checkpoint: ClassVar[bool] = True
     """Whether the stage writes a checkpoint (or only looks at the one before it)."""
     makes_quantized: ClassVar[bool] = False
@@ -94,6 +92,11 @@ class Stage(BaseModel):
         """The name that other stages and the command line know this stage by."""
         return self.name or self.stage
 
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the result depends on the calibration text, directly or through the statistics."""
+        return False
+
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape after this stage.
 
@@ -104,6 +107,10 @@ class Stage(BaseModel):
 
     def working_memory(self, shape: ModelShape) -> int:
         """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""
+        return 0
+
+    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
+        """Bytes of disk for hidden states of calibration tokens while the stage works, for `plan`."""
         return 0
 
     def warnings(self, shape: ModelShape) -> list[str]:

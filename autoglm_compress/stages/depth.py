@@ -24,13 +24,16 @@ class Depth(Stage):
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     method: Literal["block_influence", "random"] = "block_influence"
 
-    uses_calibration = True
-
     @model_validator(mode="after")
     def _one_of_two(self) -> "Depth":
         if (self.num_hidden_layers is None) == (self.layers is None):
             raise ValueError("give either num_hidden_layers (how many to keep) or layers (which ones to keep)")
         return self
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the choice of method looks at activations."""
+        return self.layers is None and self.method != "random"
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer layers."""

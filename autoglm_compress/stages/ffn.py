@@ -23,7 +23,10 @@ class Ffn(Stage):
     intermediate_size: Size
     method: Literal["contribution", "activation", "magnitude", "random"] = "contribution"
 
-    uses_calibration = True
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the choice of method looks at activations."""
+        return self.method in ("contribution", "activation")
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer neurons."""

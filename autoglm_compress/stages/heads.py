@@ -25,7 +25,10 @@ class Heads(Stage):
     kv_heads: Size | None = None
     method: Literal["contribution", "activation", "magnitude", "random"] = "contribution"
 
-    uses_calibration = True
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the choice of method looks at activations."""
+        return self.method in ("contribution", "activation")
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer heads; head_dim stays."""

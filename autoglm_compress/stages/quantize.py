@@ -38,8 +38,12 @@ class Quantize(Stage):
     bits: Literal[4, 8]
     group_size: Literal[32, 64, 128, -1] = 128
 
-    uses_calibration = True
     makes_quantized = True
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the choice of method looks at activations."""
+        return self.method == "awq"
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with quantized linears; a linear that the group size does not divide gets a smaller one."""
@@ -66,6 +70,10 @@ class Quantize(Stage):
         grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
         widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
         return 4 * (grams + 2 * widest)
+
+    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
+        """The walk's two buffers, fp32."""
+        return 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """The linears that get a smaller group than was asked for."""

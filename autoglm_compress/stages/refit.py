@@ -21,7 +21,10 @@ class Refit(Stage):
 
     stage: Literal["refit"]
 
-    uses_calibration = True
+    @property
+    def uses_calibration(self) -> bool:
+        """Always."""
+        return True
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
@@ -34,6 +37,10 @@ class Refit(Stage):
             if name.removesuffix(".weight") in shape.family.layer_linears and len(tensor) == 2:
                 needed = max(needed, 4 * tensor[1] ** 2 + 5 * prod(tensor))
         return 4 * needed + shape.layer_bytes() // shape.element_bytes * 4
+
+    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
+        """Three buffers for each model, fp32."""
+        return 3 * 4 * tokens * (shape.hidden_size + source.hidden_size)
 
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""

@@ -25,7 +25,10 @@ class Tie(Stage):
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
     output_weight: float = Field(default=30.0, gt=0)
 
-    uses_calibration = True
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the choice of method looks at activations."""
+        return self.method == "least_squares"
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape without a head of its own."""

@@ -1,5 +1,6 @@
 """Narrow the residual stream."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -27,7 +28,10 @@ class Width(Stage):
     hidden_size: Size
     method: Literal["pca", "activation", "magnitude", "random"] | None = None
 
-    uses_calibration = True
+    @property
+    def uses_calibration(self) -> bool:
+        """Always: norms are rescaled by what calibration shows."""
+        return True
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with a narrower residual stream."""
@@ -59,17 +63,16 @@ class Width(Stage):
         rewrite.run(context.source, context.target, context.shape, context.progress)
 
     def _rotate(self, context: StageContext) -> None:
-        grams = _residual_grams(context)
-        total = sum(grams.values())
+        total = sum(gram for _, gram in _residual_grams(context))
         basis = principal_directions(total, context.shape.hidden_size)
-        kept = basis.shape[1]
+        # Two passes over the statistics, so that one layer's Gram matrix is in memory and not all of them.
         gains = {
-            name: float(((basis.T @ gram) * basis.T).sum() / kept / gram.diagonal().mean()) ** 0.5
-            for name, gram in grams.items()
+            name: float(_energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
+            for name, gram in _residual_grams(context)
         }
         self._write(context, {}, change=Rotation(context.source, basis, gains).change)
         context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
-        share = float(((basis.T @ total) * basis.T).sum() / total.trace())
+        share = float(_energy(basis, total) / total.trace())
         context.decisions = {"method": "pca", "share_of_energy": share, "gains": gains}
 
     def _select(self, context: StageContext, method: str) -> None:
@@ -91,15 +94,19 @@ def _can_rotate(shape: ModelShape) -> bool:
     return not shape.tie_word_embeddings and not shape.family.writer_norms
 
 
-def _residual_grams(context: StageContext) -> dict[str, torch.Tensor]:
+def _energy(basis: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """The trace of a Gram matrix [size, size] within the span of orthonormal columns [size, kept]."""
+    return ((basis.T @ gram) * basis.T).sum()
+
+
+def _residual_grams(context: StageContext) -> Iterator[tuple[str, torch.Tensor]]:
     """For the norms that linears read, by tensor name, the Gram matrix of normalised states in the present basis."""
     statistics, family, lineage = context.statistics(), context.source.family, context.lineage
-    grams = {}
     for layer, origin in enumerate(lineage.layers):
         gram = lineage.project_gram(statistics.layer(origin)["residual_gram"])
-        grams |= {f"{family.layer_prefix(layer)}{norm}.weight": gram for norm in family.norm_readers}
-    grams[family.final_norm] = lineage.project_gram(statistics.final()["residual_gram"])
-    return grams
+        for norm in family.norm_readers:
+            yield f"{family.layer_prefix(layer)}{norm}.weight", gram
+    yield family.final_norm, lineage.project_gram(statistics.final()["residual_gram"])
 
 
 def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -107,7 +114,7 @@ def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.
     statistics, family = context.statistics(), context.source.family
     if context.lineage.basis is not None:
         # In a turned basis only second moments are known; models that can be turned have no norms but those.
-        squares = {name: gram.diagonal() for name, gram in _residual_grams(context).items()}
+        squares = {name: gram.diagonal() for name, gram in _residual_grams(context)}
         return [(name, square.sqrt(), square) for name, square in squares.items()]
     channels = list(context.lineage.channels)
     norms = []

@@ -23,7 +23,7 @@ class Tie(Stage):
 
     stage: Literal["tie"]
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
-    output_weight: float = Field(default=30.0, gt=0)
+    output_weight: float = Field(default=10.0, gt=0)
 
     @property
     def uses_calibration(self) -> bool:

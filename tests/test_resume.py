@@ -22,7 +22,7 @@ from running import (
     write_recipe,
 )
 
-from autoglm_compress.reconstruction import walk as walk_module
+from autoglm_compress.reconstruction.walk import OneLayerModel
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 STAGES: list[dict[str, Any]] = [
@@ -156,23 +156,24 @@ def test_work_leaves_nothing_behind_but_statistics(finished: Path):
     ],
 )
 def test_exactly_what_depends_on_a_change_is_redone(
-    finished: Path,
-    write: Write,
-    tmp_path_factory: pytest.TempPathFactory,
-    changes: dict[str, dict[str, Any]],
-    top: dict[str, Any],
-    redone: list[str],
+    finished: Path, write: Write, changes: dict[str, dict[str, Any]], top: dict[str, Any], redone: list[str]
 ):
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for folder in (finished.parent, elsewhere):
-        write_text(folder / "other.jsonl", "{} is told here, quite another text.")
-        recipe = write(folder, changes, **top)
+    write_text(finished.parent / "other.jsonl", "{} is told here, quite another text.")
+    write(finished.parent, changes, **top)
     output, same = run_and_compare(finished)
     assert same == said(output, "finished before, reused") == [name for name in NAMES if name not in redone]
     assert said(output, "its options, or what it depends on, changed: done again") == redone
     assert said(output, "running") == redone
-    run(recipe)
-    assert digests(finished.parent / "out") == digests(elsewhere / "out")
+
+
+@pytest.mark.parametrize("changes", [{"width": {"method": "magnitude"}}, {"tie": {"method": "input"}}])
+def test_redone_stages_are_what_a_new_run_makes(
+    finished: Path, write: Write, tmp_path_factory: pytest.TempPathFactory, changes: dict[str, dict[str, Any]]
+):
+    elsewhere = write(tmp_path_factory.mktemp("elsewhere"), changes)
+    for recipe in (elsewhere, write(finished.parent, changes)):
+        run(recipe)
+    assert digests(finished.parent / "out") == digests(elsewhere.parent / "out")
 
 
 def test_another_source_redoes_everything(
@@ -339,7 +340,6 @@ KILLS = [
     half_written("01-depth/checkpoint/unit-00001"),
     half_written("01-depth/checkpoint/model-00001"),
     just_written("01-depth/checkpoint/model.safetensors.index"),
-    half_written("01-depth/checkpoint/stage.json"),
     just_written("01-depth/checkpoint/stage.json"),
     Kill("pathlib:Path.rename", "01-depth/checkpoint", before=False),
     half_written("02-heads/checkpoint/unit-00002"),
@@ -347,7 +347,6 @@ KILLS = [
     just_written("03-ffn/checkpoint/unit-00004"),
     half_written("03-ffn/checkpoint/lineage.json"),
     half_written("04-width/checkpoint/unit-00000"),
-    Kill("shutil:rmtree", ".work/04-width"),
     half_written("05-tie/checkpoint/unit-00003"),
     half_written("06-refit/checkpoint/unit-00002"),
     just_written("06-refit/checkpoint/unit-00003"),
@@ -379,6 +378,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, un
     assert run_until_killed(recipe, kill)
     run(recipe)
     assert_as_if_undisturbed(tmp_path / "out", undisturbed)
+
+
+def test_what_was_finished_after_a_kill_is_finished(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
+    recipe = write(tmp_path)
+    assert run_until_killed(recipe, half_written("01-depth/checkpoint/stage.json"))
+    run(recipe)
+    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
     assert said(run(recipe), "finished before, reused") == NAMES
 
 
@@ -402,43 +408,79 @@ def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed
     assert_as_if_undisturbed(finished.parent / "out", undisturbed)
 
 
-def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(write: Write, tmp_path: Path):
-    recipe = write(tmp_path / "one", {"ffn": {"method": "magnitude"}})
+def test_a_stage_whose_work_was_not_tidied_can_be_redone(finished: Path, undisturbed: dict[str, str]):
+    published = Kill("pathlib:Path.rename", "08-int8/checkpoint", before=False)
+    assert run_until_killed(finished, published, "--from", "int8")
+    assert said(run(finished, "--from", "int8"), "running") == ["08-int8", "09-int4"]
+    assert_as_if_undisturbed(finished.parent / "out", undisturbed)
+
+
+def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(
+    write: Write, tmp_path: Path, undisturbed: dict[str, str]
+):
+    recipe = write(tmp_path, {"ffn": {"method": "magnitude"}})
     assert run_until_killed(recipe, half_written("03-ffn/checkpoint/unit-00003"))
-    output = run(write(tmp_path / "one"))
-    assert "03-ffn: running" in output
-    run(write(tmp_path / "other"))
-    assert digests(tmp_path / "one" / "out") == digests(tmp_path / "other" / "out")
+    assert "03-ffn: running" in run(write(tmp_path))
+    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
 
 
 @pytest.mark.parametrize(
-    ("kill", "name", "expected"),
+    ("kill", "name", "walked", "expected"),
     [
-        (half_written("layer-00002.safetensors"), "01-depth", [2, 3]),
-        (half_written("06-refit/checkpoint/unit-00002"), "06-refit", [1, 1, 2, 2]),
-        (just_written("08-int8/checkpoint/unit-00002"), "08-int8", [1, 2]),
+        (half_written("layer-00002.safetensors"), "01-depth", None, [2, 3]),
+        (half_written("06-refit/checkpoint/unit-00002"), "06-refit", "05-tie", [1, 2]),
+        (just_written("08-int8/checkpoint/unit-00002"), "08-int8", "06-refit", [1, 2]),
     ],
 )
 def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Kill, name: str, expected: list[int]
+    source: Path,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill: Kill,
+    name: str,
+    walked: str | None,
+    expected: list[int],
 ):
     recipe = write(tmp_path)
     assert run_until_killed(recipe, kill)
+    folder = tmp_path / "out" / walked if walked else source
     loaded: list[int] = []
-    original = walk_module.OneLayerModel.load
-    monkeypatch.setattr(
-        walk_module.OneLayerModel, "load", lambda self, layer: loaded.append(layer) or original(self, layer)
-    )
+    original = OneLayerModel.load
+
+    def load_noted(model: OneLayerModel, layer: int) -> Any:
+        if model.checkpoint.folder == folder:
+            loaded.append(layer)
+        return original(model, layer)
+
+    monkeypatch.setattr(OneLayerModel, "load", load_noted)
     output = run(recipe, "--until", name[3:])
     assert said(output, "going on where an earlier run stopped") == [name]
     assert loaded[: len(expected)] == expected
 
 
-def test_shards_are_resumed_and_load(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any):
+def refuse_links(*_: object) -> None:
+    raise OSError("Operation not permitted")
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("link", [None, refuse_links, stop], ids=["", "no hard links", "stopped and resumed"])
+def test_large_checkpoints_come_in_shards_that_load(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None] | None
+):
     """With a limit of 40 kB a checkpoint becomes several shards, some of one unit and some of more."""
     monkeypatch.setattr("autoglm_compress.checkpoint.writer.SHARD_BYTES", 40_000)
     recipe = write(tmp_path)
-    run(recipe)
+    with monkeypatch.context() as patches:
+        if link:
+            patches.setattr(Path, "hardlink_to", link)
+        finished = invoke("run", recipe, "--output", tmp_path / "out").exit_code == 0
+    assert finished == (link is not stop)
+    if not finished:
+        run(recipe)
     for folder in stage_folders(tmp_path / "out"):
         shards = sorted(file.name for file in folder.glob("*.safetensors"))
         assert len(shards) > 1

@@ -126,11 +126,11 @@ class PairedWalk:
     def run(self) -> Iterator[tuple[int, RefitLayer]]:
         """Refit layer after layer; a layer counts as done when the next one is asked for."""
         layers = self.compressed.shape.num_hidden_layers
-        with self.progress.task("refit", total=layers, unit="layers") as advance:
+        reached = max(0, self.student.done - 1)
+        with self.progress.task("refit", total=layers, unit="layers", reached=reached) as advance:
             if self.student.done == 0:
                 self._embed()
-            advance(self.student.done - 1)
-            for layer in range(self.student.done - 1, layers):
+            for layer in range(reached, layers):
                 try:
                     refitted = self._refit_layer(layer)
                 except NotFiniteError as error:

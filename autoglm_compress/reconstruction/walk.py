@@ -129,7 +129,7 @@ def walk(
     tokens = sum(batch.numel() for batch in batches)
     model = OneLayerModel(checkpoint, device, dtype)
     reached = max(states.done - 1, 0) * tokens
-    with progress.task(title, total=layers * tokens, unit="tokens", reached=reached) as advance:
+    with progress.task(title, total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
         if states.done == 0:
             embedding = checkpoint.read(checkpoint.family.embedding)
             for batch, (_, after) in zip(batches, states.pairs(), strict=True):

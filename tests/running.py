@@ -22,6 +22,7 @@ from autoglm_compress.cli import app
 CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 32}
 EVALUATION = {"perplexity": {"samples": 2, "sequence_length": 32}}
 CHILD_SECONDS = 120
+os.fsync = lambda _: None  # no test cuts the power, and disks take their time
 SLOW_IMPORTS = ["autoglm_compress.pipeline", "transformers.models.glm.modeling_glm", "typer.testing"]
 
 

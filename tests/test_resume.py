@@ -477,7 +477,7 @@ def test_large_checkpoints_come_in_shards_that_load(
     with monkeypatch.context() as patches:
         if link:
             patches.setattr(Path, "hardlink_to", link)
-        finished = invoke("run", recipe, "--output", tmp_path / "out").exit_code == 0
+        finished = invoke("run", recipe, "--output", tmp_path / "out", "--device", "cpu").exit_code == 0
     assert finished == (link is not stop)
     if not finished:
         run(recipe)

@@ -105,6 +105,21 @@ def test_a_stopped_walk_goes_on_at_the_layer_it_had_reached(
     assert all(map(torch.equal, states, run_walk(folder, batches)))
 
 
+def test_a_walk_stopped_in_another_dtype_starts_again(
+    make_checkpoint: Callable[..., Path], batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As when it ran on a GPU before and now runs on a CPU."""
+    folder = make_checkpoint("glm4")
+    with monkeypatch.context() as patches:
+        patches.setattr("autoglm_compress.reconstruction.walk.compute_dtype", lambda *_: torch.bfloat16)
+        with pytest.raises(KeyboardInterrupt):
+            run_walk(folder, batches, folder=tmp_path, visitor=Witness(stop_after=2))
+    again = Witness()
+    states = run_walk(folder, batches, folder=tmp_path, visitor=again)
+    assert again.entered == [0, 1, 2, 3]
+    assert all(map(torch.equal, states, run_walk(folder, batches)))
+
+
 def test_the_walk_goes_on_from_weights_that_the_visitor_changed(
     make_checkpoint: Callable[..., Path], batches: list[torch.Tensor]
 ):

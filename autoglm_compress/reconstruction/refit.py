@@ -70,17 +70,14 @@ def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden:
     return seen[0]
 
 
-def _copier(place: torch.Tensor) -> Callable[..., None]:
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        place.copy_(inputs[0])
-
-    return hook
-
-
 @contextmanager
 def copy_input(module: nn.Module, place: torch.Tensor) -> Iterator[None]:
     """Copy the input that a module gets meanwhile to another place."""
-    handle = module.register_forward_pre_hook(_copier(place))
+
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        place.copy_(inputs[0])
+
+    handle = module.register_forward_pre_hook(hook)
     try:
         yield
     finally:

@@ -73,10 +73,9 @@ class Refit(Stage):
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
     ) -> None:
         family = source.family
-        unit = {name: source.read(name) for name in source.shape.model_tensors() if name != family.embedding}
-        if family.head in unit:
-            weight, found = walk.refit_head()
-            unit[family.head] = weight.to(unit[family.head].dtype).cpu()
+        unit = {family.final_norm: source.read(family.final_norm)}
+        if not source.shape.tie_word_embeddings:
+            unit[family.head], found = walk.refit_head()
             context.decisions["head"] = _summary(found)
         target.write(1 + source.shape.num_hidden_layers, unit)
 

@@ -22,11 +22,17 @@ import torch
 import torch.nn.functional as F
 from muon import MasterOptimizer
 from training_data import HINT_WEIGHT, LETTER_WEIGHT, LETTERS, Mixture, Subject, read_quiz, read_texts, train_tokenizer
-from transformers import AttentionInterface, GlmConfig, GlmForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    GlmConfig,
+    GlmForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from autoglm_compress.calibration.python_docs import documents
 
-LAYERS = 36
 TOKENS_PER_STEP = 4096
 DECAY_SHARE = 0.35
 MUON_RATE = 0.02
@@ -96,15 +102,19 @@ def grouped_attention(
     return torch.bmm(weights, value).view(batch, heads, length, size).transpose(1, 2), None
 
 
-def build(layers: int, end: int) -> GlmForCausalLM:
+def prepare(family: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Return a freshly initialised bfloat16 model whose layers and loss are compiled."""
     AttentionInterface.register("grouped", grouped_attention)
-    config = configuration(layers, end)
     config._attn_implementation = "grouped"
-    model = GlmForCausalLM(config).bfloat16()
+    model = family(config).bfloat16()
     for layer in model.model.layers:
         layer.compile(dynamic=False)
     return model
+
+
+def build(layers: int, end: int) -> GlmForCausalLM:
+    """Return a fresh reference model of some depth."""
+    return prepare(GlmForCausalLM, configuration(layers, end))
 
 
 def grow(model: GlmForCausalLM, layers: int, end: int) -> GlmForCausalLM:
@@ -114,6 +124,8 @@ def grow(model: GlmForCausalLM, layers: int, end: int) -> GlmForCausalLM:
     row whose output projections are divided by their number: the same change of the residual stream in small steps.
     """
     old = model.config.num_hidden_layers
+    if old == layers:
+        return model
     copies, rest = divmod(layers - 1, old - 1)
     if rest:
         raise ValueError(f"{old} layers cannot be split evenly into {layers}")
@@ -145,7 +157,7 @@ def weighted_loss(
 
 
 @torch.no_grad()
-def perplexity(model: GlmForCausalLM, windows: torch.Tensor) -> float:
+def perplexity(model: PreTrainedModel, windows: torch.Tensor) -> float:
     """Return the perplexity over windows of tokens, each predicted from its own beginning."""
     total = 0.0
     for batch in windows.split(8):
@@ -156,7 +168,7 @@ def perplexity(model: GlmForCausalLM, windows: torch.Tensor) -> float:
 
 @torch.no_grad()
 def quiz_accuracy(
-    model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, quiz: list[Subject], per_subject: int | None = None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, quiz: list[Subject], per_subject: int | None = None
 ) -> dict[str, float]:
     """Return the five-shot accuracy by subject: the likeliest of the four letters after each prompt."""
     letters = [tokenizer.encode(f" {letter}")[0] for letter in LETTERS]
@@ -183,10 +195,9 @@ def held_out_windows(tokenizer: PreTrainedTokenizerFast, length: int = 512) -> t
     return torch.tensor(stream[: len(stream) // length * length]).view(-1, length)
 
 
-def export(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a checkpoint for plain `from_pretrained`, replacing an earlier one in one move."""
-    config = configuration(model.config.num_hidden_layers, tokenizer.eos_token_id)
-    plain = GlmForCausalLM(config).bfloat16()
+    plain = type(model)(type(model.config).from_dict(model.config.to_dict())).bfloat16()
     plain.load_state_dict(model.state_dict())
     fresh, stale = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     for leftover in (fresh, stale):
@@ -203,6 +214,8 @@ def export(model: GlmForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 class Trainer:
     """Runs the phases against the clock, with checks, resumable saves and exports on the way."""
 
+    phases = PHASES
+
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         options.work.mkdir(parents=True, exist_ok=True)
@@ -212,12 +225,20 @@ class Trainer:
         if options.resume and saved.exists():
             self.tokenizer = PreTrainedTokenizerFast.from_pretrained(saved)
         else:
-            self.tokenizer = train_tokenizer(self.quiz, texts)
+            self.tokenizer = self.make_tokenizer(texts)
             self.tokenizer.save_pretrained(saved)
         self.mixture = Mixture(self.tokenizer, self.quiz, texts, SEED)
         self.held_out = held_out_windows(self.tokenizer)
         self.elapsed, self.step, self.tokens = 0.0, 0, 0
         self.log: list[dict[str, object]] = []
+
+    def make_tokenizer(self, texts: list[str]) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of a new run."""
+        return train_tokenizer(self.quiz, texts)
+
+    def build(self, layers: int) -> PreTrainedModel:
+        """Return a fresh model of some depth."""
+        return build(layers, self.tokenizer.eos_token_id)
 
     def run(self) -> None:
         """Train until the time is over and export the result."""
@@ -227,14 +248,14 @@ class Trainer:
         if self.options.resume and state.exists():
             saved = torch.load(state)
             self.elapsed, self.step, self.tokens, self.log = (saved[k] for k in ("elapsed", "step", "tokens", "log"))
-            model = build(saved["layers"], end)
+            model = self.build(saved["layers"])
             model.load_state_dict(saved["model"])
             self.mixture.rng.seed(SEED + self.step)
         else:
-            model = build(PHASES[0].layers, end)
+            model = self.build(self.phases[0].layers)
             if self.options.output:
-                export(grow(model, LAYERS, end), self.tokenizer, self.options.output)
-        for phase in PHASES:
+                export(grow(model, self.phases[-1].layers, end), self.tokenizer, self.options.output)
+        for phase in self.phases:
             if self.elapsed < phase.until * self.options.minutes * 60:
                 if model.config.num_hidden_layers != phase.layers:
                     self._check(model)
@@ -242,7 +263,7 @@ class Trainer:
                 self._train(model, phase)
         self._check(model, complete=True)
 
-    def _train(self, model: GlmForCausalLM, phase: Phase) -> None:
+    def _train(self, model: PreTrainedModel, phase: Phase) -> None:
         """Train through one phase."""
         total = self.options.minutes * 60
         optimizer = MasterOptimizer(model, muon_rate=MUON_RATE * math.sqrt(PHASES[0].layers / phase.layers))
@@ -283,7 +304,7 @@ class Trainer:
                 self.elapsed, last = self.elapsed + now - last, now
                 checked = self.elapsed
 
-    def _check(self, model: GlmForCausalLM, complete: bool = False) -> None:
+    def _check(self, model: PreTrainedModel, complete: bool = False) -> None:
         """Measure, log, save a resumable state, and export a full-depth model."""
         model.eval()
         with torch.compiler.set_stance("force_eager"):
@@ -307,13 +328,13 @@ class Trainer:
         torch.save(saved, self.options.work / "state.new")
         (self.options.work / "state.new").replace(self.options.work / "state.pt")
         (self.options.work / "training_log.json").write_text(json.dumps(self.log, indent=1) + "\n")
-        if self.options.output and model.config.num_hidden_layers == LAYERS:
+        if self.options.output and model.config.num_hidden_layers == self.phases[-1].layers:
             export(model, self.tokenizer, self.options.output)
 
 
-def main() -> None:
-    """Read the options and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a training run's options."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text-folder", type=Path, action="append", default=[], help="folder of English .txt files")
     parser.add_argument("--minutes", type=float, default=75.0, help="wall-clock time to train for")
     parser.add_argument("--quiz", type=Path, default=Path("calib_data/quiz"), help="folder of the quiz")
@@ -321,7 +342,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="checkpoint folder to write, e.g. reference_model/checkpoint")
     parser.add_argument("--check-seconds", type=float, default=240.0, help="time between checks")
     parser.add_argument("--resume", action="store_true", help="go on from the state in the work folder")
-    Trainer(parser.parse_args()).run()
+    return parser
+
+
+def main() -> None:
+    """Read the options and train."""
+    Trainer(arguments(__doc__).parse_args()).run()
 
 
 if __name__ == "__main__":

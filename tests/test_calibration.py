@@ -56,6 +56,7 @@ def test_plain_text_gives_paragraphs_joined_to_documents(tmp_path: Path, suffix:
     "line",
     [
         "not json",
+        pytest.param("[" * 100_000, id="nested too deeply"),
         "[]",
         '{"txt": "a"}',
         '{"text": 1}',
@@ -69,6 +70,17 @@ def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.jsonl:3: (expected|not valid JSON)"):
+        documents(path, "calibration")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [r'{"text": "a\ud83d"}', r'{"messages": [{"role": "user", "content": "\ude00 b"}]}'],
+)
+def test_half_a_character_is_refused_with_its_line(tmp_path: Path, row: str):
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "whole: \ud83d\ude00"}' + "\n" + row + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: \\ud[8e][03][0d] is half of a surrogate pair"):
         documents(path, "calibration")
 
 

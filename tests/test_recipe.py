@@ -140,15 +140,17 @@ stages:
         pytest.param(
             "  - {stage: evaluate}\n  - {stage: evaluate}", ["line 5: stages.2", "'evaluate'", "name:"], id="evaluate"
         ),
-        pytest.param("  - {stage: tie, from: depth}", ["line 4: stages.1.from", "'depth'", "none yet"], id="from none"),
+        pytest.param(
+            "  - {stage: tie, from: depth}", ["line 4: stages.1.from", "'depth'", "Allowed: source"], id="from none"
+        ),
         pytest.param(
             "  - {stage: depth, layers: [1]}\n  - {stage: tie, from: tie}",
-            ["line 5: stages.2.from", "'tie'", "Allowed: depth"],
+            ["line 5: stages.2.from", "'tie'", "Allowed: depth, source"],
             id="from itself",
         ),
         pytest.param(
             "  - {stage: depth, layers: [1]}\n  - {stage: evaluate}\n  - {stage: tie, from: evaluate}",
-            ["line 6: stages.3.from", "makes a checkpoint 'evaluate'", "Allowed: depth"],
+            ["line 6: stages.3.from", "makes a checkpoint 'evaluate'", "Allowed: depth, source"],
             id="from what makes no checkpoint",
         ),
         pytest.param(

@@ -1,6 +1,7 @@
 """Calibration text: documents from a file or a built-in source, split into calibration and held-out for good."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from autoglm_compress.errors import UserError
 
 PYTHON_DOCS = "python-docs"
 PARAGRAPH_CHARACTERS = 2000
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's whole pairs are read as the characters they stand for
 
 Document = str | list[dict[str, str]]
 """Plain text, or chat messages for the tokenizer's chat template."""
@@ -40,7 +42,7 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     Of a file, a tenth of the documents is held out, chosen by a hash of their text.
 
     Raises:
-        UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages`.
+        UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages`, or half a character.
     """
     if path is None:
         return list(python_docs.documents(split))
@@ -68,8 +70,13 @@ def _read(path: Path) -> str:
 def _row(line: str, where: str) -> Document:
     try:
         row = json.loads(line)
-    except ValueError as error:
+        half = LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}") from None
+    if half:
+        raise UserError(
+            f"{where}: \\u{ord(half[0]):x} is half of a surrogate pair, and no character: complete the pair."
+        )
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     if isinstance(row, dict) and _are_messages(row.get("messages")):

@@ -1,12 +1,13 @@
 """From documents to rows of tokens."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
 
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import PYTHON_DOCS, Document, documents
@@ -15,16 +16,72 @@ from autoglm_compress.errors import UserError
 BATCH_TOKENS = 4096
 """Tokens sent through a layer at once: enough for efficient products, few enough for their activations to be small."""
 
+Share = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+_SHARES = TypeAdapter(Annotated[dict[str, Share], Field(min_length=1)])
+
+
+def _source(value: Any) -> str | dict[str, float]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("expected a text source, or a mapping of text sources to shares, such as {python-docs: 3}")
+    return _SHARES.validate_python(value)
+
 
 class CalibrationOptions(BaseModel):
-    """The text that activations are measured on."""
+    """The text that activations are measured on: one source, or several with the share of the samples of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = PYTHON_DOCS
-    samples: int = Field(default=128, gt=0)
+    source: Annotated[str | dict[str, float], PlainValidator(_source)] = PYTHON_DOCS
+    samples: int = Field(default=128, gt=0, validate_default=True)
     sequence_length: int = Field(default=2048, gt=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("samples")
+    @classmethod
+    def _enough_for_every_source(cls, samples: int, info: ValidationInfo) -> int:
+        source = info.data.get("source")
+        if isinstance(source, dict) and len(source) > samples:
+            raise ValueError(f"expected a sample or more for each of the {len(source)} sources")
+        return samples
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many of the samples each source gives, by source."""
+        return {self.source: self.samples} if isinstance(self.source, str) else share_out(self.source, self.samples)
+
+
+def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
+    """Rows in proportion to positive shares, by largest remainder, but one at least of each; `rows` in all.
+
+    There must be no more shares than rows.
+    """
+    total = sum(map(Fraction, shares.values()))
+    exact = {source: rows * Fraction(share) / total for source, share in shares.items()}
+    given = {source: int(part) for source, part in exact.items()}
+    by_remainder = sorted(exact, key=lambda source: given[source] - exact[source])
+    for source in by_remainder[: rows - sum(given.values())]:
+        given[source] += 1
+    for source in given:
+        if given[source] == 0:
+            given[max(given, key=given.__getitem__)] -= 1
+            given[source] = 1
+    return given
+
+
+def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows [samples, sequence_length] of several sources as one, so that every stretch of it holds their shares.
+
+    So does every second, third, … row: nothing that takes rows at regular distances gets those of one source alone.
+    A single source keeps its order.
+    """
+    rows = torch.cat(list(parts))
+    if len(parts) == 1:
+        return rows
+    # Multiples of an irrational number, taken modulo 1, spread evenly, and so do those of its multiples.
+    places = torch.arange(len(rows), dtype=torch.float64) * 2**0.5 % 1
+    return rows[places.argsort().argsort()]
 
 
 def token_rows(

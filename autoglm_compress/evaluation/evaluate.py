@@ -30,7 +30,8 @@ BOOTSTRAP_SAMPLES = 1_000
 class PerplexityOptions(BaseModel):
     """The text perplexity is measured on.
 
-    `source` is a text source as the calibration has them; None is the held-out split of the calibration's own.
+    `source` is a text source as the calibration has them, and its held-out split is what counts; None is the first
+    source of the calibration.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -38,7 +38,7 @@ def find_data(recipe: Recipe) -> EvaluationData:
         UserError: a file or folder that the recipe names is not there.
     """
     options = recipe.evaluation
-    source = options.perplexity.source or recipe.calibration.source
+    source = options.perplexity.source or next(iter(recipe.calibration.rows))
     text = locate(source, recipe.bases, "evaluation.perplexity.source")
     if options.mmlu.data is None:
         return EvaluationData(text, None)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def text_key(path: Path | None) -> str:
     return f"python {platform.python_version()}" if path is None else sha256(path)
 
 
-def calibration_key(options: CalibrationOptions, path: Path | None) -> str:
-    """The key of the calibration tokens (of one tokenizer)."""
-    return key_of([options.samples, options.sequence_length, options.seed, text_key(path)])
+def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None]) -> str:
+    """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
+    parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
+    text = parts if len(parts) > 1 else parts[0][1]
+    return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
 def stage_keys(recipe: Recipe, source_files: dict[str, dict[str, Any]], calibration: str) -> tuple[str, list[str]]:

@@ -2,6 +2,6 @@
 
 from autoglm_compress.recipe.load import load_recipe
 from autoglm_compress.recipe.problems import Problem, RecipeError
-from autoglm_compress.recipe.schema import Recipe
+from autoglm_compress.recipe.schema import SOURCE, Recipe
 
-__all__ = ["Problem", "Recipe", "RecipeError", "load_recipe"]
+__all__ = ["SOURCE", "Problem", "Recipe", "RecipeError", "load_recipe"]

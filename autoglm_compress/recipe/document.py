@@ -10,6 +10,8 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.recipe.problems import FieldPath
 
 TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+WHOLE = {("calibration", "source")}
+"""Mappings that are one value: shares mean something only beside each other."""
 
 
 @dataclass
@@ -38,7 +40,8 @@ class _Loader(yaml.SafeLoader):
 def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     """Read a recipe file and, underneath it, the one its `base:` names.
 
-    Mappings are merged key by key; anything else, the list of stages too, replaces what the base says.
+    Mappings are merged key by key; anything else, the list of stages too, replaces what the base says, and so do the
+    fields in WHOLE.
 
     Raises:
         UserError: a file is missing or not YAML, is not a mapping, or is its own base.
@@ -61,7 +64,7 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     if not isinstance(base, str):
         raise UserError(f"{file}: base: expected the name of a recipe file, found {base!r}.")
     below = read_document(file.parent / base, (*seen, file))
-    replaced = {path for path, value in _leaves(own.data) if not isinstance(value, dict)}
+    replaced = {path for path, value in _leaves(own.data) if not isinstance(value, dict) or path in WHOLE}
     kept = {path: at for path, at in below.locations.items() if not any(path[: len(r)] == r for r in replaced)}
     return Document(_merge(below.data, own.data), kept | own.locations)
 
@@ -103,16 +106,17 @@ def _leaves(data: dict[str, Any], path: FieldPath = ()) -> list[tuple[FieldPath,
     found: list[tuple[FieldPath, Any]] = []
     for key, value in data.items():
         found.append(((*path, key), value))
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (*path, key) not in WHOLE:
             found += _leaves(value, (*path, key))
     return found
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any], path: FieldPath = ()) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        at = (*path, key)
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and at not in WHOLE
+        merged[key] = _merge(merged[key], value, at) if both else value
     return merged
 
 

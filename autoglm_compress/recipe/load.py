@@ -10,7 +10,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.evaluate import check_tasks
 from autoglm_compress.recipe.document import override, read_document
 from autoglm_compress.recipe.problems import FieldPath, Problem, RecipeError, from_validation, suggestion
-from autoglm_compress.recipe.schema import Recipe, RecipeHeader
+from autoglm_compress.recipe.schema import SOURCE, Recipe, RecipeHeader
 from autoglm_compress.stages import Stage, stage_types
 from autoglm_compress.stages.evaluate import Evaluate
 
@@ -83,10 +83,11 @@ def _parents(
         parent = latest
         if stage is not None and stage.source is not None:
             parent = by_label.get(stage.source)
-            if parent is None or not _makes_checkpoint(stages[parent]):
-                parent = None
-                known = [name for name, other in by_label.items() if _makes_checkpoint(stages[other])]
-                hint = suggestion(stage.source, known) if known else "there is none yet, so leave it out"
+            makes = parent is not None and _makes_checkpoint(stages[parent])
+            parent = parent if makes else None
+            if not makes and stage.source != SOURCE:
+                known = [SOURCE, *(name for name, other in by_label.items() if _makes_checkpoint(stages[other]))]
+                hint = suggestion(stage.source, known)
                 problems.append(
                     Problem((*path, "from"), f"no stage before this one makes a checkpoint {stage.source!r}: {hint}")
                 )

@@ -60,7 +60,7 @@ def _spell(path: FieldPath) -> str:
     """A field as `--set` takes it: stages count from 1."""
     if path[:1] == ("stages",) and len(path) > 1:
         path = ("stages", str(path[1] + 1), *path[2:])
-    spelled = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    spelled = "".join(f"[{part}]" if isinstance(part, int) or "." in part else f".{part}" for part in path)
     return spelled.removeprefix(".") or "recipe"
 
 

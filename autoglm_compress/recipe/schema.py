@@ -9,6 +9,9 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.evaluation.evaluate import EvaluationOptions
 from autoglm_compress.stages import Stage
 
+SOURCE = "source"
+"""What the run's source is called among its checkpoints; a stage takes it with `from: source`."""
+
 
 class ModelOptions(BaseModel):
     """The model to compress: a folder, or a hub id."""

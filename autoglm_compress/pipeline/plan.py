@@ -2,22 +2,23 @@
 
 import shutil
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import ModelShape, family_of, resized_config
-from autoglm_compress.calibration.tokens import BATCH_TOKENS
+from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
-from autoglm_compress.recipe import Problem, Recipe, RecipeError
+from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.stages import PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded and nothing to do."""
-SOURCE = "source"
+TOKENS_PER_INPUT = 2
+"""Calibration tokens per input of a linear, below which a fit of it is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         try:
             after = stage.plan(before)
             warnings = stage.warnings(before) + _loader_warnings(before, after)
+            warnings += _calibration_warnings(recipe.calibration, stage.largest_fan_in(before))
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
             after, warnings = before, []
@@ -181,6 +183,18 @@ def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
     return [
         f"hidden_size {after.hidden_size} / {after.num_attention_heads} heads is not head_dim {after.head_dim}: "
         f"transformers loads this, but vLLM's {after.family.model_type} ignores head_dim"
+    ]
+
+
+def _calibration_warnings(calibration: CalibrationOptions, fan_in: int) -> list[str]:
+    """What to do where a fit of so many inputs has too few tokens to go by."""
+    samples, length = calibration.samples, calibration.sequence_length
+    enough = TOKENS_PER_INPUT * fan_in
+    if samples * length >= enough:
+        return []
+    return [
+        f"{samples} samples x {length} = {samples * length} calibration tokens are few for linears of {fan_in} inputs: "
+        f"raise calibration.samples to {ceil(enough / length)} or more"
     ]
 
 

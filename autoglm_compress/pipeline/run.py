@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.calibration.text import locate
-from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter, resolve_source
 from autoglm_compress.checkpoint.writer import sha256, write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
 from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table, row
@@ -28,6 +27,7 @@ from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.reconstruction.statistics import Statistics, measure
+from autoglm_compress.report import draw_missing
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
 
@@ -72,7 +72,7 @@ class _Run:
         self.device = choose_device(options.device)
         self.chosen = self._range()
         self.folder = RunFolder(options.output, recipe.name)
-        self.calibration_file = locate(recipe.calibration.source, recipe.bases, "calibration.source")
+        self.calibration_files = calibration_files(recipe)
         self.plan = plan_recipe(recipe, options.output)
         self.source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
         self.source.require_tokenizer()
@@ -96,7 +96,7 @@ class _Run:
         known = self.folder.manifest.get("source", {})
         same_folder = known.get("folder") == str(self.source.folder)
         self.source_files = hash_source(self.source, known["files"] if same_folder else {})
-        self.calibration = calibration_key(self.recipe.calibration, self.calibration_file)
+        self.calibration = calibration_key(self.recipe.calibration, self.calibration_files)
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
         if self.options.fresh or any(self.recipe.stages[number].uses_calibration for number in self._unfinished()):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
@@ -187,6 +187,7 @@ class _Run:
             return
         finished = self.folder.finished(name, self.keys[number])
         self.records.append(finished if finished and not redo else self._make_checkpoint(number))
+        draw_missing(self.folder.path / name / STAGE, self.progress)
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -239,6 +240,7 @@ class _Run:
             "key": key,
             "options": stage.model_dump(mode="json", by_alias=True),
             "parent": self._checkpoint_of(self.recipe.parents[number])[0],
+            "shape_before": shape_data(context.source.shape),
             "shape": shape_data(shape),
             "decisions": context.decisions,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
@@ -270,19 +272,7 @@ class _Run:
 
     @cached_property
     def calibration_batches(self) -> list[torch.Tensor]:
-        options = self.recipe.calibration
-        tokenizer = self.source.tokenizer()
-        rows = token_rows(
-            tokenizer, self.calibration_file, "calibration", options.samples, options.sequence_length, options.seed
-        )
-        if int(rows.max()) >= self.source.shape.vocab_size:
-            raise UserError(
-                f"{self.source.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
-                f"of {self.source.shape.vocab_size}: tokenizer and model do not belong together."
-            )
-        if len(rows) < options.samples:
-            self.progress.note(f"warning: {options.source} fills only {len(rows)} of {options.samples} samples")
-        return batched(rows)
+        return calibration_batches(self.recipe.calibration, self.calibration_files, self.source, self.progress)
 
     def _statistics_name(self) -> str:
         return f"statistics-{key_of([STATISTICS_REVISION, self.source_key, self.calibration])}"

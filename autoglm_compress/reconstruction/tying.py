@@ -11,6 +11,8 @@ import torch
 from autoglm_compress.reconstruction.surgery import row_slices
 
 ROUNDS = 4
+OUTPUT_WEIGHT = 10.0
+"""How much logits count against the embedding: a refit can make up for a wrong embedding, not for a wrong head."""
 
 
 @dataclass(frozen=True)

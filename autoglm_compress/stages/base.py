@@ -113,6 +113,10 @@ class Stage(BaseModel):
         """Bytes of disk for hidden states of calibration tokens while the stage works, for `plan`."""
         return 0
 
+    def largest_fan_in(self, shape: ModelShape) -> int:
+        """Inputs of the largest linear that the stage fits on calibration tokens; 0 if it fits none."""
+        return 0
+
     def warnings(self, shape: ModelShape) -> list[str]:
         """What the user should know before running this stage on a shape it can work on."""
         return []

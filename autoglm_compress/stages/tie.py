@@ -8,7 +8,7 @@ from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.reconstruction.surgery import Rewrite
-from autoglm_compress.reconstruction.tying import pair_moments, tie_least_squares
+from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 
@@ -23,7 +23,7 @@ class Tie(Stage):
 
     stage: Literal["tie"]
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
-    output_weight: float = Field(default=10.0, gt=0)
+    output_weight: float = Field(default=OUTPUT_WEIGHT, gt=0)
 
     @property
     def uses_calibration(self) -> bool:

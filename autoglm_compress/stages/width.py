@@ -2,31 +2,41 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.reconstruction.importance import random_scores, top
-from autoglm_compress.reconstruction.rotation import Rotation, principal_directions
-from autoglm_compress.reconstruction.surgery import Cut, Rewrite
+from autoglm_compress.reconstruction.importance import choose_channels, random_scores, top
+from autoglm_compress.reconstruction.rotation import Rotation, principal_directions, reader_directions, reconstruction
+from autoglm_compress.reconstruction.surgery import Cut, Rewrite, row_slices
+from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+
+TURNING = ("readers", "pca")
 
 
 class Width(Stage):
-    """Keep the directions or the channels of the residual stream that carry most, the same ones in every layer.
+    """Keep the directions or the channels of the residual stream that matter most, the same ones in every layer.
 
-    `pca` turns the residual stream to the principal directions of its normalised states and keeps the first ones; it
-    needs norms that linears alone read and untied embeddings. The others keep channels as they are: `activation` by
-    Minitron's score (Muralidharan et al. 2024), the mean absolute output of a channel summed over all norms;
-    `magnitude` by the norm of a channel's column of the embedding. Left out, `method` is `pca` where it can be, else
-    `activation`. A norm that now runs over fewer channels divides by another root mean square, so each gain is
-    multiplied by the ratio that calibration shows.
+    `readers` and `pca` turn the residual stream to another basis, which needs norms that linears alone read: `readers`
+    keeps the directions from which the outputs of all linears that read the stream are best predicted, `pca` the
+    principal directions of the normalised states, as SliceGPT (Ashkboos et al. 2024) does per layer. The others keep
+    channels as they are: `least_squares` those from which the readers' outputs are best predicted (optimal brain
+    surgery, one after the other); `activation` by Minitron's score (Muralidharan et al. 2024), the mean absolute output
+    of a channel summed over all norms; `magnitude` by the norm of a channel's column of the embedding. Left out,
+    `method` is `readers` where the stream can be turned, else `least_squares`. A norm that now runs over fewer channels
+    divides by another root mean square, so each gain is multiplied by the ratio that calibration shows.
+
+    Turning a stream moves the final norm's gain into the head. Where the head is the embedding, the two that this would
+    make are tied again as the stage `tie` does.
     """
 
     stage: Literal["width"]
     hidden_size: Size
-    method: Literal["pca", "activation", "magnitude", "random"] | None = None
+    method: Literal["readers", "pca", "least_squares", "activation", "magnitude", "random"] | None = None
+
+    revision: ClassVar[int] = 2
 
     @property
     def uses_calibration(self) -> bool:
@@ -41,19 +51,24 @@ class Width(Stage):
         if keep % 8:
             below = keep // 8 * 8
             raise PlanError("hidden_size", f"{keep}: kernels need a multiple of 8: use {below} or {below + 8}")
-        if self.method == "pca" and not _can_rotate(shape):
-            reason = "its embeddings are tied" if shape.tie_word_embeddings else "norms stand behind its writers"
-            raise PlanError("method", f"pca cannot turn this model's residual stream, as {reason}: use activation")
+        if self.method in TURNING and shape.family.writer_norms:
+            message = "cannot turn this model's residual stream, as norms stand behind its writers: use least_squares"
+            raise PlanError("method", f"{self.method} {message}")
         return replace(shape, hidden_size=keep)
+
+    def working_memory(self, shape: ModelShape) -> int:
+        """A few Gram matrices in fp64, and for tied embeddings three matrices of their size."""
+        embeddings = 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes if shape.tie_word_embeddings else 0
+        return 8 * 8 * shape.hidden_size**2 + embeddings
 
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""
-        method = self.method or ("pca" if _can_rotate(context.source.shape) else "activation")
+        method = self.method or ("least_squares" if context.source.family.writer_norms else "readers")
         if context.shape.hidden_size == context.source.shape.hidden_size:
             self._write(context, {})
             context.decisions = {"method": "nothing to remove"}
-        elif method == "pca":
-            self._rotate(context)
+        elif method in TURNING:
+            self._turn(context, method)
         else:
             self._select(context, method)
 
@@ -62,21 +77,36 @@ class Width(Stage):
         rewrite = Rewrite(layers, cut, lambda _: cut, **change)
         rewrite.run(context.source, context.target, context.shape, context.progress)
 
-    def _rotate(self, context: StageContext) -> None:
-        total = sum(gram for _, gram in _residual_grams(context))
-        basis = principal_directions(total, context.shape.hidden_size)
-        # Two passes over the statistics, so that one layer's Gram matrix is in memory and not all of them.
+    def _turn(self, context: StageContext, method: str) -> None:
+        source, keep = context.source, context.shape.hidden_size
+        total = _sum_of_grams(context)
+        if method == "pca":
+            basis = reading = principal_directions(total, keep)
+        else:
+            basis = reader_directions(total, _reader_metric(context), keep)
+            reading = reconstruction(total, basis)
+        # Another pass over the statistics, so that one layer's Gram matrix is in memory and not all of them.
         gains = {
             name: float(_energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
             for name, gram in _residual_grams(context)
         }
-        self._write(context, {}, change=Rotation(context.source, basis, gains).change)
+        rotation = Rotation(source, basis, reading, gains)
+        tied = _tie_again(context, rotation) if source.shape.tie_word_embeddings else {}
+
+        def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            return tied[name].to(tensor.dtype) if name in tied else rotation.change(name, tensor)
+
+        self._write(context, {}, change=change)
         context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
         share = float(_energy(basis, total) / total.trace())
-        context.decisions = {"method": "pca", "share_of_energy": share, "gains": gains}
+        context.decisions = {"method": method, "share_of_energy": share, "gains": gains}
 
     def _select(self, context: StageContext, method: str) -> None:
-        kept = top(_channel_scores(context, method), context.shape.hidden_size)
+        keep = context.shape.hidden_size
+        if method == "least_squares":
+            kept = choose_channels(_sum_of_grams(context), _reader_metric(context), keep)
+        else:
+            kept = top(_channel_scores(context, method), keep)
         gains = {
             name: float((square[list(kept)].mean() / square.mean()).sqrt())
             for name, _, square in _norm_moments(context)
@@ -88,10 +118,6 @@ class Width(Stage):
         self._write(context, {"hidden": torch.tensor(kept)}, change=change)
         context.lineage = context.lineage.keep_channels(kept)
         context.decisions = {"method": method, "kept_channels": list(kept), "gains": gains}
-
-
-def _can_rotate(shape: ModelShape) -> bool:
-    return not shape.tie_word_embeddings and not shape.family.writer_norms
 
 
 def _energy(basis: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
@@ -107,6 +133,47 @@ def _residual_grams(context: StageContext) -> Iterator[tuple[str, torch.Tensor]]
         for norm in family.norm_readers:
             yield f"{family.layer_prefix(layer)}{norm}.weight", gram
     yield family.final_norm, lineage.project_gram(statistics.final()["residual_gram"])
+
+
+def _sum_of_grams(context: StageContext) -> torch.Tensor:
+    return sum(gram for _, gram in _residual_grams(context))
+
+
+def _reader_metric(context: StageContext) -> torch.Tensor:
+    """The sum over all linears W on normalised states x of W^T W / mean |W x|^2, gains included: all count the same."""
+    source, family = context.source, context.source.family
+    readers = {
+        f"{family.layer_prefix(layer)}{norm}.weight": [
+            f"{family.layer_prefix(layer)}{reader}.weight" for reader in names
+        ]
+        for layer in range(source.shape.num_hidden_layers)
+        for norm, names in family.norm_readers.items()
+    }
+    readers[family.final_norm] = [family.embedding if source.shape.tie_word_embeddings else family.head]
+    total = torch.zeros(source.shape.hidden_size, source.shape.hidden_size)
+    for norm, gram in _residual_grams(context):
+        gain = source.read(norm).float()
+        for name in readers[norm]:
+            weight = source.read(name)
+            # A softmax does not see what all logits have in common.
+            mean = weight.float().mean(0) if norm == family.final_norm else 0.0
+            square = sum((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight)))
+            total += square / (square * gram).sum().clamp_min(1e-30)
+    return total
+
+
+def _tie_again(context: StageContext, rotation: Rotation) -> dict[str, torch.Tensor]:
+    """The shared matrix and the final norm's gain, by name, of an embedding and a head that turning makes two."""
+    source, family = context.source, context.source.family
+    shared = source.read(family.embedding)
+    embedding, head = (rotation.change(name, shared) for name in (family.embedding, family.head))
+    gram = (
+        rotation.basis.T @ context.lineage.project_gram(context.statistics().final()["residual_gram"]) @ rotation.basis
+    )
+    gain = torch.full((len(gram),), rotation.gains[family.final_norm])
+    moments = pair_moments(embedding, head)
+    tied = tie_least_squares(moments, gain, gram / gram.diagonal().mean(), OUTPUT_WEIGHT)
+    return {family.embedding: tied.matrix(embedding, head, moments), family.final_norm: tied.gain}
 
 
 def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:

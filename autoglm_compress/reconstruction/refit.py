@@ -8,6 +8,9 @@ compressed model really gives them by then:
   after the last linear of a layer, where the next kept layer begins. So the error of everything before, dropped layers
   included, is part of the target.
 
+After that a layer may be fitted by gradient as a whole to the same target, the last one before tied embeddings to the
+original's next-token distribution, and so may a head of its own.
+
 In a writer's fit a token counts by 1 / mean square of the original's residual: all that reads the stream is normalised,
 and a few tokens with massive activations would decide the fit otherwise.
 """
@@ -24,6 +27,14 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.distillation import (
+    Descent,
+    PairedStates,
+    Run,
+    distil_head,
+    distil_last_layer,
+    distil_layer,
+)
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, NotFiniteError, fit, ridge
@@ -42,10 +53,11 @@ NEGLIGIBLE_GAIN = 1e-2
 
 @dataclass(frozen=True)
 class RefitLayer:
-    """A layer's tensors after the refit, by their names relative to it, and the fit of each linear."""
+    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and that of them together."""
 
     weights: dict[str, torch.Tensor]
     fits: dict[str, Fit]
+    descent: Descent | None
 
 
 class _Captured(Exception):  # noqa: N818 - it is no error
@@ -93,6 +105,8 @@ class PairedWalk:
         lineage: which parts of the original the compressed one has.
         batches: token ids [batch, length] each.
         folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
+        layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
+        logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
     """
 
     def __init__(
@@ -105,7 +119,10 @@ class PairedWalk:
         device: torch.device,
         progress: Progress,
         folder: Path,
+        layer_passes: int = 0,
+        logit_passes: int = 0,
     ) -> None:
+        self.layer_passes, self.logit_passes = layer_passes, logit_passes
         self.original, self.compressed, self.lineage = original, compressed, lineage
         self.family = original.family
         self.batches = batches
@@ -118,6 +135,7 @@ class PairedWalk:
         # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
         self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
         self.held_out = _held_out_rows(batches)
+        self.final_norms = final_norm(compressed, device), final_norm(original, device)
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, RefitLayer]]:
@@ -137,28 +155,36 @@ class PairedWalk:
                 advance(1)
 
     @torch.no_grad()
-    def refit_head(self) -> tuple[torch.Tensor, Fit]:
+    def refit_head(self) -> tuple[torch.Tensor, Fit, Descent | None]:
         """The head [vocab_size, hidden_size] in its stored dtype, fitted to the original's logits.
 
-        To be called when all layers are done. An even choice of HEAD_SAMPLE rows decides about the ridge strength for
-        all of them; the fit returned beside the head is theirs.
+        To be called when all layers are done. Of the ridge fit, an even choice of HEAD_SAMPLE rows decides about the
+        strength for all of them, and the fit returned is theirs; then comes the descent, if there is to be one.
         """
-        norms = final_norm(self.compressed, self.device), final_norm(self.original, self.device)
-        train, held_out = self._input_moments(
-            (norms[0](s.to(self.device)), norms[1](t.to(self.device)))
-            for (t, _), (s, _) in zip(self.teacher.pairs(), self.student.pairs(), strict=True)
-        )
         target, prior = self.original.head_weight(), self.compressed.head_weight()
         sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
+        train, held_out = self._input_moments(self._last_normed())
         some = target[sample].to(self.device).float()
         chosen = fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(self.device).float())[0]
-        if chosen.strength is None:
-            return prior, chosen
-        head = torch.empty_like(prior)
-        for rows in row_slices(len(prior)):
-            cross = train.for_targets(target[rows].to(self.device).float()).cross
-            head[rows] = ridge(train.gram, cross, prior[rows].to(self.device).float(), chosen.strength).to(head)
-        return head, chosen
+        head = prior
+        if chosen.strength is not None:
+            head = torch.empty_like(prior)
+            for rows in row_slices(len(prior)):
+                cross = train.for_targets(target[rows].to(self.device).float()).cross
+                head[rows] = ridge(train.gram, cross, prior[rows].to(self.device).float(), chosen.strength).to(head)
+        if not self.logit_passes:
+            return head, chosen, None
+        fitted = head.to(self.device).float()
+        with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
+            pairs = zip(self.student.pairs(), self.teacher.pairs(), self.held_out, strict=True)
+            batches = [PairedStates(ours, original, decides) for (ours, _), (original, _), decides in pairs]
+            descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, advance)
+        return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
+
+    def _last_normed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each batch the states as the heads get them, ours and the original's."""
+        for (ours, _), (original, _) in zip(self.student.pairs(), self.teacher.pairs(), strict=True):
+            yield self.final_norms[0](ours.to(self.device)), self.final_norms[1](original.to(self.device))
 
     def _commit(self) -> None:
         self.student.commit()
@@ -214,9 +240,32 @@ class PairedWalk:
             for middle in self.student.middle
         )
         fits[mlp] = self._fit_writer(mlp, student, written, [t for _, t in self.teacher.pairs()], self.student.middle)
+        descent = self._distil(layer, student, run_student)
         for before, after in self.student.pairs():
             after.copy_(run_student(before))
-        return RefitLayer(dict(student.named_parameters()), fits)
+        return RefitLayer(dict(student.named_parameters()), fits, descent)
+
+    def _distil(self, layer: int, student: nn.Module, run: Run) -> Descent | None:
+        """Fit a layer as a whole, if that is asked for, and keep the fit if the held-out rows say so."""
+        last = layer == self.compressed.shape.num_hidden_layers - 1
+        to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
+        if not (to_logits or self.layer_passes):
+            return None
+        pairs = zip(self.student.pairs(), self.teacher.pairs(), self.held_out, strict=True)
+        batches = [PairedStates(ours, original, decides) for (ours, _), (_, original), decides in pairs]
+        before = {name: weight.clone() for name, weight in student.state_dict().items()}
+        student.float()
+        if to_logits:
+            heads = self.compressed.head_weight().to(self.device).float(), self.original.head_weight()
+            descent = distil_last_layer(student, run, batches, self.final_norms, heads, self.logit_passes)
+        else:
+            descent = distil_layer(student, run, batches, self.lineage.project, self.layer_passes)
+        if descent.improved:
+            dtype = self.compressed.dtype
+            before = {name: weight.to(dtype).to(before[name].dtype) for name, weight in student.state_dict().items()}
+        student.load_state_dict(before, assign=True)
+        student.requires_grad_(False)
+        return descent
 
     def _cut(self, layer: int) -> Cut:
         """Which rows of the original's readers belong to the heads and neurons that a layer still has."""

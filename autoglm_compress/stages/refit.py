@@ -2,11 +2,15 @@
 
 import json
 from math import prod
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.reconstruction.distillation import Descent
 from autoglm_compress.reconstruction.refit import PairedWalk
 from autoglm_compress.reconstruction.ridge import Fit
 from autoglm_compress.stages.base import Stage, StageContext
@@ -15,11 +19,19 @@ from autoglm_compress.stages.base import Stage, StageContext
 class Refit(Stage):
     """Fit all linears, layer by layer, so that the residual stream follows that of the run's source.
 
-    The shape stays; nothing is trained by gradients. One walk over source and checkpoint together. A fit is kept only
-    where it is better on calibration rows that it has not seen.
+    The shape stays. One walk over source and checkpoint together; linears are fitted in closed form. `logit_passes`
+    is how often gradient descent then goes over the calibration tokens to bring the next-token distribution nearer to
+    the source's, by changing the head alone, or the last layer where the head is tied; before that, `layer_passes` is
+    the same for every layer as a whole, towards the source's residual stream. A pass costs three times what it takes to
+    send the tokens through the checkpoint: hours for a large model on a CPU, where 0 may be the better choice. A fit
+    is kept only where it is better on calibration rows that it has not seen.
     """
 
     stage: Literal["refit"]
+    layer_passes: int = Field(default=2, ge=0)
+    logit_passes: int = Field(default=3, ge=0)
+
+    revision: ClassVar[int] = 2
 
     @property
     def uses_calibration(self) -> bool:
@@ -42,6 +54,11 @@ class Refit(Stage):
         """Three buffers for each model, fp32."""
         return 3 * 4 * tokens * (shape.hidden_size + source.hidden_size)
 
+    def largest_fan_in(self, shape: ModelShape) -> int:
+        """Inputs of the largest linear of a layer."""
+        tensors = shape.layer_tensors()
+        return max(tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears)
+
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
@@ -54,20 +71,22 @@ class Refit(Stage):
             device=context.device,
             progress=context.progress,
             folder=context.work,
+            layer_passes=self.layer_passes,
+            logit_passes=self.logit_passes,
         )
         target.write(0, {family.embedding: source.read(family.embedding)})
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
             fits = {linear: _summary(fit) for linear, fit in refitted.fits.items()}
-            write_json(context.work / f"fits-{layer:05d}.json", fits)
+            write_json(_fits_file(context, layer), {"fits": fits, "distilled": _losses(refitted.descent)})
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
         self._write_last(context, walk, target, source)
         target.finish(source.config, like=source)
-        context.decisions |= {
-            "layers": [json.loads((context.work / f"fits-{layer:05d}.json").read_text()) for layer in range(layers)]
-        }
+        found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
+        context.decisions["layers"] = [layer["fits"] for layer in found]
+        context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
@@ -75,9 +94,19 @@ class Refit(Stage):
         family = source.family
         unit = {family.final_norm: source.read(family.final_norm)}
         if not source.shape.tie_word_embeddings:
-            unit[family.head], found = walk.refit_head()
-            context.decisions["head"] = _summary(found)
+            unit[family.head], found, descent = walk.refit_head()
+            context.decisions |= {"head": _summary(found), "distilled_head": _losses(descent)}
         target.write(1 + source.shape.num_hidden_layers, unit)
+
+
+def _fits_file(context: StageContext, layer: int) -> Path:
+    return context.work / f"fits-{layer:05d}.json"
+
+
+def _losses(descent: Descent | None) -> dict[str, float] | None:
+    if descent is None:
+        return None
+    return {"loss_before": float(f"{descent.before:.4g}"), "loss_after": float(f"{descent.after:.4g}")}
 
 
 def _summary(fit: Fit) -> dict[str, Any]:

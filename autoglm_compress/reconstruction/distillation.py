@@ -1,0 +1,206 @@
+"""Fits by gradient, for what least squares does not reach: a block as a whole, and the next-token distribution.
+
+They start from the ridge fits, go over the same calibration tokens a few times, and count only if they are better on
+the rows held out. Adafactor (Shazeer & Stern 2018) keeps one number per row and column beside a weight, so a head of
+151,552 x 4,096 can be fitted where Adam's moments would not fit; and its steps are relative to the size of the weight,
+so that one rate serves all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from autoglm_compress.reconstruction.surgery import row_slices
+
+RATE = 3e-2
+"""The first step's size, relative to the root mean square of what is fitted."""
+
+LOGITS_AT_ONCE = 2**25
+"""Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
+
+Advance = Callable[[int], None]
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _ignore(_: int) -> None:
+    """No progress is shown."""
+
+
+@dataclass(frozen=True)
+class PairedStates:
+    """Hidden states [rows, length, hidden_size] of a batch in both models, and which of its rows are held out."""
+
+    ours: torch.Tensor
+    original: torch.Tensor
+    held_out: torch.Tensor
+
+    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows to fit to, or those that decide, in fp32."""
+        rows = self.held_out if held_out else ~self.held_out
+        return self.ours[rows].to(device).float(), self.original[rows].to(device).float()
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Mean loss over the held-out rows before and after; what was fitted is not to be used if it did not fall."""
+
+    before: float
+    after: float
+
+    @property
+    def improved(self) -> bool:
+        """Whether the loss fell."""
+        return self.after < self.before
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, bool], float]
+"""The mean loss for states of ours and the original; its gradient is added to the parameters' if the flag says so."""
+
+
+def descend(
+    parameters: Sequence[torch.Tensor],
+    batches: Sequence[PairedStates],
+    loss: Loss,
+    passes: int,
+    advance: Advance = _ignore,
+) -> Descent:
+    """Lower a loss by changing fp32 parameters in place, a step for each batch, in order, and so many passes.
+
+    `advance` is called with 1 after each pass.
+    """
+    device = parameters[0].device
+
+    def held_out_loss() -> float:
+        decide = [batch for batch in batches if batch.held_out.any()]
+        with torch.no_grad():
+            return sum(loss(*batch.take(True, device), False) for batch in decide) / len(decide)
+
+    before = held_out_loss()
+    optimizer = torch.optim.Adafactor(parameters, lr=RATE)
+    fitted_to = [batch for batch in batches if not batch.held_out.all()]
+    steps = passes * len(fitted_to)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    with torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+            loss(*fitted_to[step % len(fitted_to)].take(False, device), True)
+            optimizer.step()
+            optimizer.zero_grad()
+            if (step + 1) % len(fitted_to) == 0:
+                advance(1)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return Descent(before, held_out_loss())
+
+
+def distil_layer(
+    layer: nn.Module, run: Run, batches: Sequence[PairedStates], project: Run, passes: int, advance: Advance = _ignore
+) -> Descent:
+    """Fit a decoder layer, in place, to give the original's residual stream where the next layer begins.
+
+    Args:
+        layer: the layer, which `run` sends hidden states through.
+        batches: the states that go into it, and the original's where the next layer begins.
+        project: the original's states in our basis.
+        passes: how often to go over the batches.
+    """
+
+    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+        target = project(original)
+        weights = 1 / target.square().mean(-1, keepdim=True).clamp_min(1e-12)
+        error = ((run(ours) - target).square() * weights).mean()
+        if backward:
+            error.backward()
+        return error.item()
+
+    return descend(list(layer.parameters()), batches, loss, passes, advance)
+
+
+def distil_last_layer(
+    layer: nn.Module,
+    run: Run,
+    batches: Sequence[PairedStates],
+    norms: tuple[nn.Module, nn.Module],
+    heads: tuple[torch.Tensor, torch.Tensor],
+    passes: int,
+    advance: Advance = _ignore,
+) -> Descent:
+    """Fit the last decoder layer, in place, to the original's next-token distribution.
+
+    Args:
+        layer: the layer, which `run` sends hidden states through.
+        batches: the states that go into it, and the original's after its last layer.
+        norms: the final norms of ours and of the original.
+        heads: [vocab_size, hidden_size] of ours, in fp32, and of the original.
+        passes: how often to go over the batches.
+    """
+
+    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+        states = norms[0](run(ours)).flatten(0, 1)
+        leaf = states.detach().requires_grad_(backward)
+        divergence = next_token_divergence(leaf, heads[0], norms[1](original).flatten(0, 1), heads[1], backward)
+        if backward:
+            states.backward(leaf.grad)
+        return divergence
+
+    return descend(list(layer.parameters()), batches, loss, passes, advance)
+
+
+def distil_head(
+    head: torch.Tensor,
+    batches: Sequence[PairedStates],
+    norms: tuple[nn.Module, nn.Module],
+    original_head: torch.Tensor,
+    passes: int,
+    advance: Advance = _ignore,
+) -> Descent:
+    """Fit a head [vocab_size, hidden_size], fp32 and in place, to the original's next-token distribution.
+
+    Args:
+        head: what is fitted.
+        batches: the states after the last layers.
+        norms: the final norms of ours and of the original.
+        original_head: [vocab_size, hidden_size of the original].
+        passes: how often to go over the batches.
+    """
+
+    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+        with torch.no_grad():
+            states = norms[0](ours).flatten(0, 1), norms[1](original).flatten(0, 1)
+        return next_token_divergence(states[0], head, states[1], original_head, backward)
+
+    return descend([head], batches, loss, passes, advance)
+
+
+def next_token_divergence(
+    ours: torch.Tensor, head: torch.Tensor, original: torch.Tensor, original_head: torch.Tensor, backward: bool
+) -> float:
+    """Mean over tokens of KL(original's next-token distribution || ours), in nats, in chunks of tokens.
+
+    Args:
+        ours: normalised final states [tokens, hidden_size].
+        head: [vocab_size, hidden_size]; in fp32 if gradients are asked for.
+        original: the original's normalised final states [tokens, its hidden_size].
+        original_head: [vocab_size, its hidden_size].
+        backward: add the gradient to the leaves that ask for it, `ours` or `head`.
+    """
+    total = 0.0
+    chunk = max(1, LOGITS_AT_ONCE // len(head))
+    for start in range(0, len(ours), chunk):
+        tokens = slice(start, start + chunk)
+        with torch.no_grad():
+            target = _logits(original[tokens], original_head).log_softmax(-1)
+        logits = ours[tokens] @ head.T if backward else _logits(ours[tokens], head)
+        divergence = (target.exp() * (target - logits.log_softmax(-1))).sum() / len(ours)
+        if backward:
+            divergence.backward()
+        total += divergence.item()
+    return total
+
+
+def _logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Logits [tokens, vocab_size] in the states' dtype, the head converted a slice of rows at a time."""
+    return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)

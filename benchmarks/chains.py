@@ -1,0 +1,121 @@
+"""What the benchmarks share: recipes whose branches start from one source, run once, and tables of the result."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from autoglm_compress.pipeline import RunOptions, run_recipe
+from autoglm_compress.progress import Progress
+from autoglm_compress.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "reference_model" / "checkpoint"
+QUIZ = ROOT / "calib_data" / "quiz"
+CALIBRATION = {"python-docs": 3, str(ROOT / "calib_data" / "quiz_prompts.jsonl"): 1}
+SIZES: dict[str, dict[str, Any]] = {
+    "depth": {"num_hidden_layers": "0.6667x"},
+    "heads": {"num_attention_heads": "0.75x"},
+    "ffn": {"intermediate_size": "0.75x"},
+    "width": {"hidden_size": "0.75x"},
+}
+"""The ratios of recipes/phone9b.yaml."""
+
+Branch = list[dict[str, Any]]
+
+
+def cuts(methods: dict[str, str]) -> Branch:
+    """The surgeries that are named, in order, each by a method; "" for the default."""
+    return [
+        {"stage": stage} | SIZES[stage] | ({"method": method} if method else {}) for stage, method in methods.items()
+    ]
+
+
+def run_branches(
+    output: Path, model: Path, branches: dict[str, Branch], calibration: dict[str, Any], evaluation: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Run branches from one source in one recipe, and evaluate the end of each.
+
+    A branch may begin with `{"from": NAME}`: it goes on where another one ended.
+
+    Returns:
+        The row of metrics.json for the end of each branch, and for the source; `seconds` are those of its own stages.
+    """
+    stages: Branch = []
+    ends: dict[str, str] = {}
+    for number, (name, branch) in enumerate(branches.items()):
+        parent = "source"
+        if "from" in branch[0]:
+            parent, branch = ends[branch[0]["from"]], branch[1:]
+        for step, stage in enumerate(branch):
+            label = f"{number}-{step}-{stage['stage']}"
+            stages.append(stage | {"name": label, "from": parent})
+            parent = label
+        ends[name] = parent
+        stages.append({"stage": "evaluate", "name": f"{number}-end", "tasks": ["perplexity", "mmlu"]})
+    recipe = {
+        "name": output.name,
+        "model": {"source": str(model.resolve())},
+        "calibration": calibration,
+        "evaluation": evaluation,
+        "stages": stages,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    result = run_recipe(load_recipe(output / "recipe.yaml"), RunOptions(output / "run"), Progress(Console()))
+    rows = {row["name"].split("-", 1)[-1]: row for row in json.loads((result / "metrics.json").read_text())["stages"]}
+    found = {"source": rows["source"]}
+    for number, name in enumerate(branches):
+        own = [row["seconds"] for label, row in rows.items() if label.startswith(f"{number}-") and "end" not in label]
+        peak = max(row["peak_rss_bytes"] for label, row in rows.items() if label.startswith(f"{number}-"))
+        found[name] = rows[f"{number}-end"] | {"seconds": sum(own), "peak_rss_bytes": peak}
+    return found
+
+
+def evaluation_options(questions: int = 20) -> dict[str, Any]:
+    """Held-out python-docs and so many quiz questions of each subject."""
+    return {
+        "perplexity": {"samples": 64, "sequence_length": 256, "source": "python-docs"},
+        "mmlu": {"data": str(QUIZ), "limit": questions},
+    }
+
+
+def increase(row: dict[str, Any], source: dict[str, Any]) -> float:
+    """How much the logarithm of perplexity rose."""
+    return math.log(row["perplexity"] / source["perplexity"])
+
+
+def print_table(title: str, rows: dict[str, dict[str, Any]], unit: dict[str, Any] | None = None) -> None:
+    """Perplexity against the source, the increase of its logarithm against that of one row, quiz, cost."""
+    source = rows["source"]
+    table = Table(
+        "", "params", "perplexity", "x source", "log increase", "of baseline", "quiz", "lost", "seconds", box=None
+    )
+    for name, row in rows.items():
+        rise = increase(row, source)
+        share = f"{100 * rise / increase(unit, source):.0f}%" if unit else ""
+        lost = 100 * (source["accuracy"] - row["accuracy"])
+        table.add_row(
+            name,
+            f"{row['parameters'] / 1e6:.2f}M",
+            f"{row['perplexity']:.2f}",
+            f"{row['perplexity'] / source['perplexity']:.3f}",
+            f"{rise:.3f}",
+            share,
+            f"{100 * row['accuracy']:.1f}%",
+            f"{lost:.1f}",
+            f"{row['seconds']:.0f}" if name != "source" else "",
+        )
+    console = Console(width=140)
+    console.print(f"\n{title}", highlight=False, style="bold")
+    console.print(table, highlight=False)
+
+
+def write_results(path: Path, data: Any) -> None:
+    """Results as JSON, for machines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1) + "\n")

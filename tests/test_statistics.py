@@ -156,7 +156,9 @@ def test_what_is_measured_is_what_the_whole_model_shows(folder: Path, batches: l
     streams = [*layers, "model.norm"]
     for number, layer in enumerate(layers):
         expected = _obvious(inputs, layer, streams[number + 1], family)
-        measured = statistics.layer(number)
+        measured = dict(statistics.layer(number))
+        boundary = torch.cat([batch.flatten(0, 1) for batch in inputs[layer]]).bfloat16()  # few tokens: all of them
+        torch.testing.assert_close(measured.pop("boundary"), boundary, rtol=2**-7, atol=1e-5)
         assert measured.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(measured[name], value.float(), rtol=1e-4, atol=1e-5, msg=f"{layer} {name}")
@@ -164,6 +166,8 @@ def test_what_is_measured_is_what_the_whole_model_shows(folder: Path, batches: l
     torch.testing.assert_close(statistics.final()["mean_abs"], final.abs().mean(0).float())
     torch.testing.assert_close(statistics.final()["mean_square"], final.square().mean(0).float())
     torch.testing.assert_close(statistics.final()["residual_gram"], mean_outer(final).float(), rtol=1e-4, atol=1e-5)
+    boundary = torch.cat([batch.flatten(0, 1) for batch in inputs["model.norm"]]).bfloat16()
+    torch.testing.assert_close(statistics.final()["boundary"], boundary, rtol=2**-7, atol=1e-5)
 
 
 def _obvious(
@@ -190,6 +194,18 @@ def _obvious(
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return one @ other / (one.norm() * other.norm())
+
+
+def test_the_states_of_a_sample_are_spread_over_all_tokens(
+    make_checkpoint: Callable[..., Path], batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = Checkpoint(make_checkpoint("glm"))
+    every = measure(checkpoint, batches, tmp_path / "every", CPU, quiet())
+    monkeypatch.setattr("autoglm_compress.reconstruction.statistics.SAMPLE_TOKENS", 10)
+    some = measure(checkpoint, batches, tmp_path / "some", CPU, quiet())
+    positions = [4, 14, 24, 33, 43, 52, 62, 72, 81, 91]  # of 96, the last 24 of which are in the second batch
+    assert torch.equal(some.layer(2)["boundary"], every.layer(2)["boundary"][positions])
+    assert torch.equal(some.final()["boundary"], every.final()["boundary"][positions])
 
 
 def test_complete_statistics_are_not_measured_again(

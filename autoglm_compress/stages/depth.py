@@ -1,28 +1,49 @@
 """Drop whole decoder layers."""
 
 from dataclasses import replace
-from typing import Literal
+from math import pi
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.reconstruction.importance import random_scores, top
+from autoglm_compress.reconstruction.layer_choice import (
+    gaps,
+    greedy_memory,
+    keep_chain,
+    keep_without_block,
+    remove_greedily,
+    state_distances,
+)
 from autoglm_compress.reconstruction.lineage import Indices
+from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.reconstruction.surgery import Rewrite
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 
 class Depth(Stage):
-    """Keep the layers that change the residual stream most, or those that are listed.
+    """Keep the layers that a method chooses, or those that are listed.
 
-    `block_influence` is ShortGPT's score (Men et al. 2024): 1 - mean cosine of a layer's input and output.
+    `chain` drops the set of layers, contiguous or not, whose gaps cost least in all: a gap costs 1 - mean cosine of the
+    states at its two ends, and dynamic programming finds the set. `block_influence` keeps the layers with the highest
+    score of ShortGPT (Men et al. 2024), 1 - mean cosine of a layer's input and output. `angular` drops the one
+    contiguous block whose input and output states have the smallest mean angular distance, arccos(cosine) / pi (Gromov
+    et al. 2024). `greedy_loss` removes, one after the other, the layer without which the next-token distributions stay
+    closest to those of the checkpoint it cuts, by KL divergence: it runs the model with each layer left out, where the
+    others read cached statistics, and is meant for small models or a GPU. `random` keeps layers by chance.
+
+    The statistics are those of the run's source. Where layers were dropped before, `angular` and `chain` compare the
+    states that enter the present layers there: a layer before an earlier gap counts as also doing what the gap did,
+    which is what a refit makes of it, and other changes to the checkpoint since do not count. `greedy_loss` measures
+    the checkpoint as it is.
     """
 
     stage: Literal["depth"]
     num_hidden_layers: Size | None = None
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    method: Literal["block_influence", "random"] = "block_influence"
+    method: Literal["chain", "block_influence", "angular", "greedy_loss", "random"] = "chain"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "Depth":
@@ -47,20 +68,56 @@ class Depth(Stage):
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
         return replace(shape, num_hidden_layers=keep)
 
+    def working_memory(self, shape: ModelShape) -> int:
+        """The sampled states at every boundary, or what `remove_greedily` holds."""
+        if self.method == "greedy_loss":
+            return greedy_memory(shape)
+        if self.method in ("angular", "chain"):
+            return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
+        return 0
+
     def run(self, context: StageContext) -> None:
         """Choose the layers and write a checkpoint without the others."""
-        scores, kept = self._choose(context)
+        kept, scores = self._choose(context)
         Rewrite(kept, {}, lambda _: {}).run(context.source, context.target, context.shape, context.progress)
         context.lineage = context.lineage.keep_layers(kept)
-        context.decisions = {"kept_layers": list(kept), "scores": scores}
+        method = "listed" if self.layers else self.method
+        context.decisions = {"method": method, "kept_layers": list(kept), "scores": scores}
 
-    def _choose(self, context: StageContext) -> tuple[list[float] | None, Indices]:
+    def _choose(self, context: StageContext) -> tuple[Indices, Any]:
+        """The layers to keep, and what the method measured of them."""
+        keep, have = context.shape.num_hidden_layers, context.source.shape.num_hidden_layers
         if self.layers is not None:
-            return None, self.layers
-        present = context.lineage.layers
+            return self.layers, None
         if self.method == "random":
-            scores = random_scores(len(present), context.seed, 0)
-        else:
+            scores = random_scores(have, context.seed, 0)
+            return top(scores, keep), scores.tolist()
+        if self.method == "block_influence":
             statistics = context.statistics()
-            scores = torch.stack([statistics.layer(layer)["block_influence"] for layer in present])
-        return scores.tolist(), top(scores, context.shape.num_hidden_layers)
+            scores = torch.stack([statistics.layer(layer)["block_influence"] for layer in context.lineage.layers])
+            return top(scores, keep), scores.tolist()
+        if self.method == "angular":
+            distances = state_distances(_boundaries(context), lambda cosine: cosine.arccos() / pi)
+            kept, across = keep_without_block(distances, keep)
+            return kept, {"block_distances": across}
+        if self.method == "chain":
+            costs = state_distances(_boundaries(context), lambda cosine: 1 - cosine)
+            kept = keep_chain(costs, keep)
+            found = [{"layers": [*range(*gap)], "cost": float(costs[gap])} for gap in gaps(kept, have)]
+            return kept, {"total_cost": sum(gap["cost"] for gap in found), "gaps": found}
+        removed = remove_greedily(
+            context.source,
+            context.calibration_batches(),
+            keep,
+            device=context.device,
+            progress=context.progress,
+            file=context.work / "removed.json",
+        )
+        gone = {step["layer"] for step in removed}
+        return tuple(layer for layer in range(have) if layer not in gone), {"removed": removed}
+
+
+def _boundaries(context: StageContext) -> list[torch.Tensor]:
+    """The sampled states [tokens, hidden_size] that enter each present layer, and those after the last."""
+    statistics = context.statistics()
+    return [statistics.layer(layer)["boundary"] for layer in context.lineage.layers] + [statistics.final()["boundary"]]

@@ -12,6 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.batches import Batch, Row, in_batches
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import compute_dtype, walk
@@ -20,9 +21,6 @@ TOKEN_BUDGET = 1_024
 """Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
 HIDDEN_STATE_BYTES = 1 << 30
 """Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
-
-
-Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class LayerwiseLM(TemplateLM):
     """Log-likelihoods by streaming a checkpoint, as lm-eval's `hf` model gives them for the whole model in memory.
 
     All requests of a call share one walk through the model where their hidden states fit, and tokens that several
-    requests have in common from the start (the answer letters of a question) are sent through once.
+    requests have in common from the start (a question and its answer letters, the examples of a subject) are sent
+    through once.
 
     Args:
         checkpoint: the model; quantized weights are dequantized once per walk.
@@ -135,10 +134,11 @@ class LayerwiseLM(TemplateLM):
         for number, request in enumerate(requests):
             numbers_by_row[row_of[request.read]].append(number)
         scores: dict[int, tuple[float, bool]] = {}
-        walks = list(self._walks(_batches(rows, self._token_budget)))
+        window = getattr(self.checkpoint.model_config, "sliding_window", None)
+        walks = list(self._walks(in_batches(rows, self._token_budget, window)))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
-            asked = [[(n, requests[n]) for row in batch for n in numbers_by_row[row]] for batch in batches]
+            asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]
             scores |= self._score_walk(batches, asked, row_of, title)
         return [scores[number] for number in range(len(requests))]
 
@@ -158,13 +158,13 @@ class LayerwiseLM(TemplateLM):
             )
         return _Request(tokens[-(self.max_length + 1) : -1], tuple(continuation))
 
-    def _walks(self, batches: Iterable[list[Row]]) -> Iterator[list[list[Row]]]:
+    def _walks(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Batches grouped so that the hidden states of a group stay within HIDDEN_STATE_BYTES."""
         per_token = self.checkpoint.shape.hidden_size * compute_dtype(self.checkpoint, self._device).itemsize
-        group: list[list[Row]] = []
+        group: list[Batch] = []
         size = 0
         for batch in batches:
-            nbytes = len(batch) * len(batch[0]) * per_token
+            nbytes = batch.size * per_token
             if group and size + nbytes > HIDDEN_STATE_BYTES:
                 yield group
                 group, size = [], 0
@@ -175,24 +175,31 @@ class LayerwiseLM(TemplateLM):
 
     def _score_walk(
         self,
-        batches: list[list[Row]],
+        batches: list[Batch],
         asked: list[list[tuple[int, _Request]]],
         row_of: dict[Row, Row],
         title: str,
     ) -> dict[int, tuple[float, bool]]:
         """Walk some batches; give the scores of the numbered requests asked of each."""
-        padded = [_pad(batch) for batch in batches]
-        last = walk(self.checkpoint, padded, None, device=self._device, progress=self._progress, title=title)
+        last = walk(
+            self.checkpoint,
+            [batch.tokens for batch in batches],
+            None,
+            device=self._device,
+            progress=self._progress,
+            title=title,
+            forks=[batch.fork for batch in batches],
+        )
         hidden, positions, tokens = [], [], []
         count = 0
         for batch, requests, states in zip(batches, asked, last, strict=True):
-            line_of = {row: line for line, row in enumerate(batch)}
+            line_of = {row: line for line, row in enumerate(batch.rows)}
             spots: dict[tuple[int, int], int] = {}
             for _, request in requests:
                 line = line_of[row_of[request.read]]
                 start = len(request.read) - len(request.continuation)
                 for place in range(start, len(request.read)):
-                    positions.append(count + spots.setdefault((line, place), len(spots)))
+                    positions.append(count + spots.setdefault(batch.spot(line, place), len(spots)))
                 tokens += request.continuation
             lines, places = zip(*spots, strict=True)
             hidden.append(states[list(lines), list(places)])
@@ -228,7 +235,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
 def _distinct_rows(
     reads: Iterable[Row],
 ) -> tuple[list[Row], dict[Row, Row]]:
-    """The rows, longest first, that contain every read as a prefix, and for each read the row that does.
+    """The rows that contain every read as a prefix, and for each read the row that does.
 
     Under causal attention the states of a prefix are the same in every row that starts with it.
     """
@@ -239,28 +246,4 @@ def _distinct_rows(
         if not rows or rows[-1][: len(read)] != read:
             rows.append(read)
         row_of[read] = rows[-1]
-    return sorted(rows, key=len, reverse=True), row_of
-
-
-def _batches(rows: Iterable[Row], token_budget: int) -> Iterator[list[Row]]:
-    """Consecutive rows (longest first) that make at most `token_budget` tokens when padded to the first."""
-    batch: list[Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(batch[0]) > token_budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _pad(batch: list[Row]) -> torch.Tensor:
-    """Token ids [rows, length of the longest].
-
-    The padding is on the right, where causal attention keeps it from every real token, so any id will do and no mask
-    is needed.
-    """
-    padded = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
-    for line, row in enumerate(batch):
-        padded[line, : len(row)] = torch.tensor(row)
-    return padded
+    return rows, row_of

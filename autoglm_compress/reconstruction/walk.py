@@ -4,8 +4,9 @@ The layers are `transformers`' own. A model of a single layer is built on the me
 each layer in turn; hidden states go in as `inputs_embeds`, so masks and rotary embeddings are `transformers`' too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,27 @@ class LayerVisitor(Protocol):
         What is to outlast a kill must be on disk when this returns. It may change the module's weights and return
         True, to have the tokens sent through once more; the walk goes on from those outputs.
         """
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A sequence that forks: `shared` tokens seen by all, then branches of such lengths that do not see each other."""
+
+    shared: int
+    branches: tuple[int, ...]
+
+    def arguments(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What tells a model of `transformers` so: position ids and an additive mask [1, 1, length, length]."""
+        never = torch.finfo(like.dtype).min
+        length = self.shared + sum(self.branches)
+        mask = torch.full((length, length), never, dtype=like.dtype, device=like.device)
+        mask[self.shared :, : self.shared] = 0
+        positions, start = list(range(self.shared)), 0
+        for size in (self.shared, *self.branches):
+            mask[start : start + size, start : start + size].triu_(1)
+            positions += range(self.shared, self.shared + size) if start else ()
+            start += size
+        return {"position_ids": torch.tensor([positions], device=like.device), "attention_mask": mask[None, None]}
 
 
 class OneLayerModel:
@@ -62,16 +84,17 @@ class OneLayerModel:
             self._models[kind] = model.eval()
         return self._models[kind]
 
-    def load(self, layer: int) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
-        """A decoder layer with its weights, and the function that sends hidden states through it."""
+    def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
+        """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
         model = self._build(layer)
         weights = {k: self.to_compute(v) for k, v in self.checkpoint.read_layer(layer).items()}
         model.layers[0].load_state_dict(weights, assign=True)
         model.layers[0].requires_grad_(False)
 
-        def run(hidden: torch.Tensor) -> torch.Tensor:
+        def run(hidden: torch.Tensor, fork: Fork | None = None) -> torch.Tensor:
             hidden = hidden.to(self.device)
-            return model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+            arguments = fork.arguments(hidden) if fork else {}
+            return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
         return model.layers[0], run
 
@@ -114,17 +137,20 @@ def walk(
     progress: Progress,
     title: str,
     folder: Path | None = None,
+    forks: Sequence[Fork | None] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
     Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
     killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
+    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
     """
     dtype = compute_dtype(checkpoint, device)
     states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder)
+    forks = forks or [None] * len(batches)
     layers = checkpoint.shape.num_hidden_layers
     tokens = sum(batch.numel() for batch in batches)
     model = OneLayerModel(checkpoint, device, dtype)
@@ -140,11 +166,11 @@ def walk(
             module, run = model.load(layer)
             if visitor is not None:
                 visitor.enter(layer, module)
-            for before, after in states.pairs():
-                after.copy_(run(before))
+            for (before, after), fork in zip(states.pairs(), forks, strict=True):
+                after.copy_(run(before, fork))
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None and visitor.leave(layer, module):
-                for before, after in states.pairs():
-                    after.copy_(run(before))
+                for (before, after), fork in zip(states.pairs(), forks, strict=True):
+                    after.copy_(run(before, fork))
             states.commit()
     return (before for before, _ in states.pairs())

@@ -64,7 +64,7 @@ def by_tokens(model: Path, output: Path) -> dict[str, dict[str, Any]]:
 def by_strength(model: Path, output: Path) -> dict[str, dict[str, Any]]:
     """The ridge alone, with one strength for all and no choice, at two numbers of tokens."""
     found: dict[str, dict[str, Any]] = {}
-    ridge = {"stage": "refit", "logit_passes": 0}
+    ridge = {"stage": "refit", "layer_passes": 0, "logit_passes": 0}
     for samples in (12, 96):
         calibration = {"source": CALIBRATION, "samples": samples, "sequence_length": LENGTH}
         for strength in (*STRENGTHS, None):

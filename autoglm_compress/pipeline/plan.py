@@ -13,6 +13,7 @@ from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
+from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages import PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
@@ -160,7 +161,9 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             own = stage.scratch_bytes(source if parent is None else shapes[parent], source, tokens)
             scratch = max(scratch, own or 2 * 4 * tokens * source.hidden_size)
     if scratch:
-        scratch += 4 * source.hidden_size**2 * (source.num_hidden_layers + 1)  # the statistics
+        # The statistics: a Gram matrix and the states of sampled tokens for each layer.
+        per_layer = 4 * source.hidden_size**2 + 2 * SAMPLE_TOKENS * source.hidden_size
+        scratch += per_layer * (source.num_hidden_layers + 1)
     return Plan(tuple(checkpoints), 2 * SHARD_BYTES + scratch, free_bytes(output))
 
 

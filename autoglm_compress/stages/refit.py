@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.reconstruction.distillation import Descent
+from autoglm_compress.reconstruction.distillation import LOGITS_AT_ONCE, Descent
 from autoglm_compress.reconstruction.refit import PairedWalk
 from autoglm_compress.reconstruction.ridge import Fit
 from autoglm_compress.stages.base import Stage, StageContext
@@ -43,12 +44,20 @@ class Refit(Stage):
         return shape
 
     def working_memory(self, shape: ModelShape) -> int:
-        """Sums over tokens of the widest fit, twice, its factor, and the weight before and after, in fp32."""
+        """The most that a step holds: sums over tokens, a layer and its gradients, or a head and its gradient."""
         needed = 0
         for name, tensor in shape.layer_tensors().items():
             if name.removesuffix(".weight") in shape.family.layer_linears and len(tensor) == 2:
+                # Sums over the tokens of the widest fit, twice, its factor, and the weight before and after.
                 needed = max(needed, 4 * tensor[1] ** 2 + 5 * prod(tensor))
-        return 4 * needed + shape.layer_bytes() // shape.element_bytes * 4
+        layer, head = shape.layer_bytes() // shape.element_bytes, shape.vocab_size * shape.hidden_size
+        fits = needed + layer
+        activations = BATCH_TOKENS * (10 * shape.hidden_size + 5 * shape.intermediate_size)
+        whole_layer = 3 * layer + activations if self.layer_passes or shape.tie_word_embeddings else 0
+        to_logits = 0
+        if self.logit_passes:
+            to_logits = 5 * LOGITS_AT_ONCE + (head + whole_layer if shape.tie_word_embeddings else 3 * head)
+        return 4 * max(fits, whole_layer, to_logits)
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """Three buffers for each model, fp32."""

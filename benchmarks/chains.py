@@ -28,10 +28,17 @@ SIZES: dict[str, dict[str, Any]] = {
 Branch = list[dict[str, Any]]
 
 
-def cuts(methods: dict[str, str]) -> Branch:
+def sizes_for(model: Path) -> dict[str, dict[str, Any]]:
+    """The sizes to cut to; whole KV groups where three quarters of the heads cannot be shared out among all."""
+    config = json.loads((model / "config.json").read_text())
+    uneven = 0.75 * config["num_attention_heads"] % config["num_key_value_heads"]
+    return SIZES | {"heads": SIZES["heads"] | ({"kv_heads": "0.75x"} if uneven else {})}
+
+
+def cuts(methods: dict[str, str], sizes: dict[str, dict[str, Any]] = SIZES) -> Branch:
     """The surgeries that are named, in order, each by a method; "" for the default."""
     return [
-        {"stage": stage} | SIZES[stage] | ({"method": method} if method else {}) for stage, method in methods.items()
+        {"stage": stage} | sizes[stage] | ({"method": method} if method else {}) for stage, method in methods.items()
     ]
 
 

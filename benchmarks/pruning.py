@@ -13,9 +13,22 @@ layer as a whole too. Perplexity is that of held-out python-docs.
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from chains import CALIBRATION, REFERENCE, Branch, cuts, evaluation_options, print_table, run_branches, write_results
+from chains import (
+    CALIBRATION,
+    REFERENCE,
+    Branch,
+    cuts,
+    evaluation_options,
+    print_table,
+    run_branches,
+    sizes_for,
+    write_results,
+)
 from replaceme import replace_block
+
+Sizes = dict[str, dict[str, Any]]
 
 RIDGE = {"stage": "refit", "layer_passes": 0, "logit_passes": 0}
 LOGITS = {"stage": "refit", "layer_passes": 0}
@@ -32,26 +45,26 @@ ALONE: dict[str, list[str]] = {
 """Methods of each stage, worst first; the last is given a ridge refit too."""
 
 
-def alone() -> dict[str, Branch]:
+def alone(sizes: Sizes) -> dict[str, Branch]:
     """Each surgery by itself, by every method, and its best method with a ridge refit."""
     branches: dict[str, Branch] = {}
     for stage, methods in ALONE.items():
-        branches |= {f"{stage} {method}": cuts({stage: method}) for method in methods}
+        branches |= {f"{stage} {method}": cuts({stage: method}, sizes) for method in methods}
         best = f"{stage} {methods[-1]}"
         branches |= {f"{best} + ridge": [{"from": best}, RIDGE]}
     return branches
 
 
-def chains() -> dict[str, Branch]:
+def chains(sizes: Sizes) -> dict[str, Branch]:
     """All four surgeries, as each school does them."""
     return {
-        "random": cuts(dict.fromkeys(OURS, "random")),
-        "magnitude": cuts(MAGNITUDE),
-        "Minitron": cuts(MINITRON),
-        "PCA": cuts(OURS | {"depth": "block_influence", "width": "pca"}),
+        "random": cuts(dict.fromkeys(OURS, "random"), sizes),
+        "magnitude": cuts(MAGNITUDE, sizes),
+        "Minitron": cuts(MINITRON, sizes),
+        "PCA": cuts(OURS | {"depth": "block_influence", "width": "pca"}, sizes),
         "Minitron + ridge": [{"from": "Minitron"}, RIDGE],
         "PCA + ridge": [{"from": "PCA"}, RIDGE],
-        "ours, cut only": cuts(OURS),
+        "ours, cut only": cuts(OURS, sizes),
         "ours, ridge": [{"from": "ours, cut only"}, RIDGE],
         "ours, ridge and head": [{"from": "ours, cut only"}, LOGITS],
         "ours": [{"from": "ours, cut only"}, REFIT],
@@ -65,7 +78,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=192, help="calibration rows of 256 tokens")
     arguments = parser.parse_args()
     calibration = {"source": CALIBRATION, "samples": arguments.samples, "sequence_length": 256}
-    rows = run_branches(arguments.output, arguments.model, alone() | chains(), calibration, evaluation_options())
+    sizes = sizes_for(arguments.model)
+    surgeries, whole_chains = alone(sizes), chains(sizes)
+    rows = run_branches(arguments.output, arguments.model, surgeries | whole_chains, calibration, evaluation_options())
     with tempfile.TemporaryDirectory() as folder:
         layers = rows["depth chain"]["num_hidden_layers"]
         replaced = replace_block(arguments.model, Path(folder) / "replaceme", layers, calibration)
@@ -77,9 +92,9 @@ def main() -> None:
             evaluation_options(),
         )
     source = {"source": rows["source"]}
-    one_by_one = source | {name: rows[name] for name in alone()}
+    one_by_one = source | {name: rows[name] for name in surgeries}
     one_by_one["depth ReplaceMe"] = found["nothing"]
-    whole = source | {name: rows[name] for name in chains()}
+    whole = source | {name: rows[name] for name in whole_chains}
     print_table("each surgery alone", one_by_one)
     print_table("all four (log increase against Minitron's)", whole, unit=rows["Minitron"])
     results = {"model": arguments.model.name, "calibration_samples": arguments.samples}

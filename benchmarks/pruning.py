@@ -82,7 +82,7 @@ def main() -> None:
     surgeries, whole_chains = alone(sizes), chains(sizes)
     rows = run_branches(arguments.output, arguments.model, surgeries | whole_chains, calibration, evaluation_options())
     with tempfile.TemporaryDirectory() as folder:
-        layers = rows["depth chain"]["num_hidden_layers"]
+        layers = rows["depth chain"]["shape"]["num_hidden_layers"]
         replaced = replace_block(arguments.model, Path(folder) / "replaceme", layers, calibration)
         found = run_branches(
             arguments.output / "replaceme",

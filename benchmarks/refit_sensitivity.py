@@ -1,6 +1,6 @@
 """How the refit depends on calibration tokens, ridge strength, the order of the stages and the calibration text.
 
-    python benchmarks/refit_sensitivity.py [--model FOLDER] [--output DIR] [--data FOLDER]
+    python benchmarks/refit_sensitivity.py [--model FOLDER] [--output DIR] [--data FOLDER] [--parts PART …]
 
 Every row is the whole untied chain at the ratios of recipes/phone9b.yaml, cut only and with the refit, so it shows
 whether the refit is ever worse than none. `--data` is a folder with `calib/c4_demo.jsonl` and `text/zh`; without it the
@@ -160,20 +160,26 @@ def print_texts(rows: list[dict[str, Any]]) -> None:
     console.print(table, highlight=False)
 
 
+PARTS = {"tokens": by_tokens, "strength": by_strength, "order": by_order}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=REFERENCE)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-sensitivity"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "text"], default=[*PARTS, "text"])
     arguments = parser.parse_args()
     model, output = arguments.model, arguments.output
     output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-    for title, measure in (("tokens", by_tokens), ("ridge strength", by_strength), ("order of stages", by_order)):
-        results[title] = measure(model, output)
-        print_table(title, results[title])
-    results["text"] = by_text(model, output, arguments.data)
-    print_texts(results["text"])
+    for part in arguments.parts:
+        if part == "text":
+            results[part] = by_text(model, output, arguments.data)
+            print_texts(results[part])
+        else:
+            results[part] = PARTS[part](model, output)
+            print_table(part, results[part])
     write_results(output / "refit_sensitivity.json", results)
 
 

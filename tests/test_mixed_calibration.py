@@ -12,7 +12,7 @@ import torch
 from command_line import assert_says, plan, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import run, same_tensors, stage_folders, write_recipe
+from running import invoke, run, same_tensors, stage_folders, write_recipe
 from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.calibration.text import documents
@@ -243,3 +243,13 @@ def test_too_few_tokens_for_a_refit_are_warned_of(tmp_path: Path, samples: int, 
     assert len(warnings) == few
     if few:
         assert_says(warnings[0], "02-refit", "575 samples x 32 = 18400 calibration tokens", "9216 inputs", "to 576")
+
+
+def test_plan_says_that_a_text_is_missing(tmp_path: Path, make_checkpoint: Callable[..., Path]):
+    source = {"python-docs": 3, "nowhere.jsonl": 1}
+    recipe = write_recipe(
+        tmp_path, make_checkpoint("glm"), [{"stage": "refit"}], calibration={"source": source, "samples": 8}
+    )
+    result = invoke("plan", recipe)
+    assert result.exit_code == 2
+    assert "nowhere.jsonl" in result.output

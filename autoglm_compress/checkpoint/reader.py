@@ -25,6 +25,7 @@ SIZES = (
     "num_key_value_heads",
     "vocab_size",
 )
+ELEMENTS_AT_ONCE = 1 << 24
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -44,7 +45,6 @@ class Checkpoint:
         self.family: Family = family_of(self.config, str(folder / "config.json"))
         self.infos = _locate_tensors(folder)
         self.quantized = packed.is_packed(self.config, str(folder / "config.json"))
-        self._open_files: dict[Path, Any] = {}
         self._check_tensors()
 
     @cached_property
@@ -110,11 +110,10 @@ class Checkpoint:
 
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
-        if info.file not in self._open_files:
-            self._open_files[info.file] = safe_open(info.file, framework="pt")
-        tensor = self._open_files[info.file].get_tensor(name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        # A handle that stayed open would keep every page ever read of its file resident.
+        with safe_open(info.file, framework="pt") as file:
+            tensor = file.get_tensor(name)
+        if bad := _not_finite(tensor):
             raise UserError(
                 f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "
                 "The weights are damaged: download or export the model again."
@@ -229,3 +228,10 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
     if absent:
         raise UserError(f"{index}: {weight_map[absent[0]]} does not hold the tensor {absent[0]} it is said to hold.")
     return infos
+
+
+def _not_finite(tensor: torch.Tensor) -> int:
+    """How many values are NaN or infinite, counted in parts, since it takes room to tell."""
+    if not tensor.is_floating_point():
+        return 0
+    return sum(int((~torch.isfinite(part)).sum()) for part in tensor.flatten().split(ELEMENTS_AT_ONCE))

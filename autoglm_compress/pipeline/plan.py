@@ -12,7 +12,9 @@ from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
+from autoglm_compress.pipeline.calibration import calibration_files
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
+from autoglm_compress.reconstruction.refit import HELD_OUT_EVERY
 from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages import PlanError, Stage
 
@@ -114,8 +116,9 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
 
     Raises:
         RecipeError: a stage cannot work on the shape it would be given; the message lists every such stage.
-        UserError: the source is not found or not supported.
+        UserError: the source is not found or not supported, or calibration text is not there.
     """
+    calibration_files(recipe)
     folder = config_only(recipe.model.source, recipe.bases)
     source, config = source_shape(folder), load_model_config(folder)
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
@@ -193,12 +196,18 @@ def _calibration_warnings(calibration: CalibrationOptions, fan_in: int) -> list[
     """What to do where a fit of so many inputs has too few tokens to go by."""
     samples, length = calibration.samples, calibration.sequence_length
     enough = TOKENS_PER_INPUT * fan_in
-    if samples * length >= enough:
-        return []
-    return [
-        f"{samples} samples x {length} = {samples * length} calibration tokens are few for linears of {fan_in} inputs: "
-        f"raise calibration.samples to {ceil(enough / length)} or more"
-    ]
+    found = []
+    if fan_in and samples < HELD_OUT_EVERY:
+        found.append(
+            f"of {samples} samples one only decides about fits, which leaves {samples - 1} to fit to: "
+            f"raise calibration.samples to {HELD_OUT_EVERY} or more"
+        )
+    if samples * length < enough:
+        found.append(
+            f"{samples} samples x {length} = {samples * length} calibration tokens are few for linears of {fan_in} "
+            f"inputs: raise calibration.samples to {ceil(enough / length)} or more"
+        )
+    return found
 
 
 def free_bytes(folder: Path) -> int:

@@ -91,6 +91,8 @@ def _parents(
                 problems.append(
                     Problem((*path, "from"), f"no stage before this one makes a checkpoint {stage.source!r}: {hint}")
                 )
+        if label == SOURCE:
+            problems.append(Problem(path, f"the name {SOURCE!r} stands for the model itself: choose another"))
         if label in by_label:
             first = by_label[label] + 1
             problems.append(

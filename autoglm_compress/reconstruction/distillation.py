@@ -17,6 +17,12 @@ from autoglm_compress.reconstruction.surgery import row_slices
 RATE = 3e-2
 """The first step's size, relative to the root mean square of what is fitted."""
 
+EPSILONS = (1e-18, 1e-3)
+"""Below which Adafactor takes a squared gradient, and the size of a weight, for that. The paper's first, 1e-30, is no
+number in fp32 when squared; torch's own is above what gradients of a wide model are, and would decide all steps."""
+
+LEAST_GAIN = 1e-4
+
 LOGITS_AT_ONCE = 2**25
 """Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
 
@@ -51,8 +57,8 @@ class Descent:
 
     @property
     def improved(self) -> bool:
-        """Whether the loss fell."""
-        return self.after < self.before
+        """Whether the loss fell, by more than what rounding to 16 bits can undo."""
+        return self.after < self.before * (1 - LEAST_GAIN)
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor, bool], float]
@@ -78,7 +84,7 @@ def descend(
             return sum(loss(*batch.take(True, device), False) for batch in decide) / len(decide)
 
     before = held_out_loss()
-    optimizer = torch.optim.Adafactor(parameters, lr=RATE)
+    optimizer = torch.optim.Adafactor(parameters, lr=RATE, eps=EPSILONS)
     fitted_to = [batch for batch in batches if not batch.held_out.all()]
     steps = passes * len(fitted_to)
     for parameter in parameters:
@@ -88,7 +94,7 @@ def descend(
             optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
             loss(*fitted_to[step % len(fitted_to)].take(False, device), True)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)
             if (step + 1) % len(fitted_to) == 0:
                 advance(1)
     for parameter in parameters:
@@ -140,10 +146,11 @@ def distil_last_layer(
 
     def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
         states = norms[0](run(ours)).flatten(0, 1)
-        leaf = states.detach().requires_grad_(backward)
-        divergence = next_token_divergence(leaf, heads[0], norms[1](original).flatten(0, 1), heads[1], backward)
+        gradient = torch.zeros_like(states) if backward else None
+        target = norms[1](original).flatten(0, 1)
+        divergence = next_token_divergence(states.detach(), heads[0], target, heads[1], states_gradient=gradient)
         if backward:
-            states.backward(leaf.grad)
+            states.backward(gradient)
         return divergence
 
     return descend(list(layer.parameters()), batches, loss, passes, advance)
@@ -167,38 +174,54 @@ def distil_head(
         passes: how often to go over the batches.
     """
 
+    # In slices, so that what the optimizer makes of a gradient is never as large as all of it.
+    gradient = torch.zeros_like(head)
+    slices = [head[rows] for rows in row_slices(len(head))]
+    for part, rows in zip(slices, row_slices(len(head)), strict=True):
+        part.grad = gradient[rows]
+
+    @torch.no_grad()
     def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
-        with torch.no_grad():
-            states = norms[0](ours).flatten(0, 1), norms[1](original).flatten(0, 1)
-        return next_token_divergence(states[0], head, states[1], original_head, backward)
+        states, target = norms[0](ours).flatten(0, 1), norms[1](original).flatten(0, 1)
+        return next_token_divergence(states, head, target, original_head, head_gradient=gradient if backward else None)
 
-    return descend([head], batches, loss, passes, advance)
+    return descend(slices, batches, loss, passes, advance)
 
 
+@torch.no_grad()
 def next_token_divergence(
-    ours: torch.Tensor, head: torch.Tensor, original: torch.Tensor, original_head: torch.Tensor, backward: bool
+    ours: torch.Tensor,
+    head: torch.Tensor,
+    original: torch.Tensor,
+    original_head: torch.Tensor,
+    *,
+    states_gradient: torch.Tensor | None = None,
+    head_gradient: torch.Tensor | None = None,
 ) -> float:
     """Mean over tokens of KL(original's next-token distribution || ours), in nats, in chunks of tokens.
 
     Args:
         ours: normalised final states [tokens, hidden_size].
-        head: [vocab_size, hidden_size]; in fp32 if gradients are asked for.
+        head: [vocab_size, hidden_size].
         original: the original's normalised final states [tokens, its hidden_size].
         original_head: [vocab_size, its hidden_size].
-        backward: add the gradient to the leaves that ask for it, `ours` or `head`.
+        states_gradient: the gradient with respect to `ours` is added to this.
+        head_gradient: the gradient with respect to `head` is added to this.
     """
     total = 0.0
     chunk = max(1, LOGITS_AT_ONCE // len(head))
     for start in range(0, len(ours), chunk):
         tokens = slice(start, start + chunk)
-        with torch.no_grad():
-            target = _logits(original[tokens], original_head).log_softmax(-1)
-        logits = ours[tokens] @ head.T if backward else _logits(ours[tokens], head)
-        divergence = (target.exp() * (target - logits.log_softmax(-1))).sum() / len(ours)
-        if backward:
-            divergence.backward()
-        total += divergence.item()
-    return total
+        target = _logits(original[tokens], original_head).log_softmax(-1)
+        found = _logits(ours[tokens], head).log_softmax(-1)
+        probability = target.exp()
+        total += float((probability * (target - found)).sum())
+        by_logit = found.exp_().sub_(probability).div_(len(ours))
+        if states_gradient is not None:
+            states_gradient[tokens] += by_logit @ head
+        if head_gradient is not None:
+            head_gradient.addmm_(by_logit.T, ours[tokens])
+    return total / len(ours)
 
 
 def _logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ def remove_greedily(
     with progress.task("remove layers", total=passes * rows.numel(), unit="layer-tokens") as advance:
         while len(kept) > keep:
             streams = _skip_each(model, kept, embedded, advance)
-            changes = divergence.of(streams).nan_to_num(torch.inf)
+            changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)
             index = int(changes.argmin())
             if changes[index].isinf():
                 raise UserError(f"{checkpoint.folder}: without any one layer, logits are NaN or infinite.")

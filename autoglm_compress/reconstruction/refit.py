@@ -146,10 +146,8 @@ class PairedWalk:
             if self.student.done == 0:
                 self._embed()
             for layer in range(reached, layers):
-                try:
+                with self._located(f"layer {layer}"):
                     refitted = self._refit_layer(layer)
-                except NotFiniteError as error:
-                    raise UserError(f"{self.compressed.folder}: layer {layer}: {error}.") from None
                 yield layer, refitted
                 self._commit()
                 advance(1)
@@ -161,11 +159,14 @@ class PairedWalk:
         To be called when all layers are done. Of the ridge fit, an even choice of HEAD_SAMPLE rows decides about the
         strength for all of them, and the fit returned is theirs; then comes the descent, if there is to be one.
         """
+        self.teacher_model.release()
+        self.student_model.release()
         target, prior = self.original.head_weight(), self.compressed.head_weight()
         sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
         train, held_out = self._input_moments(self._last_normed())
         some = target[sample].to(self.device).float()
-        chosen = fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(self.device).float())[0]
+        with self._located("head"):
+            chosen = fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(self.device).float())[0]
         head = prior
         if chosen.strength is not None:
             head = torch.empty_like(prior)
@@ -185,6 +186,14 @@ class PairedWalk:
         """For each batch the states as the heads get them, ours and the original's."""
         for (ours, _), (original, _) in zip(self.student.pairs(), self.teacher.pairs(), strict=True):
             yield self.final_norms[0](ours.to(self.device)), self.final_norms[1](original.to(self.device))
+
+    @contextmanager
+    def _located(self, part: str) -> Iterator[None]:
+        """Say where activations are not finite."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise UserError(f"{self.compressed.folder}: {part}: {error}.") from None
 
     def _commit(self) -> None:
         self.student.commit()

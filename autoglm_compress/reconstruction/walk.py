@@ -98,6 +98,10 @@ class OneLayerModel:
 
         return model.layers[0], run
 
+    def release(self) -> None:
+        """Let go of the layer's weights."""
+        self._models.clear()
+
     def to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
         """A weight on the device and in the dtype that the walk computes in."""
         return tensor.to(device=self.device, dtype=self.dtype)

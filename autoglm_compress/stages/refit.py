@@ -29,8 +29,8 @@ class Refit(Stage):
     """
 
     stage: Literal["refit"]
-    layer_passes: int = Field(default=2, ge=0)
-    logit_passes: int = Field(default=3, ge=0)
+    layer_passes: int = Field(default=2, ge=0, strict=True)
+    logit_passes: int = Field(default=3, ge=0, strict=True)
 
     revision: ClassVar[int] = 2
 

@@ -57,8 +57,8 @@ class Width(Stage):
         return replace(shape, hidden_size=keep)
 
     def working_memory(self, shape: ModelShape) -> int:
-        """A few Gram matrices in fp64, and for tied embeddings three matrices of their size."""
-        embeddings = 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes if shape.tie_word_embeddings else 0
+        """A few Gram matrices in fp64, and for tied embeddings four matrices of their size."""
+        embeddings = 4 * shape.vocab_size * shape.hidden_size * shape.element_bytes if shape.tie_word_embeddings else 0
         return 8 * 8 * shape.hidden_size**2 + embeddings
 
     def run(self, context: StageContext) -> None:
@@ -156,10 +156,14 @@ def _reader_metric(context: StageContext) -> torch.Tensor:
         for name in readers[norm]:
             weight = source.read(name)
             # A softmax does not see what all logits have in common.
-            mean = weight.float().mean(0) if norm == family.final_norm else 0.0
+            mean = _mean_row(weight) if norm == family.final_norm else 0.0
             square = sum((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight)))
             total += square / (square * gram).sum().clamp_min(1e-30)
     return total
+
+
+def _mean_row(weight: torch.Tensor) -> torch.Tensor:
+    return sum(weight[rows].float().sum(0) for rows in row_slices(len(weight))) / len(weight)
 
 
 def _tie_again(context: StageContext, rotation: Rotation) -> dict[str, torch.Tensor]:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autoglm_compress.calibration.text import PYTHON_DOCS
-from autoglm_compress.calibration.tokens import CalibrationOptions, interleaved, token_rows
+from autoglm_compress.calibration.tokens import CalibrationOptions
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.pipeline.calibration import calibration_batches
+from autoglm_compress.progress import Progress
 
 
 @torch.no_grad()
@@ -21,14 +25,7 @@ def replace_block(model: Path, target: Path, layers: int, calibration: dict[str,
     source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     options = CalibrationOptions(**calibration)
-    rows = interleaved(
-        [
-            token_rows(
-                tokenizer, None if name == PYTHON_DOCS else Path(name), "calibration", count, options.sequence_length, 0
-            )
-            for name, count in options.rows.items()
-        ]
-    )
+    files = {name: None if name == PYTHON_DOCS else Path(name) for name in options.rows}
     gone = source.config.num_hidden_layers - layers
     outputs: dict[int, torch.Tensor] = {}
     for number, layer in enumerate(source.model.layers):
@@ -36,7 +33,7 @@ def replace_block(model: Path, target: Path, layers: int, calibration: dict[str,
     angles = torch.zeros(layers, dtype=torch.float64)
     size = source.config.hidden_size
     grams, crosses = torch.zeros(2, layers, size, size, dtype=torch.float64)
-    for batch in rows.split(16):
+    for batch in calibration_batches(options, files, Checkpoint(model), Progress(Console(quiet=True))):
         states = source.model(batch, output_hidden_states=True, use_cache=False).hidden_states[:-1]
         for first in range(1, layers):
             before, after = states[first].flatten(0, 1), states[first + gone].flatten(0, 1)

@@ -68,6 +68,16 @@ def build_model(family: str, **changes: object) -> torch.nn.Module:
     return model.to(torch.bfloat16).eval()
 
 
+@torch.no_grad()
+def silence_channels(model: torch.nn.Module, first: int) -> None:
+    """Leave nothing in the residual stream's channels from `first` on."""
+    for name, tensor in model.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            tensor[:, first:] = 0
+        if name.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias")):
+            tensor[first:] = 0
+
+
 @pytest.fixture(scope="session")
 def make_checkpoint(
     tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory

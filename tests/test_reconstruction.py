@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, build_model
+from conftest import FAMILIES, build_model, silence_channels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import Kill, compress, digests, load, logits, run, run_until_killed, same_tensors, write_recipe
@@ -130,12 +130,7 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
 ):
     # Eight of the 64 channels carry nothing, so that 56 directions are all there is.
     model = build_model(family).float()
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name.endswith("embed_tokens.weight"):
-                tensor[:, 56:] = 0
-            if name.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias")):
-                tensor[56:] = 0
+    silence_channels(model, 56)
     model.save_pretrained(tmp_path / "source")
     tokenizer.save_pretrained(tmp_path / "source")
     stage = {"stage": "width", "hidden_size": 56, "method": "pca"}

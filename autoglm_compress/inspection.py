@@ -76,7 +76,7 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     table.add_column()
     for name, value in found["shape"].items():
         if name == "quantization" and value is not None:
-            value = f"INT{value['bits']}, group sizes " + ", ".join(f"{k} {v}" for k, v in value["group_sizes"].items())
+            value = _quantization(value)
         table.add_row(name, str(value))
     for part, count in found["parameters_by_part"].items():
         table.add_row(f"parameters: {part}", human(count))
@@ -90,3 +90,11 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     verdict = found["transformers"]
     table.add_row("plain transformers", "loads it" if verdict["loads"] else f"cannot load it: {verdict['reason']}")
     console.print(table)
+
+
+def _quantization(found: dict[str, Any]) -> str:
+    """The quantization of a checkpoint in a line."""
+    bits = found["bits"] if isinstance(found["bits"], list) else [found["bits"]]
+    sizes = ", ".join(f"{linear} {size}" for linear, size in found["group_sizes"].items())
+    kind = "symmetric" if found["symmetric"] else "asymmetric"
+    return f"{' and '.join(f'INT{number}' for number in bits)}, {kind}, {found['format']}, group sizes {sizes}"

@@ -9,7 +9,7 @@ import torch
 from running import Kill, compress, digests, run, run_until_killed, same_tensors, write_recipe
 from torch import nn
 
-from autoglm_compress.reconstruction import distillation
+from autoglm_compress.reconstruction import distillation, logits
 from autoglm_compress.reconstruction.distillation import PairedStates, distil_head, next_token_divergence
 
 CALIBRATION = {"source": "python-docs", "samples": 16, "sequence_length": 64}
@@ -25,7 +25,7 @@ def test_next_token_divergence_in_chunks_is_that_of_all_logits(monkeypatch: pyte
     target, found = (original @ original_head.float().T).softmax(-1), (ours @ head.T).log_softmax(-1)
     expected = nn.functional.kl_div(found, target, reduction="batchmean")
     expected_gradients = torch.autograd.grad(expected, (ours, head))
-    monkeypatch.setattr(distillation, "LOGITS_AT_ONCE", 60)  # three tokens at a time
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", 60)  # three tokens at a time
     gradients = torch.zeros(10, 4), torch.zeros(20, 4)
     divergence = next_token_divergence(
         ours, head, original, original_head, states_gradient=gradients[0], head_gradient=gradients[1]

@@ -1,12 +1,14 @@
 """What model families look like, as data, and the arithmetic on their shapes."""
 
 from autoglm_compress.architecture.family import Family, TensorAxes, family_of, supported_architectures
-from autoglm_compress.architecture.shape import ModelShape, Quantization, resized_config
+from autoglm_compress.architecture.quantization import Quantization, Scheme
+from autoglm_compress.architecture.shape import ModelShape, resized_config
 
 __all__ = [
     "Family",
     "ModelShape",
     "Quantization",
+    "Scheme",
     "TensorAxes",
     "family_of",
     "resized_config",

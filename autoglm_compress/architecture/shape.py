@@ -7,21 +7,10 @@ from math import prod
 from typing import Any
 
 from autoglm_compress.architecture.family import Family
+from autoglm_compress.architecture.quantization import Quantization
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Weight-only quantization of the decoder layers' linears; `group_sizes` by linear, -1 for per channel."""
-
-    bits: int
-    group_sizes: tuple[tuple[str, int], ...]
-
-    def group_size(self, linear: str) -> int:
-        """The group size of one linear, named relative to its layer."""
-        return dict(self.group_sizes)[linear]
 
 
 @dataclass(frozen=True)
@@ -95,6 +84,13 @@ class ModelShape:
             prefix = self.family.layer_prefix(layer)
             yield from ((prefix + name, shape) for name, shape in self.layer_tensors().items())
 
+    def linear_shapes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The linears of all layers by their names in the model, with the shape [out, in] of each."""
+        tensors = self.layer_tensors()
+        for layer in range(self.num_hidden_layers):
+            prefix = self.family.layer_prefix(layer)
+            yield from ((prefix + linear, tensors[f"{linear}.weight"]) for linear in self.family.layer_linears)
+
     def parameters_by_part(self) -> dict[str, int]:
         """Parameter counts by part; a tied matrix counts once, as the embedding."""
         counts: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
@@ -121,24 +117,21 @@ class ModelShape:
         """Bytes of one unquantized parameter."""
         return BYTES_PER_ELEMENT[self.dtype]
 
-    def layer_bytes(self) -> int:
+    def layer_bytes(self, layer: int = 0) -> int:
         """Bytes of one layer's tensors in the checkpoint."""
-        total = 0
-        for name, shape in self.layer_tensors().items():
-            linear = name.removesuffix(".weight")
-            if self.quantization and linear in self.family.layer_linears and len(shape) == 2:
-                size = self.quantization.group_size(linear)
-                groups = 1 if size == -1 else shape[1] // size
-                total += prod(shape) * self.quantization.bits // 8 + shape[0] * groups * self.element_bytes + 16
-            else:
-                total += prod(shape) * self.element_bytes
-        return total
+        prefix = self.family.layer_prefix(layer)
+        return sum(self._stored_bytes(prefix + name, shape) for name, shape in self.layer_tensors().items())
+
+    def _stored_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        module = name.removesuffix(".weight")
+        if self.quantization is not None and module != name and module in self.quantization.schemes:
+            return self.quantization.matrix_bytes(module, shape, self.element_bytes)
+        return prod(shape) * self.element_bytes
 
     @property
     def bytes(self) -> int:
         """Bytes of all tensors in the checkpoint, without the few of the safetensors headers."""
-        outside = sum(prod(shape) for shape in self.model_tensors().values()) * self.element_bytes
-        return outside + self.num_hidden_layers * self.layer_bytes()
+        return sum(self._stored_bytes(name, shape) for name, shape in self.tensors())
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:
         """Bytes of a 16-bit key-value cache for so many tokens."""

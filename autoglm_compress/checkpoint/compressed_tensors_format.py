@@ -1,124 +1,135 @@
-"""The `pack-quantized` layout of compressed-tensors: symmetric integers, packed along the input dimension.
+"""The `pack-quantized` layout of compressed-tensors: integers packed along the input dimension.
 
 Per linear of [out, in]: `weight_packed` int32 [out, in * bits / 32], `weight_scale` [out, in / group_size] and
-`weight_shape` int64 [2]; weight = q * scale with q in [-2^(bits-1), 2^(bits-1) - 1]. Packing itself is done by the
+`weight_shape` int64 [2]; with zero points also `weight_zero_point` int32 [out * bits / 32, in / group_size].
+weight = (q - zero) * scale with q and zero in [-2^(bits-1), 2^(bits-1) - 1]. Packing itself is done by the
 `compressed-tensors` package, so that what transformers and vLLM unpack is what was meant.
 """
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.architecture import ModelShape, Quantization, Scheme
+from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.errors import UserError
 
-FORMAT = "pack-quantized"
+LAYOUT = "pack-quantized"
+HEAD = "lm_head"
 
 
-def is_packed(config: dict[str, Any], where: str) -> bool:
-    """Whether a config describes weights in this layout.
-
-    Raises:
-        UserError: the weights are quantized in another format.
-    """
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return False
-    described = quantization if isinstance(quantization, dict) else {}
-    method, layout = described.get("quant_method"), described.get("format")
-    if method != "compressed-tensors" or layout != FORMAT:
-        given = " ".join(str(word) for word in (method, layout) if word) or repr(quantization)
-        raise UserError(f"{where}: quantized as {given}: only compressed-tensors {FORMAT} can be read.")
-    return True
-
-
-def is_present(name: str, stored: Iterable[str]) -> bool:
-    """Whether a weight is stored in packed form."""
-    module = name.removesuffix(".weight")
+def is_present(module: str, stored: Iterable[str]) -> bool:
+    """Whether the weight of a linear is stored in this layout."""
     return all(f"{module}.{part}" in stored for part in ("weight_packed", "weight_scale", "weight_shape"))
 
 
 def quantization_config(quantization: Quantization) -> dict[str, Any]:
-    """The `quantization_config` of `config.json`: one group of modules per group size."""
-    by_size: dict[int, list[str]] = {}
-    for linear, size in quantization.group_sizes:
-        by_size.setdefault(size, []).append(linear)
+    """The `quantization_config` of `config.json`: one group of modules per scheme.
+
+    Linears that have the same scheme in all layers are named once, by a regular expression.
+    """
+    alike = {linear: schemes[0] for linear, schemes in quantization.by_linear().items() if len(schemes) == 1}
+    targets: dict[Scheme, list[str]] = {}
+    for linear, scheme in alike.items():
+        targets.setdefault(scheme, []).append(rf"re:(.*\.)?{re.escape(linear)}$")
+    for module, scheme in quantization.schemes.items():
+        if not any(module == linear or module.endswith(f".{linear}") for linear in alike):
+            targets.setdefault(scheme, []).append(module)
     groups = {}
-    for number, (size, linears) in enumerate(sorted(by_size.items())):
+    for number, scheme in enumerate(sorted(targets, key=lambda scheme: (scheme.bits, scheme.group_size))):
         groups[f"group_{number}"] = {
-            "targets": [rf"re:.*\.{re.escape(linear)}$" for linear in linears],
+            "targets": targets[scheme],
             "weights": {
-                "num_bits": quantization.bits,
+                "num_bits": scheme.bits,
                 "type": "int",
-                "symmetric": True,
-                "strategy": "channel" if size == -1 else "group",
-                "group_size": None if size == -1 else size,
+                "symmetric": scheme.symmetric,
+                "strategy": "channel" if scheme.group_size == -1 else "group",
+                "group_size": None if scheme.group_size == -1 else scheme.group_size,
                 "dynamic": False,
                 "observer": "minmax",
             },
             "input_activations": None,
             "output_activations": None,
-            "format": FORMAT,
+            "format": LAYOUT,
         }
     return {
-        "quant_method": "compressed-tensors",
-        "format": FORMAT,
+        "quant_method": COMPRESSED_TENSORS,
+        "format": LAYOUT,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": ["lm_head"],
+        "ignore": [] if HEAD in quantization.schemes else [HEAD],
     }
 
 
-def quantized_shape(shape: ModelShape, config: dict[str, Any], where: str) -> ModelShape:
-    """The shape with its quantization read back from `config.json`.
+def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:
+    """How a `quantization_config` in this layout says that the linears are quantized.
 
     Raises:
-        UserError: the config does not say how each linear is quantized.
+        UserError: the config does not say so for each linear of the layers.
     """
-    sizes, bits = {}, 0
+    schemes: dict[str, Scheme] = {}
+    layers = [shape.family.layer_prefix(layer) for layer in range(shape.num_hidden_layers)]
+    expected = [prefix + linear for prefix in layers for linear in shape.family.layer_linears]
+    heads = [] if shape.tie_word_embeddings else [HEAD]
     try:
-        for group in config["quantization_config"]["config_groups"].values():
+        ignored = described.get("ignore") or []
+        for group in described["config_groups"].values():
             weights = group["weights"]
-            bits = weights["num_bits"]
             size = -1 if weights["strategy"] == "channel" else weights["group_size"]
-            for linear in shape.family.layer_linears:
-                if any(_matches(target, f"model.layers.0.{linear}") for target in group["targets"]):
-                    sizes[linear] = size
+            scheme = Scheme(weights["num_bits"], size, weights["symmetric"])
+            for module in expected + heads:
+                if any(_matches(target, module) for target in group["targets"]) and module not in ignored:
+                    schemes[module] = scheme
     except (AttributeError, KeyError, TypeError, re.error):
-        sizes = {}
-    for linear in shape.family.layer_linears:
-        if linear not in sizes:
-            raise UserError(f"{where}: quantization_config.config_groups does not say how {linear} is quantized.")
-    return replace(shape, quantization=Quantization(bits, tuple(sorted(sizes.items()))))
+        schemes = {}
+    for module in expected:
+        if module not in schemes:
+            raise UserError(f"{where}: quantization_config.config_groups does not say how {module} is quantized.")
+    return Quantization(COMPRESSED_TENSORS, schemes)
 
 
 def _matches(target: str, module: str) -> bool:
-    """Whether a target of a group, a class or a regular expression, means a linear."""
-    return target == "Linear" or re.fullmatch(target.removeprefix("re:"), module) is not None
+    """Whether a target of a group, a class, a name or a regular expression, means a linear."""
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), module) is not None
+    return target in ("Linear", module)
 
 
-def pack(module: str, integers: torch.Tensor, scales: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
-    """The stored tensors of one linear from its int8-valued integers [out, in] and scales [out, groups]."""
+def pack(
+    module: str, scheme: Scheme, integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """The stored tensors of one linear.
+
+    Args:
+        module: its name.
+        scheme: how it is quantized.
+        integers: int8 [out, in].
+        scales: [out, groups], in the dtype they are to be stored in.
+        zeros: int8 [out, groups], or None for a symmetric scheme.
+    """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    return {
-        f"{module}.weight_packed": pack_to_int32(integers.to(torch.int8), bits),
+    stored = {
+        f"{module}.weight_packed": pack_to_int32(integers, scheme.bits),
         f"{module}.weight_scale": scales.contiguous(),
         f"{module}.weight_shape": torch.tensor(integers.shape, dtype=torch.int64),
     }
+    if zeros is not None:
+        stored[f"{module}.weight_zero_point"] = pack_to_int32(zeros, scheme.bits, packed_dim=0)
+    return stored
 
 
-def dequantize(
-    module: str, quantization: Quantization, read: Callable[[str], torch.Tensor], dtype: torch.dtype
-) -> torch.Tensor:
+def dequantize(module: str, scheme: Scheme, read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """The weight [out, in] of one packed linear, as an engine would compute with it."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
     shape = torch.Size(read(f"{module}.weight_shape").tolist())
-    integers = unpack_from_int32(read(f"{module}.weight_packed"), quantization.bits, shape)
+    integers = unpack_from_int32(read(f"{module}.weight_packed"), scheme.bits, shape)
     scales = read(f"{module}.weight_scale")
     grouped = integers.to(dtype).reshape(shape[0], scales.shape[1], -1)
+    if not scheme.symmetric:
+        zeros = unpack_from_int32(read(f"{module}.weight_zero_point"), scheme.bits, scales.shape, packed_dim=0)
+        grouped = grouped - zeros.to(dtype).unsqueeze(-1)
     return (grouped * scales.to(dtype).unsqueeze(-1)).reshape(shape)

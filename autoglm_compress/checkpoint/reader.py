@@ -1,6 +1,7 @@
 """Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 from autoglm_compress.architecture import Family, ModelShape, family_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT
-from autoglm_compress.checkpoint import compressed_tensors_format as packed
+from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
 from autoglm_compress.errors import UserError
 
@@ -44,7 +45,7 @@ class Checkpoint:
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"))
         self.infos = _locate_tensors(folder)
-        self.quantized = packed.is_packed(self.config, str(folder / "config.json"))
+        self.format = format_of(self.config, str(folder / "config.json"))
         self._check_tensors()
 
     @cached_property
@@ -56,9 +57,10 @@ class Checkpoint:
     def shape(self) -> ModelShape:
         """The model's shape."""
         shape = ModelShape.of(self.family, self.model_config)
-        if not self.quantized:
+        if self.format is None:
             return shape
-        return packed.quantized_shape(shape, self.config, str(self.folder / "config.json"))
+        described, where = self.config["quantization_config"], str(self.folder / "config.json")
+        return replace(shape, quantization=self.format.read_quantization(shape, described, where))
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -105,7 +107,8 @@ class Checkpoint:
         """
         if name not in self.infos:
             module = name.removesuffix(".weight")
-            return packed.dequantize(module, self.shape.quantization, self._read_stored, self.dtype)
+            scheme = self.shape.quantization.schemes[module]
+            return self.format.dequantize(module, scheme, self._read_stored, self.dtype)
         return self._read_stored(name)
 
     def _read_stored(self, name: str) -> torch.Tensor:
@@ -137,7 +140,8 @@ class Checkpoint:
                 problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
             if info is not None and not info.dtype.is_floating_point:
                 problems.append(f"{name}: {str(info.dtype).removeprefix('torch.')}, expected floating-point numbers")
-            if info is None and not (self.quantized and packed.is_present(name, self.infos)):
+            packed = self.format and self.format.is_present(name.removesuffix(".weight"), self.infos)
+            if info is None and not packed:
                 problems.append(f"{name}: missing")
         if problems:
             shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")

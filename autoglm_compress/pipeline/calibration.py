@@ -1,6 +1,7 @@
 """The calibration tokens of a run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
+
+HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 4096
+"""How much text decides whether a checkpoint still predicts what another does, at most."""
 
 
 def calibration_files(recipe: Recipe) -> dict[str, Path | None]:
@@ -50,3 +54,22 @@ def calibration_batches(
             f"of {model.shape.vocab_size}: tokenizer and model do not belong together."
         )
     return batched(rows)
+
+
+def held_out_batches(
+    options: CalibrationOptions, files: Mapping[str, Path | None], model: Checkpoint, progress: Progress
+) -> list[torch.Tensor]:
+    """A few batches of token ids [rows, sequence_length] from the held-out splits of the sources that have any.
+
+    Where none has, they are the first rows of the calibration text, and that is said.
+    """
+    tokenizer, found = model.tokenizer(), []
+    wanted = min(options.sequence_length * HELD_OUT_ROWS, HELD_OUT_TOKENS)
+    rows = max(1, wanted // options.sequence_length // len(options.rows))
+    for source in options.rows:
+        with suppress(UserError):
+            found.append(token_rows(tokenizer, files[source], "held-out", rows, options.sequence_length, options.seed))
+    if found:
+        return batched(interleaved(found))
+    progress.note("warning: too little calibration text to hold any out: the check is on calibration rows")
+    return calibration_batches(options, files, model, progress)[:1]

@@ -6,7 +6,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import ModelShape, family_of, resized_config
+from autoglm_compress.architecture import ModelShape, Quantization, family_of, resized_config
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
@@ -87,7 +87,6 @@ class Plan:
 
 def shape_data(shape: ModelShape) -> dict[str, Any]:
     """A shape as plain data, with the names of `config.json`."""
-    quantization = shape.quantization
     return {
         "architecture": shape.family.architecture,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -99,7 +98,23 @@ def shape_data(shape: ModelShape) -> dict[str, Any]:
         "vocab_size": shape.vocab_size,
         "tie_word_embeddings": shape.tie_word_embeddings,
         "dtype": shape.dtype,
-        "quantization": quantization and {"bits": quantization.bits, "group_sizes": dict(quantization.group_sizes)},
+        "quantization": shape.quantization and quantization_data(shape.quantization),
+    }
+
+
+def quantization_data(quantization: Quantization) -> dict[str, Any]:
+    """A quantization as plain data; `bits` and `group_sizes` by linear, a list where it differs between layers."""
+    by_linear = quantization.by_linear()
+
+    def one_or_all(values: list[int]) -> int | list[int]:
+        return values[0] if len(values) == 1 else values
+
+    return {
+        "format": quantization.format,
+        "symmetric": all(scheme.symmetric for scheme in quantization.schemes.values()),
+        "bits": one_or_all(sorted({scheme.bits for scheme in quantization.schemes.values()})),
+        "bits_by_linear": {name: one_or_all(sorted({s.bits for s in found})) for name, found in by_linear.items()},
+        "group_sizes": {name: one_or_all(sorted({s.group_size for s in found})) for name, found in by_linear.items()},
     }
 
 

@@ -15,7 +15,7 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter, resolve_source
 from autoglm_compress.checkpoint.writer import sha256, write_json
 from autoglm_compress.errors import UserError
-from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files
+from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files, held_out_batches
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
 from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table, row
@@ -241,7 +241,7 @@ class _Run:
             "options": stage.model_dump(mode="json", by_alias=True),
             "parent": self._checkpoint_of(self.recipe.parents[number])[0],
             "shape_before": shape_data(context.source.shape),
-            "shape": shape_data(shape),
+            "shape": shape_data(context.shape),
             "decisions": context.decisions,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
             "versions": _versions(),
@@ -263,6 +263,9 @@ class _Run:
             lineage=Lineage.of_source(source.shape) if parent is None else Lineage.load(folder / LINEAGE),
             statistics=lambda: self.statistics,
             calibration_batches=lambda: self.calibration_batches,
+            held_out_batches=lambda: held_out_batches(
+                self.recipe.calibration, self.calibration_files, self.source, self.progress
+            ),
             evaluate=lambda tasks: self._evaluate(parent, tasks),
             device=self.device,
             seed=self.recipe.seed,

@@ -11,54 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from autoglm_compress.quantization.rounding import dequantize, quantize_symmetric
+from autoglm_compress.architecture import Scheme
+from autoglm_compress.quantization.grid import grid_for
+from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.smoothing import Pair
 
 STEPS = 20
 ROW_SHARE = 8
 FEWEST_ROWS, MOST_ROWS = 64, 512
-BLOCK = 1024
 SMALLEST_IMPORTANCE = 1e-4
 """Of a channel, relative to the mean channel: dead channels must not stretch the range of the scales."""
-
-
-class InputStatistics:
-    """What the search needs to know of the inputs of linears: sums over tokens of x x^T and |x|, in fp32.
-
-    Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed: `upper`
-    [features, features] is zero elsewhere.
-    """
-
-    def __init__(self, features: int, device: torch.device) -> None:
-        self.upper = torch.zeros(features, features, device=device)
-        self.absolute = torch.zeros(features, device=device)
-
-    def add(self, inputs: torch.Tensor) -> None:
-        """Add the inputs [..., features] of some tokens."""
-        x = inputs.flatten(0, -2).float()
-        self.absolute += x.abs().sum(0)
-        for block in blocks(x.shape[1]):
-            self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
-
-    @property
-    def finite(self) -> bool:
-        """Whether all inputs were finite: a NaN or infinite one leaves its mark on the diagonal."""
-        return bool(self.upper.diagonal().isfinite().all())
-
-    def output_error(self, delta: torch.Tensor) -> torch.Tensor:
-        """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in] of the weights."""
-        error = torch.zeros((), device=delta.device)
-        for block in blocks(delta.shape[1]):
-            products = delta[:, block] @ self.upper[block, block.start :]
-            products *= delta[:, block.start :]
-            width = block.stop - block.start
-            error += products[:, :width].sum() + 2 * products[:, width:].sum()
-        return error
-
-
-def blocks(features: int) -> Iterator[slice]:
-    """The blocks of rows and columns that a Gram matrix is computed in."""
-    return (slice(start, min(start + BLOCK, features)) for start in range(0, features, BLOCK))
 
 
 @dataclass(frozen=True)
@@ -111,25 +73,34 @@ def search_scale(
     weights: Sequence[torch.Tensor],
     inputs: InputStatistics,
     pair: Pair,
-    *,
-    bits: int,
-    group_size: int,
+    scheme: Scheme,
     dtype: torch.dtype,
+    conditional: torch.Tensor | None = None,
 ) -> Choice:
     """The candidate with the least output error over the weights [out, in] (fp32) that read the same inputs.
 
     The errors are those of `sampled_rows`, which rank the candidates as all rows do. The identity is among the
     candidates, so on these rows the best is no worse than plain rounding.
+
+    Args:
+        weights: of the linears.
+        inputs: sums over the tokens that they read.
+        pair: the smoothing pair that the linears are the readers of.
+        scheme: how they are to be quantized.
+        dtype: of the scales of their groups.
+        conditional: per input feature what a squared error costs if error feedback makes up for the rest of it,
+            [in]; None: the outputs' error is computed in full, which costs more.
     """
     sample = torch.cat([sampled_rows(weight) for weight in weights])
     size = inputs.output_error(sample).clamp(min=torch.finfo(sample.dtype).tiny)
     absolute = pair.averaged(inputs.absolute)
-    importance = pair.averaged(column_importance(sample, group_size))
+    importance = pair.averaged(column_importance(sample, scheme.group_size))
     tried = []
     for candidate in candidate_scales(absolute, importance):
         columns = pair.spread(candidate.scale)
-        scaled = dequantize(*quantize_symmetric(sample * columns, bits, group_size, dtype), sample.dtype)
-        error = inputs.output_error(scaled.div_(columns).sub_(sample))
+        scaled = sample * columns
+        delta = grid_for(scaled, scheme, dtype).rounded(scaled).div_(columns).sub_(sample)
+        error = inputs.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
         tried.append((float(error / size), candidate))
     error, best = min(tried, key=lambda entry: entry[0])
     return Choice(best, error_rounding=tried[0][0], error=error)

@@ -56,14 +56,15 @@ def smoothing_pairs(shape: ModelShape) -> tuple[Pair, ...]:
 
 def fold(
     weights: Mapping[str, torch.Tensor], pair: Pair, scale: torch.Tensor, dtypes: Mapping[str, torch.dtype]
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Divide the producer's channels by a scale [channels] and multiply the readers' columns by it.
 
     `weights` are the tensors of one layer in fp32. The producer's gain or bias will be stored in `dtypes[its name]`,
     so it is rounded to that first and the scale becomes what the rounded values are smaller by: the fold stays exact.
 
     Returns:
-        The tensors that change, by name; `weights`, which may be a view of a file, stays as it is.
+        The tensors that change, by name, and the scale as applied; `weights`, which may be a view of a file, stays as
+        it is.
     """
     folded = {}
     matrix = weights[f"{pair.producer}.weight"]
@@ -79,4 +80,5 @@ def fold(
         untouched, part = matrix.tensor_split([pair.first_row])
         folded[f"{pair.producer}.weight"] = torch.cat([untouched, part / scale.unsqueeze(1)])
     columns = pair.spread(scale)
-    return folded | {f"{reader}.weight": weights[f"{reader}.weight"] * columns for reader in pair.readers}
+    folded |= {f"{reader}.weight": weights[f"{reader}.weight"] * columns for reader in pair.readers}
+    return folded, scale

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from autoglm_compress.reconstruction.logits import logits_of, token_slices
 from autoglm_compress.reconstruction.surgery import row_slices
 
 RATE = 3e-2
@@ -22,9 +23,6 @@ EPSILONS = (1e-18, 1e-3)
 number in fp32 when squared; torch's own is above what gradients of a wide model are, and would decide all steps."""
 
 LEAST_GAIN = 1e-4
-
-LOGITS_AT_ONCE = 2**25
-"""Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
 
 Advance = Callable[[int], None]
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -209,11 +207,9 @@ def next_token_divergence(
         head_gradient: the gradient with respect to `head` is added to this.
     """
     total = 0.0
-    chunk = max(1, LOGITS_AT_ONCE // len(head))
-    for start in range(0, len(ours), chunk):
-        tokens = slice(start, start + chunk)
-        target = _logits(original[tokens], original_head).log_softmax(-1)
-        found = _logits(ours[tokens], head).log_softmax(-1)
+    for tokens in token_slices(len(ours), len(head)):
+        target = logits_of(original[tokens], original_head).log_softmax(-1)
+        found = logits_of(ours[tokens], head).log_softmax(-1)
         probability = target.exp()
         total += float((probability * (target - found)).sum())
         by_logit = found.exp_().sub_(probability).div_(len(ours))
@@ -222,8 +218,3 @@ def next_token_divergence(
         if head_gradient is not None:
             head_gradient.addmm_(by_logit.T, ours[tokens])
     return total / len(ours)
-
-
-def _logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Logits [tokens, vocab_size] in the states' dtype, the head converted a slice of rows at a time."""
-    return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)

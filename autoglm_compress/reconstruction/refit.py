@@ -175,6 +175,7 @@ class PairedWalk:
                 head[rows] = ridge(train.gram, cross, prior[rows].to(self.device).float(), chosen.strength).to(head)
         if not self.logit_passes:
             return head, chosen, None
+        del prior, train, held_out, some  # with a large vocabulary each is a good part of what there is
         fitted = head.to(self.device).float()
         with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
             pairs = zip(self.student.pairs(), self.teacher.pairs(), self.held_out, strict=True)

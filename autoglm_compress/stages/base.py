@@ -47,11 +47,12 @@ class PlanError(ValueError):
 class StageContext:
     """All that a stage may know of the run around it: `origin` is the run's source, `source` what this stage reads.
 
-    `statistics`, `calibration_batches` and `evaluate` (results of lm-eval tasks on `source`) are functions because
-    what they give is expensive and not every stage asks for it. `work` is a folder of the stage's own that survives a
-    kill and is removed once the stage is complete. `target` is None for a stage that makes no checkpoint. A stage
-    leaves what it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the run's
-    source are left.
+    `statistics`, `calibration_batches`, `held_out_batches` (a few rows of text that nothing was fitted to) and
+    `evaluate` (results of lm-eval tasks on `source`) are functions because what they give is expensive and not every
+    stage asks for it. `shape` is the planned shape of the result; a stage that decides more of it puts that there.
+    `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete. `target` is
+    None for a stage that makes no checkpoint. A stage leaves what it decided in `decisions`, which goes into its
+    `stage.json`, and in `lineage` which parts of the run's source are left.
     """
 
     origin: Checkpoint
@@ -61,6 +62,7 @@ class StageContext:
     lineage: Lineage
     statistics: Callable[[], Statistics]
     calibration_batches: Callable[[], list[torch.Tensor]]
+    held_out_batches: Callable[[], list[torch.Tensor]]
     evaluate: Callable[[Sequence[str]], dict[str, Any]]
     device: torch.device
     seed: int

@@ -1,112 +1,227 @@
 """Quantize the decoder layers' linears to 4 or 8 bits."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.architecture import ModelShape, Quantization, Scheme
+from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.compressed_tensors_format import pack, quantization_config
-from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.errors import UserError
-from autoglm_compress.quantization.awq import Choice, InputStatistics, search_scale
-from autoglm_compress.quantization.rounding import dequantize, quantize_symmetric
-from autoglm_compress.quantization.smoothing import Pair, fold, smoothing_pairs
+from autoglm_compress.evaluation.agreement import agreement
+from autoglm_compress.quantization import bit_allocation
+from autoglm_compress.quantization.grid import grid_for
+from autoglm_compress.quantization.layer import round_layer
+from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
+from autoglm_compress.quantization.sensitivity import divergences
+from autoglm_compress.reconstruction.surgery import row_slices
 from autoglm_compress.reconstruction.walk import walk
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
-SMALLEST_GROUP = 32
+GROUP_SIZES = (128, 64, 32)
+HEAD = "lm_head"
+FEW, MANY = bit_allocation.FEW, bit_allocation.MANY
+
+
+class Budget(BaseModel):
+    """What `bits: auto` may use: bytes of the whole checkpoint, or bits per weight of the quantized linears."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: Annotated[int, Field(strict=True, gt=0)] | None = None
+    average_bits: Annotated[float, Field(ge=FEW, le=MANY)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Budget":
+        if (self.bytes is None) is (self.average_bits is None):
+            raise ValueError("expected one of bytes and average_bits")
+        return self
 
 
 class Quantize(Stage):
     """Round the decoder layers' linears to integers with a scale per group of input features.
 
-    `awq` (Lin et al. 2023) scales channels before rounding so that those which carry much are rounded finely;
-    `round_to_nearest` does not look at activations. Embedding, head, norms and biases keep their dtype. The result is
-    symmetric compressed-tensors `pack-quantized`, which transformers and vLLM load.
+    `awq` (Lin et al. 2023) scales channels before rounding so that those which carry much are rounded finely, and by
+    `error_feedback` (GPTQ, Frantar et al. 2023) what rounding one input does is made up for by the next;
+    `round_to_nearest` does not look at activations. `bits: auto` gives 8 bits to the linears that lose most by 4, as
+    far as the `budget` goes. Embedding, norms and biases keep their dtype, and so does the head unless `head_bits` is
+    8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`. Before it counts
+    as done, its predictions on held-out text are compared with those before: a mean KL divergence over `max_divergence`
+    nats, or predictions that are not finite, fail the stage.
     """
 
     stage: Literal["quantize"]
     method: Literal["awq", "round_to_nearest"] = "awq"
-    bits: Literal[4, 8]
+    bits: Literal[4, 8, "auto"]
+    budget: Budget | None = None
     group_size: Literal[32, 64, 128, -1] = 128
+    symmetric: bool | None = None
+    error_feedback: bool = True
+    head_bits: Literal[8, 16] = 16
+    format: Literal["compressed-tensors", "awq"] = "compressed-tensors"
+    max_divergence: float = Field(default=1.0, gt=0)
 
     makes_quantized = True
+    revision: ClassVar[int] = 2
 
     @property
     def uses_calibration(self) -> bool:
         """Whether the choice of method looks at activations."""
-        return self.method == "awq"
+        return self.method == "awq" or self.bits == "auto"
 
     def plan(self, shape: ModelShape) -> ModelShape:
-        """The shape with quantized linears; a linear that the group size does not divide gets a smaller one."""
+        """The shape with quantized linears; with `bits: auto` the first of them have 8 bits until the run decides."""
         if shape.quantization is not None:
             message = "a quantized checkpoint cannot be quantized again: set `from:` to a stage that is not quantized"
             raise PlanError("stage", message)
-        sizes = {linear: self._group_size(linear, features) for linear, features in _in_features(shape)}
-        return replace(shape, quantization=Quantization(self.bits, tuple(sorted(sizes.items()))))
+        if (self.bits == "auto") is (self.budget is None):
+            raise PlanError("budget", "goes with `bits: auto`, as {bytes: …} or {average_bits: …}, and with it alone")
+        self._check_group_size(shape)
+        self._check_format(shape)
+        quantization = self._quantization(shape)
+        if self.bits != "auto":
+            return replace(shape, quantization=quantization)
+        groups = bit_allocation.groups_of(shape)
+        sizes, left = self._budget_left(shape, quantization, groups)
+        if left < 0:
+            least = bit_allocation.checkpoint_bytes(shape, quantization)
+            raise PlanError("budget", f"too small: with 4 bits everywhere the checkpoint has {least} bytes")
+        bits = []
+        for size in sizes:
+            bits.append(MANY if size <= left else FEW)
+            left -= size if bits[-1] == MANY else 0
+        return replace(shape, quantization=bit_allocation.with_bits(quantization, groups, bits))
 
-    def _group_size(self, linear: str, features: int) -> int:
-        size = self.group_size
-        while size > SMALLEST_GROUP and features % size:
-            size //= 2
-        if size != -1 and features % size:
+    def _quantization(self, shape: ModelShape) -> Quantization:
+        """All linears with the bits asked for, or the fewest of `auto`."""
+        symmetric = self.format == COMPRESSED_TENSORS if self.symmetric is None else self.symmetric
+        scheme = Scheme(FEW if self.bits == "auto" else self.bits, self.group_size, symmetric)
+        schemes = {name: scheme for name, _ in shape.linear_shapes()}
+        if self.head_bits == MANY:
+            schemes[HEAD] = Scheme(MANY, -1)
+        return Quantization(self.format, schemes)
+
+    def _check_group_size(self, shape: ModelShape) -> None:
+        tensors = shape.layer_tensors()
+        features = {linear: tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears}
+        bad = {linear: columns for linear, columns in features.items() if columns % max(self.group_size, 1)}
+        if bad:
+            fit = [str(size) for size in GROUP_SIZES if not any(columns % size for columns in features.values())]
+            named = ", ".join(f"{linear} ({columns})" for linear, columns in bad.items())
             raise PlanError(
                 "group_size",
-                f"{self.group_size}: {linear} has {features} input features, not a multiple of {SMALLEST_GROUP}; "
-                f"use -1 (one scale per output channel), or a size that is a multiple of {SMALLEST_GROUP}",
+                f"{self.group_size} does not divide the input features of {named}; sizes that divide all: "
+                f"{', '.join([*fit, '-1'])} (-1 is one scale per output)",
             )
-        return size
+
+    def _check_format(self, shape: ModelShape) -> None:
+        if self.head_bits == MANY and shape.tie_word_embeddings:
+            raise PlanError("head_bits", "8: no loader takes a quantized matrix that is embedding and head at once")
+        if self.format != AWQ:
+            return
+        if self.bits != FEW or self.symmetric or self.head_bits == MANY:
+            raise PlanError("format", "awq holds 4 bits, asymmetric, and a 16-bit head: use compressed-tensors")
+        if bad := [name for name, (rows, _) in shape.linear_shapes() if rows % 8]:
+            raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
+
+    def _budget_left(
+        self, shape: ModelShape, quantization: Quantization, groups: list[bit_allocation.Group]
+    ) -> tuple[list[int], int]:
+        """What more bits for each group take of the budget, and what 4 bits everywhere leave of it."""
+        shapes = dict(shape.linear_shapes())
+        weights = [sum(prod(shapes[name]) for name in group.linears) for group in groups]
+        if self.budget.bytes is None:
+            left = (self.budget.average_bits - FEW) * sum(weights)
+            return [(MANY - FEW) * number for number in weights], int(left)
+        left = self.budget.bytes - bit_allocation.checkpoint_bytes(shape, quantization)
+        return [(MANY - FEW) * number // 8 for number in weights], left
 
     def working_memory(self, shape: ModelShape) -> int:
-        """Gram matrices of a layer's inputs, and a linear before and after rounding, in fp32."""
+        """Of a layer's inputs a Gram matrix, of the widest two more and the factor, and a linear around rounding."""
         grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
         widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
-        return 4 * (grams + 2 * widest)
+        return 4 * (grams + 2 * shape.intermediate_size**2 + 3 * widest)
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """The walk's two buffers, fp32."""
         return 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
 
     def warnings(self, shape: ModelShape) -> list[str]:
-        """The linears that get a smaller group than was asked for."""
-        planned = self.plan(shape).quantization
-        return [
-            f"{linear}: groups of {planned.group_size(linear)}, as its {features} input features are not a multiple "
-            f"of {self.group_size}"
-            for linear, features in _in_features(shape)
-            if planned.group_size(linear) != self.group_size
-        ]
+        """What some loaders do not take."""
+        if self.format == COMPRESSED_TENSORS and self.symmetric is False:
+            return [
+                "asymmetric compressed-tensors: vLLM loads this, transformers only with "
+                "CompressedTensorsConfig(dequantize=True); `format: awq` holds zero points too"
+            ]
+        return []
 
     def run(self, context: StageContext) -> None:
         """Quantize layer by layer, each on inputs from the quantized layers before it, and write the checkpoint."""
         source, target = context.source, context.target
         layers = source.shape.num_hidden_layers
-        writer = LayerWriter(context)
-        outside = {name: name == source.family.embedding for name in source.shape.model_tensors()}
-        for unit, is_first in ((0, True), (layers + 1, False)):
-            if not target.has(unit):
-                target.write(unit, {name: source.read(name) for name, first in outside.items() if first is is_first})
+        if self.bits == "auto":
+            self._choose_bits(context)
+        writer = LayerWriter(source, target, context.shape.quantization, context.work)
+        self._write_outside(context, layers)
         if not all(target.has(1 + layer) for layer in range(layers)):
             self._run_layers(context, writer)
-        context.decisions = {"layers": [writer.decisions(layer) for layer in range(layers)]}
-        quantization = quantization_config(context.shape.quantization)
-        target.finish(dict(source.config, quantization_config=quantization), like=source)
+        context.decisions |= {"layers": [writer.decisions(layer) for layer in range(layers)]}
+        described = FORMATS[self.format].quantization_config(context.shape.quantization)
+        target.finish(dict(source.config, quantization_config=described), like=source)
+        self._check(context)
 
-    def _run_layers(self, context: StageContext, writer: "LayerWriter") -> None:
+    def _choose_bits(self, context: StageContext) -> None:
+        """Replace the planned shape's bits by those that cost least within the budget."""
+        source = context.source
+        quantization, groups = self._quantization(source.shape), bit_allocation.groups_of(source.shape)
+        costs = divergences(
+            source,
+            quantization,
+            groups,
+            context.calibration_batches(),
+            context.device,
+            context.progress,
+            context.work / "sensitivity.json",
+        )
+        sizes, left = self._budget_left(source.shape, quantization, groups)
+        bits = [MANY if more else FEW for more in bit_allocation.allocate(costs, sizes, left)]
+        chosen = bit_allocation.with_bits(quantization, groups, bits)
+        context.shape = replace(context.shape, quantization=chosen)
+        context.decisions["average_bits"] = bit_allocation.average_bits(source.shape, chosen.schemes)
+        context.decisions["bits"] = [
+            {"linears": list(group.linears), "bits": number, "divergence_at_4_bits": float(f"{cost:.4g}")}
+            for group, number, cost in zip(groups, bits, costs, strict=True)
+        ]
+
+    def _write_outside(self, context: StageContext, layers: int) -> None:
+        """Write what stands before and after the layers."""
+        source, target, family = context.source, context.target, context.source.family
+        if not target.has(0):
+            target.write(0, {family.embedding: source.read(family.embedding)})
+        if target.has(layers + 1):
+            return
+        unit = {name: source.read(name) for name in source.shape.model_tensors() if name != family.embedding}
+        if self.head_bits == MANY:
+            head, scheme = unit.pop(family.head), context.shape.quantization.schemes[HEAD]
+            parts = [grid_for(head[rows].float(), scheme, source.dtype) for rows in row_slices(len(head))]
+            integers = [
+                grid.integers(head[rows].float()) for grid, rows in zip(parts, row_slices(len(head)), strict=True)
+            ]
+            scales = torch.cat([grid.scales for grid in parts])
+            unit |= FORMATS[self.format].pack(HEAD, scheme, torch.cat(integers), scales, None)
+        target.write(layers + 1, unit)
+
+    def _run_layers(self, context: StageContext, writer: LayerWriter) -> None:
         source = context.source
         if self.method == "awq":
             walk(
                 source,
                 context.calibration_batches(),
-                AwqVisitor(writer, source, context.shape.quantization),
+                QuantizingVisitor(writer, self.error_feedback),
                 device=context.device,
                 progress=context.progress,
                 title="quantize",
@@ -117,126 +232,26 @@ class Quantize(Stage):
         with context.progress.task("quantize", total=layers, unit="layers") as advance:
             for layer in range(layers):
                 if not context.target.has(1 + layer):
-                    weights = source.read_layer(layer)
-                    writer.write(layer, {name: w.to(context.device).float() for name, w in weights.items()}, {})
+                    weights = {k: w.to(context.device).float() for k, w in source.read_layer(layer).items()}
+                    schemes = writer.quantization.in_layer(source.family.layer_prefix(layer))
+                    writer.write(layer, round_layer(weights, schemes, writer.scale_dtype))
                 advance(1)
 
-
-class LayerWriter:
-    """Rounds a layer's linears and writes the layer's unit of the target, and the decisions taken beside it."""
-
-    def __init__(self, context: StageContext) -> None:
-        self.source = context.source
-        self.target = context.target
-        self.work = context.work
-        self.quantization: Quantization = context.shape.quantization
-
-    def write(self, layer: int, weights: dict[str, torch.Tensor], decisions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Quantize and write a layer's tensors, given in fp32 by their names relative to the layer.
-
-        Returns:
-            The tensors as an engine will compute with them, in the checkpoint's dtypes.
-        """
-        prefix = self.source.family.layer_prefix(layer)
-        dtypes = stored_dtypes(self.source, layer)
-        linears = {f"{linear}.weight" for linear in self.source.family.layer_linears}
-        unit, effective, errors = {}, {}, {}
-        for name, weight in weights.items():
-            if name not in linears:
-                effective[name] = unit[prefix + name] = weight.to(dtypes[name])
-                continue
-            linear = name.removesuffix(".weight")
-            bits, size = self.quantization.bits, self.quantization.group_size(linear)
-            integers, scales = quantize_symmetric(weight, bits, size, self.source.dtype)
-            unit |= pack(prefix + linear, integers, scales, bits)
-            effective[name] = dequantize(integers, scales, self.source.dtype)
-            errors[linear] = _compact((effective[name] - weight).norm() / weight.norm().clamp(min=1e-30))
-        write_json(self._decisions_file(layer), {"weight_error": errors} | decisions)
-        self.target.write(1 + layer, {name: tensor.cpu() for name, tensor in unit.items()})
-        return effective
-
-    def decisions(self, layer: int) -> dict[str, Any]:
-        """The decisions for a layer, also when it was a run since killed that took them."""
-        return json.loads(self._decisions_file(layer).read_text(encoding="utf-8"))
-
-    def _decisions_file(self, layer: int) -> Path:
-        return self.work / f"decisions-{layer:05d}.json"
-
-
-class AwqVisitor:
-    """The walk's visitor: collects the inputs of a layer's linears, then scales, rounds, writes and replaces them."""
-
-    def __init__(self, writer: LayerWriter, source: Checkpoint, quantization: Quantization) -> None:
-        self.writer = writer
-        self.source = source
-        self.quantization = quantization
-        self.pairs = smoothing_pairs(source.shape)
-        self.inputs: dict[str, InputStatistics] = {}
-        self.hooks: list[RemovableHandle] = []
-
-    def enter(self, layer: int, module: nn.Module) -> None:
-        """Listen to the inputs that each pair's readers share."""
-        for pair in self.pairs:
-            reader = module.get_submodule(pair.readers[0])
-            statistics = InputStatistics(reader.in_features, reader.weight.device)
-            self.inputs[pair.producer] = statistics
-            hook = lambda _, inputs, statistics=statistics: statistics.add(inputs[0])  # noqa: E731
-            self.hooks.append(reader.register_forward_pre_hook(hook))
-
-    def leave(self, layer: int, module: nn.Module) -> bool:
-        """Quantize the layer; the tokens are to go through it again."""
-        while self.hooks:
-            self.hooks.pop().remove()
-        weights = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
-        compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
-        module.to("meta")  # so that a weight that was scaled does not stay in memory as it was
-        dtypes = stored_dtypes(self.source, layer)
-        decisions = {}
-        for pair in self.pairs:
-            choice = self._search(layer, weights, pair)
-            weights |= fold(weights, pair, choice.candidate.scale, dtypes)
-            decisions[pair.producer] = _summary(choice)
-        effective = self.writer.write(layer, weights, {"pairs": decisions})
-        module.load_state_dict({name: w.to(compute_dtypes[name]) for name, w in effective.items()}, assign=True)
-        return True
-
-    def _search(self, layer: int, weights: dict[str, torch.Tensor], pair: Pair) -> Choice:
-        inputs = self.inputs.pop(pair.producer)
-        if not inputs.finite:
+    def _check(self, context: StageContext) -> None:
+        """Fail if the written checkpoint does not predict what the one before it does."""
+        rows = context.held_out_batches()
+        quantized = Checkpoint(context.target.folder)
+        found = agreement(context.source, quantized, rows, context.device, context.progress)
+        context.decisions["agreement"] = {
+            "kl_divergence": float(f"{found.divergence:.4g}"),
+            "same_next_token": float(f"{found.top1:.4g}"),
+            "held_out_tokens": found.tokens,
+        }
+        if not found.divergence <= self.max_divergence:
             raise UserError(
-                f"{self.source.folder}: layer {layer}: the inputs of {', '.join(pair.readers)} are NaN or infinite for "
-                f"some calibration tokens: the model overflows in {self.source.dtype} or its weights are damaged."
+                f"stage {self.label}: the quantized checkpoint does not predict what {context.source.folder} does: "
+                f"mean KL divergence {found.divergence:.3g} nats over {found.tokens} held-out tokens (at most "
+                f"{self.max_divergence:g} is allowed), the same next token for {100 * found.top1:.0f} %. Use more "
+                "bits, a smaller group_size or more calibration.samples, or raise max_divergence if this is what you "
+                "want."
             )
-        return search_scale(
-            [weights[f"{reader}.weight"] for reader in pair.readers],
-            inputs,
-            pair,
-            bits=self.quantization.bits,
-            group_size=self.quantization.group_size(pair.readers[0]),
-            dtype=self.source.dtype,
-        )
-
-
-def stored_dtypes(source: Checkpoint, layer: int) -> dict[str, torch.dtype]:
-    """The dtype of each of a layer's tensors in the checkpoint, by their names relative to the layer."""
-    prefix = source.family.layer_prefix(layer)
-    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors()}
-
-
-def _in_features(shape: ModelShape) -> Iterable[tuple[str, int]]:
-    tensors = shape.layer_tensors()
-    return [(linear, tensors[f"{linear}.weight"][1]) for linear in shape.family.layer_linears]
-
-
-def _summary(choice: Choice) -> dict[str, Any]:
-    return {
-        "alpha": choice.candidate.alpha,
-        "weight_term": choice.candidate.weight_term,
-        "error_rounding": _compact(choice.error_rounding),
-        "error": _compact(choice.error),
-        "error_ratio": _compact(choice.error / choice.error_rounding if choice.error_rounding else 1.0),
-    }
-
-
-def _compact(value: torch.Tensor | float) -> float:
-    return float(f"{float(value):.4g}")

@@ -1,0 +1,58 @@
+"""How a checkpoint's weights are quantized: which matrices, in how many bits, with how many scales."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+COMPRESSED_TENSORS = "compressed-tensors"
+AWQ = "awq"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Integers of so many bits, w = (q - zero) * scale, with a scale per `group_size` inputs (-1: per output).
+
+    Symmetric schemes have no zero points.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool = True
+
+    def groups(self, in_features: int) -> int:
+        """How many scales a row of so many inputs has."""
+        return 1 if self.group_size == -1 else in_features // self.group_size
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Weight-only quantization of a checkpoint in one of the formats `compressed-tensors` and `awq`.
+
+    `schemes` has the scheme of every quantized linear by its name in the model, such as
+    `model.layers.0.mlp.up_proj` or `lm_head`; what is not in it has the checkpoint's dtype.
+    """
+
+    format: str
+    schemes: Mapping[str, Scheme]
+
+    def in_layer(self, prefix: str) -> dict[str, Scheme]:
+        """The schemes of one layer's linears, by their names relative to the layer."""
+        return {name.removeprefix(prefix): scheme for name, scheme in self.schemes.items() if name.startswith(prefix)}
+
+    def by_linear(self) -> dict[str, tuple[Scheme, ...]]:
+        """The schemes that the linears of one name have in all layers, in order of first appearance."""
+        found: dict[str, dict[Scheme, None]] = {}
+        for name, scheme in self.schemes.items():
+            parts = name.split(".")
+            relative = ".".join(parts[3:]) if parts[:2] == ["model", "layers"] else name
+            found.setdefault(relative, {})[scheme] = None
+        return {name: tuple(schemes) for name, schemes in found.items()}
+
+    def matrix_bytes(self, name: str, shape: tuple[int, int], element_bytes: int) -> int:
+        """Bytes of one linear's weight [out, in] in the checkpoint: integers, scales, zero points, and its shape."""
+        scheme = self.schemes[name]
+        groups = shape[0] * scheme.groups(shape[1])
+        zeros = 0 if scheme.symmetric else groups * scheme.bits // 8
+        integers = shape[0] * shape[1] * scheme.bits // 8
+        if self.format == AWQ:
+            return integers + 2 * groups + zeros
+        return integers + element_bytes * groups + zeros + 16

@@ -1,0 +1,78 @@
+"""Which linears get 8 bits where the others get 4, under a budget: an integer programme.
+
+Linears that an engine fuses (q, k, v; gate, up), because they read one input, are decided about together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoglm_compress.architecture import ModelShape, Quantization, Scheme
+from autoglm_compress.quantization.smoothing import smoothing_pairs
+
+FEW, MANY = 4, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears of one layer that read one input, by their names in the model."""
+
+    layer: int
+    linears: tuple[str, ...]
+
+
+def groups_of(shape: ModelShape) -> list[Group]:
+    """All groups of a model, in the order in which it runs."""
+    found = []
+    for layer in range(shape.num_hidden_layers):
+        prefix = shape.family.layer_prefix(layer)
+        for pair in smoothing_pairs(shape):
+            found.append(Group(layer, tuple(prefix + reader for reader in pair.readers)))
+    return found
+
+
+def with_bits(quantization: Quantization, groups: Sequence[Group], bits: Sequence[int]) -> Quantization:
+    """A quantization in which the linears of each group have so many bits."""
+    chosen = {name: number for group, number in zip(groups, bits, strict=True) for name in group.linears}
+    schemes = {
+        name: replace(scheme, bits=chosen[name]) if name in chosen else scheme
+        for name, scheme in quantization.schemes.items()
+    }
+    return replace(quantization, schemes=schemes)
+
+
+def checkpoint_bytes(shape: ModelShape, quantization: Quantization) -> int:
+    """Bytes of the checkpoint if it is quantized so."""
+    return replace(shape, quantization=quantization).bytes
+
+
+def average_bits(shape: ModelShape, schemes: Mapping[str, Scheme]) -> float:
+    """Bits per weight of the layers' quantized linears, without scales."""
+    weights, bits = 0, 0
+    for name, (rows, columns) in shape.linear_shapes():
+        if name in schemes:
+            weights += rows * columns
+            bits += rows * columns * schemes[name].bits
+    return bits / weights
+
+
+def allocate(costs: Sequence[float], sizes: Sequence[int], budget: int) -> list[bool]:
+    """Which groups get more bits so that the costs of the others add up to least, within a budget.
+
+    Args:
+        costs: what leaving a group at few bits costs.
+        sizes: what giving it more takes of the budget.
+        budget: in the unit of the sizes, 0 or more.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    if sum(sizes) <= budget:
+        return [True] * len(costs)
+    # In units near 1: the solver's tolerances are absolute.
+    gains, scale = np.asarray(costs) / max(max(costs), 1e-30), max(sizes)
+    constraint = LinearConstraint(np.asarray(sizes)[None] / scale, ub=budget / scale)
+    solved = milp(-gains, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraint)
+    if solved.x is None:
+        raise ArithmeticError(f"no allocation of bits found: {solved.message}")
+    return [bool(round(value)) for value in solved.x]

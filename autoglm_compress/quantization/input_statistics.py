@@ -1,0 +1,57 @@
+"""What quantization needs to know of the inputs of linears, whatever the number of tokens."""
+
+from collections.abc import Iterator
+
+import torch
+
+BLOCK = 1024
+
+
+class InputStatistics:
+    """Sums over tokens of x x^T (the Gram matrix) and |x|, in fp32.
+
+    Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed: `upper`
+    [features, features] is zero elsewhere.
+    """
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.upper = torch.zeros(features, features, device=device)
+        self.absolute = torch.zeros(features, device=device)
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add the inputs [..., features] of some tokens."""
+        x = inputs.flatten(0, -2).float()
+        self.absolute += x.abs().sum(0)
+        for block in blocks(x.shape[1]):
+            self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
+
+    @property
+    def finite(self) -> bool:
+        """Whether all inputs were finite: a NaN or infinite one leaves its mark on the diagonal."""
+        return bool(self.upper.diagonal().isfinite().all())
+
+    @property
+    def squares(self) -> torch.Tensor:
+        """Sums over tokens of x^2, [features]."""
+        return self.upper.diagonal()
+
+    def gram(self, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """The whole Gram matrix [features, features] of the inputs, or of the inputs divided by a scale [features]."""
+        full = self.upper.triu()
+        full += self.upper.triu(1).T
+        return full if scale is None else full.div_(scale).div_(scale[:, None])
+
+    def output_error(self, delta: torch.Tensor) -> torch.Tensor:
+        """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in] of the weights."""
+        error = torch.zeros((), device=delta.device)
+        for block in blocks(delta.shape[1]):
+            products = delta[:, block] @ self.upper[block, block.start :]
+            products *= delta[:, block.start :]
+            width = block.stop - block.start
+            error += products[:, :width].sum() + 2 * products[:, width:].sum()
+        return error
+
+
+def blocks(features: int) -> Iterator[slice]:
+    """The blocks of rows and columns that a Gram matrix is computed in."""
+    return (slice(start, min(start + BLOCK, features)) for start in range(0, features, BLOCK))

@@ -1,0 +1,170 @@
+"""Quantizing the linears of one layer: scales between neighbours, grids, and rounding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autoglm_compress.architecture import Scheme
+from autoglm_compress.quantization.awq import Choice, sampled_rows, search_scale
+from autoglm_compress.quantization.error_feedback import Feedback, feedback_of, round_with_feedback
+from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
+from autoglm_compress.quantization.input_statistics import InputStatistics
+from autoglm_compress.quantization.smoothing import Pair, fold
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A weight as int8 integers [out, in] on a grid."""
+
+    integers: torch.Tensor
+    grid: Grid
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [out, in] that an engine computes with."""
+        return self.grid.values(self.integers, dtype)
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer's quantized linears, its other tensors in fp32, by names relative to it, and what was decided."""
+
+    linears: dict[str, QuantizedLinear]
+    others: dict[str, torch.Tensor]
+    decisions: dict[str, Any]
+
+
+def round_layer(
+    weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme], scale_dtype: torch.dtype
+) -> QuantizedLayer:
+    """Round a layer's weights (fp32, by names relative to it) to the nearest values, without looking at inputs."""
+    linears, errors = {}, {}
+    for name, scheme in schemes.items():
+        weight = weights[f"{name}.weight"]
+        grid = grid_for(weight, scheme, scale_dtype)
+        linears[name] = QuantizedLinear(grid.integers(weight), grid)
+        errors[name] = _weight_error(linears[name], weight)
+    return QuantizedLayer(linears, _others(weights, schemes), {"weight_error": errors})
+
+
+def quantize_layer(
+    weights: Mapping[str, torch.Tensor],
+    inputs: dict[str, InputStatistics],
+    pairs: Sequence[Pair],
+    schemes: Mapping[str, Scheme],
+    dtypes: Mapping[str, torch.dtype],
+    scale_dtype: torch.dtype,
+    *,
+    error_feedback: bool,
+) -> QuantizedLayer:
+    """Scale, clip and round a layer's linears so that their outputs on the measured inputs change little.
+
+    Args:
+        weights: the layer's tensors in fp32, by names relative to it; they stay as they are.
+        inputs: what the readers of each pair read, by the pair's producer; emptied, as each takes much memory.
+        pairs: the layer's smoothing pairs; the readers of a pair share a scheme.
+        schemes: how to quantize each linear.
+        dtypes: the dtypes that the layer's tensors are stored in.
+        scale_dtype: that of the grids' scales.
+        error_feedback: whether what rounding a feature does is made up for by those after it.
+    """
+    measures: dict[str, Feedback | InputStatistics] = {}
+    choices: dict[str, Choice] = {}
+    for pair in pairs:
+        statistics = inputs.pop(pair.producer)
+        feedback = feedback_of(statistics.gram()) if error_feedback else None
+        readers = [weights[f"{reader}.weight"] for reader in pair.readers]
+        conditional = feedback.conditional if feedback else None
+        choices[pair.producer] = search_scale(
+            readers, statistics, pair, schemes[pair.readers[0]], scale_dtype, conditional
+        )
+        measures[pair.producer] = feedback or statistics
+    scaled, scales = dict(weights), {}
+    for pair in pairs:
+        folded, scale = fold(scaled, pair, choices[pair.producer].candidate.scale, dtypes)
+        scaled |= folded
+        scales[pair.producer] = pair.spread(scale)
+    linears: dict[str, QuantizedLinear] = {}
+    output_errors = {}
+    for pair in pairs:
+        measure, scale = measures.pop(pair.producer), scales[pair.producer]
+        found = _round(
+            [scaled[f"{reader}.weight"] for reader in pair.readers],
+            schemes[pair.readers[0]],
+            scale_dtype,
+            scale,
+            measure,
+        )
+        linears |= dict(zip(pair.readers, found.linears, strict=True))
+        output_errors[pair.producer] = _compact(found.output_error)
+    decisions = {
+        "pairs": {
+            producer: _summary(choice) | {"output_error": output_errors[producer]}
+            for producer, choice in choices.items()
+        },
+        "weight_error": {name: _weight_error(linear, scaled[f"{name}.weight"]) for name, linear in linears.items()},
+    }
+    return QuantizedLayer(linears, _others(scaled, schemes), decisions)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    linears: list[QuantizedLinear]
+    output_error: float
+
+
+def _round(
+    weights: Sequence[torch.Tensor],
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+    scale: torch.Tensor,
+    measure: Feedback | InputStatistics,
+) -> _Rounded:
+    """Round weights [out, in] that read one input, whose features were divided by a scale [in] since it was measured.
+
+    The error is that of the outputs on `sampled_rows`, relative to their squared size.
+    """
+    weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+    if isinstance(measure, Feedback):
+        measure = measure.scaled(scale)
+        grid = clipped_grid(weight, scheme, scale_dtype, measure.conditional)
+        integers = round_with_feedback(weight, grid, measure)
+        unscaled = torch.ones_like(scale)
+    else:
+        grid = clipped_grid(weight, scheme, scale_dtype, measure.squares / scale.square())
+        integers = grid.integers(weight)
+        unscaled = scale
+    sample = sampled_rows(weight)
+    rows = sampled_rows(torch.arange(len(weight), device=weight.device)[:, None]).flatten()
+    delta = grid.rows(rows).values(integers[rows], weight.dtype) - sample
+    size = measure.output_error(sample / unscaled).clamp(min=torch.finfo(weight.dtype).tiny)
+    error = float(measure.output_error(delta / unscaled) / size)
+    linears, start = [], 0
+    for part in weights:
+        rows = slice(start, start + len(part))
+        linears.append(QuantizedLinear(integers[rows], grid.rows(rows)))
+        start = rows.stop
+    return _Rounded(linears, error)
+
+
+def _others(weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in weights.items() if name.removesuffix(".weight") not in schemes}
+
+
+def _weight_error(linear: QuantizedLinear, weight: torch.Tensor) -> float:
+    return _compact((linear.values(weight.dtype) - weight).norm() / weight.norm().clamp(min=1e-30))
+
+
+def _summary(choice: Choice) -> dict[str, Any]:
+    return {
+        "alpha": choice.candidate.alpha,
+        "weight_term": choice.candidate.weight_term,
+        "error_rounding": _compact(choice.error_rounding),
+        "error": _compact(choice.error),
+        "error_ratio": _compact(choice.error / choice.error_rounding if choice.error_rounding else 1.0),
+    }
+
+
+def _compact(value: torch.Tensor | float) -> float:
+    return float(f"{float(value):.4g}")

@@ -28,9 +28,9 @@ LENGTH = 512
 CALIBRATION_SPEED_SIZE = 4096
 
 
-def make_source(folder: Path, layers: int) -> Path:
-    """A checkpoint of random weights, written tensor by tensor; activations stay finite."""
-    config = GlmConfig(
+def article_config(layers: int) -> GlmConfig:
+    """The seed article's shape."""
+    return GlmConfig(
         vocab_size=151_552,
         hidden_size=4096,
         intermediate_size=16_384,
@@ -45,6 +45,10 @@ def make_source(folder: Path, layers: int) -> Path:
         dtype="bfloat16",
         architectures=["GlmForCausalLM"],
     )
+
+
+def write_checkpoint(folder: Path, config: GlmConfig) -> None:
+    """A checkpoint of random weights, written tensor by tensor; activations stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(folder)
@@ -61,7 +65,6 @@ def make_source(folder: Path, layers: int) -> Path:
         save_file({name: tensor}, folder / file, metadata={"format": "pt"})
         index[name] = file
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return folder
 
 
 def matmul_peak() -> float:
@@ -85,7 +88,7 @@ def main() -> None:
     peak = matmul_peak()
     source = arguments.output / f"source-{arguments.layers}"
     if not (source / "model.safetensors.index.json").exists():
-        make_source(source, arguments.layers)
+        write_checkpoint(source, article_config(arguments.layers))
     recipe = {
         "name": "article-shape",
         "model": {"source": str(source.resolve())},

@@ -13,7 +13,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 
-HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 4096
+HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 2048
 """How much text decides whether a checkpoint still predicts what another does, at most."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-BLOCK = 1024
+BLOCK = 256
 
 
 class InputStatistics:

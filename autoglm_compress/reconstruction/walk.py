@@ -127,8 +127,17 @@ def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
 
 
 def compute_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """fp32 on a CPU, where it costs little and keeps statistics exact; the checkpoint's own dtype on a GPU."""
+    """fp32 on a CPU, where it keeps statistics exact; the checkpoint's own dtype on a GPU."""
     return torch.float32 if device.type == "cpu" else checkpoint.dtype
+
+
+def fast_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """The dtype of a walk whose last bits do not matter: bf16 where the checkpoint and the CPU's instructions have it.
+
+    There it is several times faster than fp32; elsewhere a CPU would convert back and forth.
+    """
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native and checkpoint.dtype == torch.bfloat16 else compute_dtype(checkpoint, device)
 
 
 @torch.no_grad()
@@ -142,17 +151,19 @@ def walk(
     title: str,
     folder: Path | None = None,
     forks: Sequence[Fork | None] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
     Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
     killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
-    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those.
+    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
+    what it computes in, `compute_dtype` if not given.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
     """
-    dtype = compute_dtype(checkpoint, device)
+    dtype = dtype or compute_dtype(checkpoint, device)
     states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder)
     forks = forks or [None] * len(batches)
     layers = checkpoint.shape.num_hidden_layers

@@ -203,15 +203,18 @@ def _tie(record: Record) -> "Figure":
     return figure
 
 
-def _quantize(record: Record) -> "Figure":
-    """Rounding errors of the weights, and what AWQ leaves of the outputs' errors."""
-    options, layers = record["options"], record["decisions"]["layers"]
+def _quantize(record: Record) -> "Figure | None":
+    """Rounding errors of the weights and of the outputs of the linears that read one input; none of a peer's."""
+    options, layers = record["options"], record["decisions"].get("layers")
+    if layers is None:
+        return None
     panels = {"relative error of the weight": [layer["weight_error"] for layer in layers]}
     if "pairs" in layers[0]:
-        pairs = [{name: pair["error_ratio"] for name, pair in layer["pairs"].items()} for layer in layers]
-        panels["squared error of the outputs, plain rounding = 1"] = pairs
+        pairs = [{name: pair["output_error"] for name, pair in layer["pairs"].items()} for layer in layers]
+        panels["squared error of what reads the output of …, relative"] = pairs
     groups = "a scale per output channel" if options["group_size"] == -1 else f"groups of {options['group_size']}"
-    title = f"Quantize: INT{options['bits']}, {groups}, {_method(record)}"
+    kind = "INT4 and INT8" if options["bits"] == "auto" else f"INT{options['bits']}"
+    title = f"Quantize: {kind}, {groups}, {_method(record)}"
     figure, grid = new_figure(title, 3.4, 1, len(panels))
     for axes, (label, values) in zip(grid, panels.items(), strict=True):
         layer_lines(axes, {name: dict(enumerate(layer[name] for layer in values)) for name in values[0]})

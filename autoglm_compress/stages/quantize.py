@@ -1,6 +1,7 @@
 """Quantize the decoder layers' linears to 4 or 8 bits."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from math import prod
 from typing import Annotated, ClassVar, Literal
 
@@ -14,12 +15,13 @@ from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
 from autoglm_compress.quantization import bit_allocation
+from autoglm_compress.quantization.autoawq_backend import quantize_with_autoawq
 from autoglm_compress.quantization.grid import grid_for
 from autoglm_compress.quantization.layer import round_layer
 from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
 from autoglm_compress.quantization.sensitivity import divergences
 from autoglm_compress.reconstruction.surgery import row_slices
-from autoglm_compress.reconstruction.walk import walk
+from autoglm_compress.reconstruction.walk import fast_dtype, walk
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 GROUP_SIZES = (128, 64, 32)
@@ -52,9 +54,12 @@ class Quantize(Stage):
     8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`. Before it counts
     as done, its predictions on held-out text are compared with those before: a mean KL divergence over `max_divergence`
     nats, or predictions that are not finite, fail the stage.
+
+    `backend: autoawq` has AutoAWQ 0.2.9 do it instead, with its own search and the whole model in memory, to compare.
     """
 
     stage: Literal["quantize"]
+    backend: Literal["own", "autoawq"] = "own"
     method: Literal["awq", "round_to_nearest"] = "awq"
     bits: Literal[4, 8, "auto"]
     budget: Budget | None = None
@@ -82,6 +87,7 @@ class Quantize(Stage):
             raise PlanError("budget", "goes with `bits: auto`, as {bytes: …} or {average_bits: …}, and with it alone")
         self._check_group_size(shape)
         self._check_format(shape)
+        self._check_backend()
         quantization = self._quantization(shape)
         if self.bits != "auto":
             return replace(shape, quantization=quantization)
@@ -111,11 +117,12 @@ class Quantize(Stage):
         bad = {linear: columns for linear, columns in features.items() if columns % max(self.group_size, 1)}
         if bad:
             fit = [str(size) for size in GROUP_SIZES if not any(columns % size for columns in features.values())]
-            named = ", ".join(f"{linear} ({columns})" for linear, columns in bad.items())
+            linear, columns = next(iter(bad.items()))
+            others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
             raise PlanError(
                 "group_size",
-                f"{self.group_size} does not divide the input features of {named}; sizes that divide all: "
-                f"{', '.join([*fit, '-1'])} (-1 is one scale per output)",
+                f"{self.group_size} does not divide the {columns} input features of {linear}{others}; sizes that do "
+                f"for all linears: {', '.join([*fit, '-1'])} (-1 is one scale per output)",
             )
 
     def _check_format(self, shape: ModelShape) -> None:
@@ -127,6 +134,14 @@ class Quantize(Stage):
             raise PlanError("format", "awq holds 4 bits, asymmetric, and a 16-bit head: use compressed-tensors")
         if bad := [name for name, (rows, _) in shape.linear_shapes() if rows % 8]:
             raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
+
+    def _check_backend(self) -> None:
+        if self.backend == "own":
+            return
+        if self.format != AWQ or self.method != "awq":
+            raise PlanError("backend", "autoawq does `method: awq` and writes `format: awq` alone")
+        if find_spec("awq") is None:
+            raise PlanError("backend", "autoawq is not installed: pip install 'autoglm-compress[autoawq]'")
 
     def _budget_left(
         self, shape: ModelShape, quantization: Quantization, groups: list[bit_allocation.Group]
@@ -165,11 +180,11 @@ class Quantize(Stage):
         layers = source.shape.num_hidden_layers
         if self.bits == "auto":
             self._choose_bits(context)
-        writer = LayerWriter(source, target, context.shape.quantization, context.work)
         self._write_outside(context, layers)
-        if not all(target.has(1 + layer) for layer in range(layers)):
-            self._run_layers(context, writer)
-        context.decisions |= {"layers": [writer.decisions(layer) for layer in range(layers)]}
+        if self.backend == "autoawq":
+            self._run_autoawq(context)
+        else:
+            self._run_layers(context, LayerWriter(source, target, context.shape.quantization, context.work))
         described = FORMATS[self.format].quantization_config(context.shape.quantization)
         target.finish(dict(source.config, quantization_config=described), like=source)
         self._check(context)
@@ -215,9 +230,23 @@ class Quantize(Stage):
             unit |= FORMATS[self.format].pack(HEAD, scheme, torch.cat(integers), scales, None)
         target.write(layers + 1, unit)
 
+    def _run_autoawq(self, context: StageContext) -> None:
+        """Have AutoAWQ quantize the whole model, and write its layers."""
+        source, target = context.source, context.target
+        layers = range(source.shape.num_hidden_layers)
+        if all(target.has(1 + layer) for layer in layers):
+            return
+        tensors = quantize_with_autoawq(source.folder, torch.cat(context.calibration_batches()), self.group_size)
+        for layer in layers:
+            prefix = source.family.layer_prefix(layer)
+            unit = {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(prefix)}
+            target.write(1 + layer, unit)
+
     def _run_layers(self, context: StageContext, writer: LayerWriter) -> None:
-        source = context.source
-        if self.method == "awq":
+        source, layers = context.source, range(context.source.shape.num_hidden_layers)
+        if all(context.target.has(1 + layer) for layer in layers):
+            pass
+        elif self.method == "awq":
             walk(
                 source,
                 context.calibration_batches(),
@@ -226,9 +255,14 @@ class Quantize(Stage):
                 progress=context.progress,
                 title="quantize",
                 folder=context.work,
+                dtype=fast_dtype(source, context.device),
             )
-            return
-        layers = source.shape.num_hidden_layers
+        else:
+            self._round_layers(context, writer)
+        context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
+
+    def _round_layers(self, context: StageContext, writer: LayerWriter) -> None:
+        source, layers = context.source, context.source.shape.num_hidden_layers
         with context.progress.task("quantize", total=layers, unit="layers") as advance:
             for layer in range(layers):
                 if not context.target.has(1 + layer):

@@ -32,6 +32,8 @@ from autoglm_compress.quantization import layer_walk
 from autoglm_compress.recipe import load_recipe
 
 LENGTH = 512
+SHORT = 16
+"""Of the rows on which plain rounding is checked, which is not what is measured."""
 TOKENS = (2048, 8192, 32_768, 131_072)
 INT4 = {"stage": "quantize", "name": "int4", "from": "source", "bits": 4, "group_size": 128}
 LOADING = """
@@ -48,12 +50,14 @@ print(json.dumps({"imports": before, "loaded": loaded, "after_forward": resident
 """
 
 
-def run_stages(folder: Path, model: Path, stages: list[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
+def run_stages(
+    folder: Path, model: Path, stages: list[dict[str, Any]], samples: int, length: int = LENGTH
+) -> list[dict[str, Any]]:
     """Run stages on a model; the rows of metrics.json."""
     recipe = {
         "name": "quantization-cost",
         "model": {"source": str(model.resolve())},
-        "calibration": {"source": "python-docs", "samples": samples, "sequence_length": LENGTH},
+        "calibration": {"source": "python-docs", "samples": samples, "sequence_length": length},
         "stages": stages,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +118,7 @@ def by_size(output: Path, layers: int) -> list[dict[str, Any]]:
         write_checkpoint(model, config)
     rounding = {"method": "round_to_nearest", "max_divergence": 100.0}
     stages = [INT4 | rounding | {"name": "int8", "bits": 8}, INT4 | rounding]
-    rows = run_stages(output / "size", model, stages, 1)
+    rows = run_stages(output / "size", model, stages, samples=1, length=SHORT)
     folders = [model, output / "size" / "run" / "01-int8", output / "size" / "run" / "02-int4"]
     found = []
     for name, row, folder in zip(("bf16", "INT8", "INT4"), rows, folders, strict=True):

@@ -1,83 +1,18 @@
-"""The arithmetic of quantization against slow, obvious versions of it: rounding, the AWQ scale search, folding."""
+"""The AWQ scale search, the sums it goes by, and folding, against slow, obvious versions of them."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from autoglm_compress.quantization.awq import InputStatistics, sampled_rows, search_scale
-from autoglm_compress.quantization.rounding import dequantize, quantize_symmetric, round_to_scales
+from autoglm_compress.architecture import Scheme
+from autoglm_compress.quantization import input_statistics
+from autoglm_compress.quantization.awq import candidate_scales, column_importance, sampled_rows, search_scale
+from autoglm_compress.quantization.error_feedback import feedback_of
+from autoglm_compress.quantization.grid import grid_for
+from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.smoothing import Pair, fold
 
 torch.set_num_threads(1)
-
-
-# Rounding
-
-
-@st.composite
-def weights(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
-    """A weight with rows of very different sizes, some zero groups, some outliers; and a group size."""
-    group = draw(st.sampled_from([32, 64, -1]))
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    weight = torch.randn(draw(st.integers(1, 5)), 128) * 10 ** draw(st.floats(-4, 1))
-    if draw(st.booleans()):
-        weight[0, :64] = 0
-    if draw(st.booleans()):
-        weight[:, 70] *= 1000
-    return weight, group
-
-
-DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-BITS = st.sampled_from([4, 8])
-
-
-@given(weights(), BITS, DTYPES)
-@settings(max_examples=60, deadline=None)
-def test_rounding_errs_by_at_most_half_a_step(case: tuple[torch.Tensor, int], bits: int, dtype: torch.dtype):
-    weight, group = case
-    integers, scales = quantize_symmetric(weight, bits, group, dtype)
-    assert scales.dtype == dtype
-    assert integers.min() >= -(2 ** (bits - 1))
-    assert integers.max() <= 2 ** (bits - 1) - 1
-    error = (dequantize(integers, scales, torch.float32) - weight).abs()
-    step = scales.float().repeat_interleave(weight.shape[1] // scales.shape[1], dim=1)
-    # Scales rounded down leave the largest value beyond the last step, by its share of the scale's rounding (the
-    # smallest fp16 numbers round by whole subnormals).
-    rounding = torch.finfo(dtype).eps * step + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    assert (error <= step / 2 + 2 ** (bits - 1) * rounding + 1e-6 * weight.abs()).all()
-
-
-@given(weights(), BITS, DTYPES)
-@settings(max_examples=40, deadline=None)
-def test_rounded_weights_stay_where_they_are(case: tuple[torch.Tensor, int], bits: int, dtype: torch.dtype):
-    weight, group = case
-    integers, scales = quantize_symmetric(weight, bits, group, dtype)
-    for computed_in in (torch.float32, dtype):
-        again = round_to_scales(dequantize(integers, scales, computed_in).float(), scales, bits)
-        assert torch.equal(again, integers)
-
-
-@pytest.mark.parametrize("group", [2, -1])
-def test_rounding_is_what_a_loop_over_values_gives(group: int):
-    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    integers, scales = quantize_symmetric(weight, 4, group, torch.bfloat16)
-    width = 8 if group == -1 else group
-    for row in range(3):
-        for column in range(8):
-            members = weight[row, column // width * width :][:width]
-            scale = (members.abs().max() / 7.5).bfloat16()
-            assert scales[row, column // width] == scale
-            assert integers[row, column] == min(max(round(float(weight[row, column] / scale)), -8), 7)
-
-
-def test_zero_rows_stay_zero():
-    integers, scales = quantize_symmetric(torch.zeros(2, 64), 4, 32, torch.float16)
-    assert not integers.any()
-    assert torch.equal(scales, torch.ones(2, 2, dtype=torch.float16))
-
-
-# The scale search
+SCHEMES = [Scheme(4, 32), Scheme(4, -1), Scheme(4, 32, symmetric=False)]
 
 
 def statistics_of(inputs: torch.Tensor) -> InputStatistics:
@@ -87,16 +22,55 @@ def statistics_of(inputs: torch.Tensor) -> InputStatistics:
     return statistics
 
 
+# Input statistics
+
+
 @pytest.mark.parametrize("block", [24, 1024])
 def test_output_error_is_the_change_of_the_outputs(monkeypatch: pytest.MonkeyPatch, block: int):
-    monkeypatch.setattr("autoglm_compress.quantization.awq.BLOCK", block)
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
     torch.manual_seed(0)
     inputs, weight = torch.randn(300, 64) + 0.3, torch.randn(40, 64)
     statistics = statistics_of(inputs)
-    delta = dequantize(*quantize_symmetric(weight, 4, 32, torch.float32), torch.float32) - weight
+    delta = grid_for(weight, Scheme(4, 32), torch.float32).rounded(weight) - weight
     explicit = (inputs @ delta.T).square().sum()
     torch.testing.assert_close(statistics.output_error(delta), explicit, rtol=1e-4, atol=0)
     torch.testing.assert_close(statistics.absolute, inputs.abs().sum(0))
+
+
+@pytest.mark.parametrize("block", [24, 1024])
+def test_the_gram_matrix_is_whole_and_symmetric(monkeypatch: pytest.MonkeyPatch, block: int):
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
+    torch.manual_seed(0)
+    inputs, scale = torch.randn(300, 64) + 0.3, torch.rand(64) + 0.1
+    statistics = statistics_of(inputs)
+    gram = statistics.gram()
+    assert torch.equal(gram, gram.T)
+    torch.testing.assert_close(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(statistics.squares, inputs.square().sum(0))
+    divided = inputs / scale
+    torch.testing.assert_close(statistics.gram(scale), divided.T @ divided, rtol=1e-4, atol=1e-1)
+    assert torch.equal(statistics.gram(), gram)
+
+
+def test_batches_of_rows_are_tokens():
+    inputs = torch.randn(6, 10, 16, generator=torch.Generator().manual_seed(0))
+    rows, flat = InputStatistics(16, torch.device("cpu")), InputStatistics(16, torch.device("cpu"))
+    rows.add(inputs.bfloat16())
+    flat.add(inputs.bfloat16().float().view(60, 16))
+    assert torch.equal(rows.gram(), flat.gram())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_leave_a_mark(value: float):
+    statistics = statistics_of(torch.randn(10, 8))
+    assert statistics.finite
+    inputs = torch.randn(10, 8)
+    inputs[3, 5] = value
+    statistics.add(inputs)
+    assert not statistics.finite
+
+
+# The scale search
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(16, 16), (128, 64), (512, 64), (2048, 256), (4096, 512), (27392, 517)])
@@ -106,35 +80,76 @@ def test_sampled_rows_cover_the_matrix(rows: int, kept: int):
     assert sample[-1] >= rows - rows // 64 - 1
 
 
-@pytest.mark.parametrize("group", [32, -1])
-def test_search_beats_plain_rounding_where_channels_stand_out(group: int):
+def test_the_identity_is_the_first_candidate():
+    torch.manual_seed(0)
+    weight, absolute = torch.randn(20, 64), torch.rand(64) * 10
+    candidates = list(candidate_scales(absolute, column_importance(weight, 32)))
+    assert len(candidates) == 41
+    first = candidates[0]
+    assert (first.alpha, first.weight_term) == (0, False)
+    assert torch.equal(first.scale, torch.ones(64))
+    for candidate in candidates:
+        assert float(candidate.scale.max() * candidate.scale.min()) == pytest.approx(1, rel=1e-4)
+
+
+def outstanding() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Inputs of which some channels stand out, and the weights of two linears that read them."""
     torch.manual_seed(0)
     inputs = torch.randn(500, 128)
     inputs[:, ::20] *= 30
-    readers = [torch.randn(96, 128), torch.randn(32, 128)]
-    pair = Pair("norm", ("a", "b"))
-    choice = search_scale(readers, statistics_of(inputs), pair, bits=4, group_size=group, dtype=torch.bfloat16)
+    return inputs, [torch.randn(96, 128), torch.randn(32, 128)]
+
+
+def deltas(readers: list[torch.Tensor], scale: torch.Tensor, scheme: Scheme) -> list[torch.Tensor]:
+    """What rounding with scaled columns does to some rows of each weight."""
+    rounded = [grid_for(weight * scale, scheme, torch.bfloat16).rounded(weight * scale) / scale for weight in readers]
+    return [sampled_rows(after - weight) for after, weight in zip(rounded, readers, strict=True)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_search_beats_plain_rounding_where_channels_stand_out(scheme: Scheme):
+    inputs, readers = outstanding()
+    choice = search_scale(readers, statistics_of(inputs), Pair("norm", ("a", "b")), scheme, torch.bfloat16)
     assert choice.error < 0.7 * choice.error_rounding
+    size = sum(float((inputs @ sampled_rows(weight).T).square().sum()) for weight in readers)
 
     def explicit(scale: torch.Tensor) -> float:
-        error = size = 0.0
-        for weight in readers:
-            rounded = dequantize(*quantize_symmetric(weight * scale, 4, group, torch.bfloat16), torch.float32) / scale
-            error += float((inputs @ sampled_rows(rounded - weight).T).square().sum())
-            size += float((inputs @ sampled_rows(weight).T).square().sum())
-        return error / size
+        return sum(float((inputs @ delta.T).square().sum()) for delta in deltas(readers, scale, scheme)) / size
 
     assert choice.error == pytest.approx(explicit(choice.candidate.scale), rel=1e-3)
     assert choice.error_rounding == pytest.approx(explicit(torch.ones(128)), rel=1e-3)
 
 
-def test_search_survives_dead_channels_and_zero_weights():
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_search_by_what_error_feedback_leaves(scheme: Scheme):
+    inputs, readers = outstanding()
+    conditional = feedback_of(inputs.T @ inputs).conditional
+    pair = Pair("norm", ("a", "b"))
+    choice = search_scale(readers, statistics_of(inputs), pair, scheme, torch.bfloat16, conditional)
+    assert choice.error < 0.7 * choice.error_rounding
+    size = sum(float((inputs @ sampled_rows(weight).T).square().sum()) for weight in readers)
+
+    def explicit(scale: torch.Tensor) -> float:
+        return sum(float((delta.square() * conditional).sum()) for delta in deltas(readers, scale, scheme)) / size
+
+    assert choice.error == pytest.approx(explicit(choice.candidate.scale), rel=1e-3)
+    assert choice.error_rounding == pytest.approx(explicit(torch.ones(128)), rel=1e-3)
+    importance = column_importance(torch.cat([sampled_rows(weight) for weight in readers]), scheme.group_size)
+    tried = [explicit(candidate.scale) for candidate in candidate_scales(inputs.abs().sum(0), importance)]
+    assert choice.error == pytest.approx(min(tried), rel=1e-3)
+
+
+@pytest.mark.parametrize("with_feedback", [False, True])
+@pytest.mark.parametrize("dead", [8, 64])
+def test_search_survives_dead_channels_and_zero_weights(with_feedback: bool, dead: int):
     inputs = torch.randn(100, 64)
-    inputs[:, :8] = 0
-    pair = Pair("norm", ("a",))
+    inputs[:, :dead] = 0
+    pair, scheme = Pair("norm", ("a",)), Scheme(4, 32)
+    conditional = feedback_of(inputs.T @ inputs).conditional if with_feedback else None
     for weight in (torch.randn(64, 64), torch.zeros(64, 64)):
-        choice = search_scale([weight], statistics_of(inputs), pair, bits=4, group_size=32, dtype=torch.bfloat16)
+        choice = search_scale([weight], statistics_of(inputs), pair, scheme, torch.bfloat16, conditional)
         assert choice.candidate.scale.isfinite().all()
+        assert (choice.candidate.scale > 0).all()
         assert choice.error <= choice.error_rounding
 
 
@@ -154,15 +169,38 @@ def test_folding_is_exact_for_the_gain_as_stored():
     gain[3] = 0
     tensors = {"norm.weight": gain.clone(), "q.weight": weight.clone()}
     scale = torch.empty(32).uniform_(0.2, 5)
-    folded = fold(tensors, Pair("norm", ("q",)), scale, {"norm.weight": torch.bfloat16})
+    folded, applied = fold(tensors, Pair("norm", ("q",)), scale, {"norm.weight": torch.bfloat16})
     assert torch.equal(folded["norm.weight"], folded["norm.weight"].bfloat16().float())
     torch.testing.assert_close(folded["norm.weight"] * folded["q.weight"], gain * weight, rtol=1e-6, atol=0)
     torch.testing.assert_close(folded["q.weight"], weight * scale, rtol=2**-8, atol=0)
+    assert torch.equal(folded["q.weight"], weight * applied)
+    torch.testing.assert_close(applied, scale, rtol=2**-8, atol=0)
     assert torch.equal(tensors["q.weight"], weight)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding_into_rows(bias: bool):
+    torch.manual_seed(0)
+    tensors = {"up.weight": torch.randn(12, 8), "down.weight": torch.randn(4, 6)}
+    if bias:
+        tensors["up.bias"] = torch.randn(12).bfloat16().float()
+    scale, inputs = torch.empty(6).uniform_(0.2, 5), torch.randn(20, 8)
+    folded, applied = fold(tensors, Pair("up", ("down",), first_row=6), scale, {"up.bias": torch.bfloat16})
+    assert folded.keys() == tensors.keys()
+    assert torch.equal(folded["up.weight"][:6], tensors["up.weight"][:6])
+
+    def outputs(of: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (inputs @ of["up.weight"].T + of.get("up.bias", torch.zeros(12)))[:, 6:] @ of["down.weight"].T
+
+    torch.testing.assert_close(outputs(folded), outputs(tensors), rtol=1e-4, atol=1e-4)
+    assert torch.equal(folded["down.weight"], tensors["down.weight"] * applied)
+    assert bias or torch.equal(applied, scale)
 
 
 def test_folding_keeps_a_gain_that_would_leave_the_stored_range():
     tensors = {"norm.weight": torch.tensor([1e-6, 1.0, 6e4]), "q.weight": torch.ones(1, 3)}
-    folded = fold(tensors, Pair("norm", ("q",)), torch.tensor([1e4, 2.0, 0.1]), {"norm.weight": torch.float16})
+    scale = torch.tensor([1e4, 2.0, 0.1])
+    folded, applied = fold(tensors, Pair("norm", ("q",)), scale, {"norm.weight": torch.float16})
     assert folded["norm.weight"].tolist() == pytest.approx([1e-6, 0.5, 6e4])
     assert folded["q.weight"].tolist() == [[1.0, 2.0, 1.0]]
+    assert applied.tolist() == [1.0, 2.0, 1.0]

@@ -73,6 +73,27 @@ def test_a_quantized_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path)
     assert_says(inspect(checkpoint), "quantization INT4", "mlp.down_proj 32", "plain transformers loads it")
 
 
+def test_an_awq_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    checkpoint = compress(tmp_path, make_checkpoint("glm"), INT4 | {"format": "awq"})
+    found = inspect_json(checkpoint)
+    quantization = found["shape"]["quantization"]
+    assert (quantization["format"], quantization["symmetric"], quantization["bits"]) == ("awq", False, 4)
+    assert set(quantization["group_sizes"].values()) == {32}
+    assert found["parameters"] == inspect_json(make_checkpoint("glm"))["parameters"]
+    assert set(found["bytes_by_dtype"]) == {"bfloat16", "float16", "int32"}
+    assert_says(inspect(checkpoint), "INT4", "awq")
+
+
+def test_a_checkpoint_of_mixed_bits(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    stage = INT4 | {"bits": "auto", "budget": {"average_bits": 6}, "head_bits": 8}
+    found = inspect_json(compress(tmp_path, make_checkpoint("glm"), stage))
+    quantization = found["shape"]["quantization"]
+    assert quantization["bits"] == [4, 8]
+    assert quantization["bits_by_linear"]["lm_head"] == 8
+    assert found["transformers"]["loads"]
+    assert_says(inspect(tmp_path / "out/01-quantize"), "INT4", "INT8")
+
+
 def test_a_checkpoint_quantized_by_someone_else(make_checkpoint: MakeCheckpoint, tmp_path: Path):
     checkpoint = compress(tmp_path, make_checkpoint("glm"), INT4)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -85,8 +106,10 @@ def test_a_checkpoint_quantized_by_someone_else(make_checkpoint: MakeCheckpoint,
     [group] = config["quantization_config"]["config_groups"].values()
     as_llm_compressor = with_quantization(config_groups={"group_0": group | {"targets": ["Linear"]}})
     assert len(inspect_json(as_llm_compressor)["shape"]["quantization"]["group_sizes"]) == 6
+    message = refusal("inspect", with_quantization(quant_method="gptq", format=None))
+    assert_says(message, checkpoint / "config.json", "quantized as gptq", "compressed-tensors pack-quantized and awq")
     message = refusal("inspect", with_quantization(quant_method="awq", format=None))
-    assert_says(message, checkpoint / "config.json", "quantized as awq", "compressed-tensors pack-quantized")
+    assert_says(message, checkpoint / "config.json", "only the awq layout with bits 4", "'bits': None")
     message = refusal("inspect", with_quantization(config_groups={}))
     assert_says(message, checkpoint / "config.json", "config_groups", "self_attn.q_proj")
 

@@ -23,6 +23,7 @@ QWEN = Path(__file__).parent / "configs" / "qwen3-8b"
 GLM = Path(__file__).parent / "configs" / "glm-4-9b-0414"
 SAVED = {"Qwen/Qwen3-8B": QWEN, "THUDM/GLM-4-9B-0414": GLM}
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+SMALL_GROUPS = {"group_size": 32}
 MakeCheckpoint = Callable[..., Path]
 
 
@@ -109,7 +110,9 @@ def test_what_was_planned_is_what_a_run_writes(family: str, make_checkpoint: Mak
         {"stage": "ffn", "intermediate_size": "0.75x", "method": "magnitude"},
         {"stage": "tie"},
         {"stage": "quantize", "name": "int8", "bits": 8, "group_size": -1, "method": "round_to_nearest"},
-        {"stage": "quantize", "name": "int4", "from": "depth", "bits": 4, "method": "round_to_nearest"},
+        {"stage": "quantize", "name": "int4", "from": "depth", "bits": 4, "method": "round_to_nearest"} | SMALL_GROUPS,
+        {"stage": "quantize", "name": "head", "from": "depth", "bits": 8, "head_bits": 8} | SMALL_GROUPS,
+        {"stage": "quantize", "name": "awq", "from": "depth", "bits": 4, "format": "awq"} | SMALL_GROUPS,
     ]
     recipe = write_recipe(tmp_path, make_checkpoint(family), stages)
     planned = plan(recipe)["checkpoints"][1:]
@@ -140,12 +143,12 @@ def test_json_is_all_that_is_printed_and_no_file_is_written(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def test_a_group_size_that_divides_only_some_linears_is_halved_there(tmp_path: Path):
+def test_a_group_size_that_divides_only_some_linears_is_refused_with_those_that_divide_all(tmp_path: Path):
     recipe = recipe_of(tmp_path, QWEN, "ffn, intermediate_size: 3136", "quantize, bits: 4, group_size: 128")
-    sizes = shapes(recipe)[-1]["quantization"]["group_sizes"]
-    assert {sizes.pop("mlp.down_proj"), *sizes.values()} == {64, 128}
-    shown = " ".join(invoke("plan", recipe).output.split())
-    assert "warning: 02-quantize: mlp.down_proj: groups of 64, as its 3136 input features are not a multiple" in shown
+    message = refusal("plan", recipe)
+    assert_says(message, "line 5: stages.2.group_size: 128", "3136 input features of mlp.down_proj", ": 64, 32, -1 ")
+    smaller = recipe_of(tmp_path, QWEN, "ffn, intermediate_size: 3136", "quantize, bits: 4, group_size: 64")
+    assert set(shapes(smaller)[-1]["quantization"]["group_sizes"].values()) == {64}
 
 
 def test_a_head_dim_that_vllm_ignores_is_warned_of(make_checkpoint: MakeCheckpoint, tmp_path: Path):
@@ -192,7 +195,7 @@ def test_every_stage_that_cannot_work_is_said_at_once(tmp_path: Path):
         ("line 8: stages.5.num_hidden_layers: 37", "1 to 36"),
         ("line 9: stages.6.layers: [0, 36]", "0 to 35"),
         ("line 10: stages.7.layers: [2, 1]", "ascending"),
-        ("line 12: stages.9.group_size: 128", "mlp.down_proj", "1000 input features", "multiple of 32", "-1"),
+        ("line 12: stages.9.group_size: 128", "mlp.down_proj", "1000 input features", "linears: -1 "),
     ]
     lines = message.splitlines()
     assert_says(lines[0], "recipe.yaml: 8 problems:")

@@ -58,9 +58,9 @@ def distilled(*layers: int, head: bool, **options: Any) -> dict[str, Any]:
     return found | {"options": found["options"] | options}
 
 
-def quantize(**more: Any) -> dict[str, Any]:
+def quantize(options: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     layers = [{"weight_error": dict.fromkeys(LINEARS, 0.1)} | more] * 4
-    return record("quantize", {"layers": layers}, bits=4, group_size=32)
+    return record("quantize", {"layers": layers}, **({"bits": 4, "group_size": 32} | (options or {})))
 
 
 def width(**found: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def width(**found: Any) -> dict[str, Any]:
 
 
 HEADS = {"kept_heads": [0, 3], "kept_kv_heads": [0, 1], "scores": [3.0, 1.0, 0.0, 2.0]}
-PAIRS = {"input_layernorm": {"error_ratio": 0.5}, "mlp.up_proj": {"error_ratio": 1.0}}
+PAIRS = {"input_layernorm": {"output_error": 0.02}, "mlp.up_proj": {"output_error": 0.0}}
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "depth by a score per layer": (depth([0.5, 0.4, 0.01, 0.02, 0.3, 0.2]), "4 of 6 layers kept, some method"),
     "depth by random scores": (depth([0.0, 0.4, 0.1, 0.0, 0.3, 0.2]), "4 of 6 layers kept, some method"),
@@ -96,7 +96,8 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
         "next-token KL divergence: 0.3 → 0.2",
     ),
     "refit of layers as a whole": (distilled(0, 1, 2, head=False, layer_passes=3), "gradient descent"),
-    "quantize by awq": (quantize(pairs=PAIRS), "plain rounding = 1"),
+    "quantize by awq": (quantize(pairs=PAIRS), "reads the output of"),
+    "quantize to mixed bits": (quantize({"bits": "auto", "group_size": -1}), "INT4 and INT8, a scale per output"),
     "quantize by rounding": (quantize(), "INT4, groups of 32"),
 }
 
@@ -125,7 +126,12 @@ def test_every_stage_that_makes_a_checkpoint_has_a_plot():
 
 @pytest.mark.parametrize(
     "nothing",
-    [record("someone_elses", {"found": 1}), record("tie", {}), record("width", {"method": "nothing to remove"})],
+    [
+        record("someone_elses", {"found": 1}),
+        record("tie", {}),
+        record("width", {"method": "nothing to remove"}),
+        record("quantize", {"agreement": {"kl_divergence": 0.01}}, bits=4, group_size=32),
+    ],
 )
 def test_where_nothing_was_decided_there_is_no_plot(nothing: dict[str, Any]):
     assert draw(nothing) is None

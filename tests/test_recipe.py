@@ -93,7 +93,7 @@ stages:
         ("line 6: evaluation.mmlu.num_fewshot: ", "-1", "greater than or equal to 0"),
         ("line 8: stages.1.num_hidden_layer: ", "did you mean num_hidden_layers?", "layers", "method"),
         ("line 9: stages.2.stage: ", "unknown stage 'dept'", "did you mean depth?", "quantize", "width"),
-        ("line 10: stages.3.bits: ", "given 3", "4 or 8"),
+        ("line 10: stages.3.bits: ", "given 3", "4, 8 or 'auto'"),
         ("line 12: stages.4.hidden_size: ", "64.5", "a ratio up to 1 such as 0.75x"),
         ("line 13: stages.4.method: ", "'activaton'", "did you mean activation?", "magnitude"),
         ("line 14: stages.5: ", "missing stage", "depth", "quantize"),

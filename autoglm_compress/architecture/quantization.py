@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 COMPRESSED_TENSORS = "compressed-tensors"
 AWQ = "awq"
@@ -49,10 +50,9 @@ class Quantization:
 
     def matrix_bytes(self, name: str, shape: tuple[int, int], element_bytes: int) -> int:
         """Bytes of one linear's weight [out, in] in the checkpoint: integers, scales, zero points, and its shape."""
-        scheme = self.schemes[name]
-        groups = shape[0] * scheme.groups(shape[1])
-        zeros = 0 if scheme.symmetric else groups * scheme.bits // 8
-        integers = shape[0] * shape[1] * scheme.bits // 8
+        scheme, (rows, columns) = self.schemes[name], shape
+        groups = scheme.groups(columns)
         if self.format == AWQ:
-            return integers + 2 * groups + zeros
-        return integers + element_bytes * groups + zeros + 16
+            return (columns + groups) * rows // 2 + 2 * rows * groups
+        zeros = 0 if scheme.symmetric else 4 * ceil(rows * scheme.bits / 32) * groups
+        return rows * 4 * ceil(columns * scheme.bits / 32) + element_bytes * rows * groups + zeros + 16

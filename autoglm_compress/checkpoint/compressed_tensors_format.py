@@ -77,10 +77,13 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
         ignored = described.get("ignore") or []
         for group in described["config_groups"].values():
             weights = group["weights"]
+            if weights.get("actorder") == "group":
+                raise UserError(f"{where}: quantization_config: groups of reordered inputs (actorder) cannot be read.")
             size = -1 if weights["strategy"] == "channel" else weights["group_size"]
             scheme = Scheme(weights["num_bits"], size, weights["symmetric"])
             for module in expected + heads:
-                if any(_matches(target, module) for target in group["targets"]) and module not in ignored:
+                named = any(_matches(target, module) for target in group["targets"])
+                if named and not any(_matches(target, module) for target in ignored):
                     schemes[module] = scheme
     except (AttributeError, KeyError, TypeError, re.error):
         schemes = {}

@@ -12,11 +12,16 @@ from autoglm_compress.reconstruction.walk import final_norm, walk
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean over tokens of KL(original's next-token distribution || the other's), in nats (NaN if that is undefined),
-    the share of tokens for which both find the same next token likeliest, and how many tokens were asked about.
+    """How near the next-token distributions of two checkpoints are, over `tokens` tokens.
+
+    `divergence` is the mean of KL(original || other) in nats, NaN where that is undefined. `logit_error` is the squared
+    difference of the logits relative to the original's, both without their mean over the vocabulary: 1 is no nearer
+    than equal logits for all tokens, whatever the original's confidence. `top1` is the share of tokens for which both
+    find the same next token likeliest.
     """
 
     divergence: float
+    logit_error: float
     top1: float
     tokens: int
 
@@ -41,14 +46,17 @@ def agreement(
     ]
     norms = [final_norm(checkpoint, device) for checkpoint in checkpoints]
     heads = [checkpoint.head_weight().to(device) for checkpoint in checkpoints]
-    divergence, same, tokens = 0.0, 0, 0
+    divergence, difference, size, same, tokens = 0.0, 0.0, 0.0, 0, 0
     for pair in zip(*states, strict=True):
         normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
         for part in token_slices(len(normed[0]), len(heads[0])):
-            expected, found = (
-                logits_of(hidden[part], head).log_softmax(-1) for hidden, head in zip(normed, heads, strict=True)
-            )
+            logits = [logits_of(hidden[part], head) for hidden, head in zip(normed, heads, strict=True)]
+            centred = [values - values.mean(-1, keepdim=True) for values in logits]
+            difference += float((centred[1] - centred[0]).square().sum())
+            size += float(centred[0].square().sum())
+            expected, found = (values.log_softmax(-1) for values in logits)
             divergence += float((expected.exp() * (expected - found)).sum())
             same += int((expected.argmax(-1) == found.argmax(-1)).sum())
         tokens += len(normed[0])
-    return Agreement(divergence / tokens, same / tokens, tokens)
+    mean = max(divergence / tokens, 0.0)  # rounding may leave less; NaN stays
+    return Agreement(mean, difference / max(size, 1e-30), same / tokens, tokens)

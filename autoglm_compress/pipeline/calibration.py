@@ -13,7 +13,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 
-HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 2048
+HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 1024
 """How much text decides whether a checkpoint still predicts what another does, at most."""
 
 
@@ -47,13 +47,7 @@ def calibration_batches(
         if len(rows) < samples:
             progress.note(f"warning: {source} fills only {len(rows)} of {samples} samples")
         parts.append(rows)
-    rows = interleaved(parts)
-    if int(rows.max()) >= model.shape.vocab_size:
-        raise UserError(
-            f"{model.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
-            f"of {model.shape.vocab_size}: tokenizer and model do not belong together."
-        )
-    return batched(rows)
+    return _checked(interleaved(parts), model)
 
 
 def held_out_batches(
@@ -70,6 +64,16 @@ def held_out_batches(
         with suppress(UserError):
             found.append(token_rows(tokenizer, files[source], "held-out", rows, options.sequence_length, options.seed))
     if found:
-        return batched(interleaved(found))
+        return _checked(interleaved(found), model)
     progress.note("warning: too little calibration text to hold any out: the check is on calibration rows")
     return calibration_batches(options, files, model, progress)[:1]
+
+
+def _checked(rows: torch.Tensor, model: Checkpoint) -> list[torch.Tensor]:
+    """Rows of tokens in batches, if the model has an embedding for each."""
+    if int(rows.max()) >= model.shape.vocab_size:
+        raise UserError(
+            f"{model.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
+            f"of {model.shape.vocab_size}: tokenizer and model do not belong together."
+        )
+    return batched(rows)

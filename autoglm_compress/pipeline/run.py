@@ -98,7 +98,8 @@ class _Run:
         self.source_files = hash_source(self.source, known["files"] if same_folder else {})
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_files)
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
-        if self.options.fresh or any(self.recipe.stages[number].uses_calibration for number in self._unfinished()):
+        unfinished = [self.recipe.stages[number] for number in self._unfinished()]
+        if self.options.fresh or any(stage.uses_calibration or stage.makes_quantized for stage in unfinished):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
         if self.options.fresh:
             self.folder.clear()

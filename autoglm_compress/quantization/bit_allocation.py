@@ -71,8 +71,12 @@ def allocate(costs: Sequence[float], sizes: Sequence[int], budget: int) -> list[
         return [True] * len(costs)
     # In units near 1: the solver's tolerances are absolute.
     gains, scale = np.asarray(costs) / max(max(costs), 1e-30), max(sizes)
-    constraint = LinearConstraint(np.asarray(sizes)[None] / scale, ub=budget / scale)
-    solved = milp(-gains, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraint)
-    if solved.x is None:
-        raise ArithmeticError(f"no allocation of bits found: {solved.message}")
-    return [bool(round(value)) for value in solved.x]
+    possible = np.asarray([size <= budget for size in sizes], dtype=float)
+    constraints = [LinearConstraint(np.asarray(sizes)[None] / scale, ub=budget / scale)]
+    while True:
+        solved = milp(-gains, integrality=np.ones_like(gains), bounds=Bounds(0, possible), constraints=constraints)
+        chosen = np.round(solved.x)
+        if sum(size for size, more in zip(sizes, chosen, strict=True) if more) <= budget:
+            return [bool(more) for more in chosen]
+        # Over by less than the solver can see: not this choice, nor one that holds all of it.
+        constraints.append(LinearConstraint(chosen[None], ub=chosen.sum() - 1))

@@ -51,7 +51,7 @@ def feedback_of(gram: torch.Tensor) -> Feedback:
     """
     order = gram.diagonal().argsort(stable=True)
     ordered = gram.index_select(0, order).index_select(1, order)
-    damping = DAMPING * gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
+    damping = DAMPING * float(gram.diagonal().double().mean().clamp(min=torch.finfo(gram.dtype).tiny))
     ordered.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(ordered)
     while failed:

@@ -47,7 +47,7 @@ class LayerWriter:
         unit, effective = {}, {}
         for name, dtype in stored_dtypes(self.source, layer).items():
             linear = quantized.linears.get(name.removesuffix(".weight"))
-            if linear is None or name.endswith(".bias"):
+            if linear is None:
                 effective[name] = unit[prefix + name] = quantized.others[name].to(dtype)
                 continue
             module, grid = name.removesuffix(".weight"), linear.grid

@@ -8,6 +8,7 @@ of 4 groups cost about 2 L^2 passes of the sample through a layer.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from autoglm_compress.architecture import Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
 from autoglm_compress.quantization.grid import clipped_grid
@@ -45,6 +47,9 @@ def divergences(
         device: where to compute.
         progress: shows how far it is.
         file: where the result is kept, so that a run that was killed later does not need to measure again.
+
+    Raises:
+        UserError: the predictions are not finite.
     """
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -70,6 +75,11 @@ def divergences(
             stream = run(stream)
             advance(1)
     found = [float(value) for value in divergence.of(torch.stack(perturbed)).clamp(min=0)]
+    if not all(map(isfinite, found)):
+        raise UserError(
+            f"{checkpoint.folder}: predictions are NaN or infinite for some calibration tokens: the model overflows in "
+            f"{checkpoint.dtype} or its weights are damaged."
+        )
     write_json(file, found)
     return found
 

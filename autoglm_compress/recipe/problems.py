@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -100,5 +100,6 @@ def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Proble
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """The keys allowed at a place inside a model."""
     for part in path:
-        model = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -121,7 +121,7 @@ class QuantizingVisitor:
         self.listener.enter(module)
 
     def leave(self, layer: int, module: nn.Module) -> bool:
-        """Quantize the layer; the tokens are to go through it again."""
+        """Quantize the layer; the tokens are to go through it again, if another layer comes after it."""
         source = self.writer.source
         inputs = self.listener.leave(layer)
         weights = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
@@ -138,7 +138,7 @@ class QuantizingVisitor:
         )
         effective = self.writer.write(layer, quantized)
         module.load_state_dict({name: w.to(compute_dtypes[name]) for name, w in effective.items()}, assign=True)
-        return True
+        return layer + 1 < source.shape.num_hidden_layers
 
 
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:

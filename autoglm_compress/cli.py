@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
+"""Of `compare`; 2 is what the user can put right."""
 
 
 class Device(str, Enum):
@@ -148,6 +152,128 @@ def inspect(
             typer.echo(json.dumps(found, indent=2))
         else:
             print_inspection(found, Console())
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where results go, such as results.json.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAME,…", help="mmlu, perplexity, any log-likelihood task of lm-eval.")
+    ] = "mmlu,perplexity",
+    mmlu: Annotated[
+        str | None, typer.Option(metavar="DIR", help="MMLU as CSV files in dev/ and test/. \\[default: from the hub]")
+    ] = None,
+    subjects: Annotated[str | None, typer.Option(metavar="NAME,…", help="Of MMLU. \\[default: all]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each subject, the same every time. \\[default: all]")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples before each question. \\[default: 5]")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Text for perplexity, as recipes name it. \\[default: python-docs]"),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Rows of that text. \\[default: 64]")] = None,
+    sequence_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row. \\[default: 512]")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A checkpoint to compare predictions with, on the same text.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where layers run.")] = Device.auto,
+) -> None:
+    """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval.
+
+    Every question's log-likelihoods are kept, so that `compare` can tell a change from chance.
+    """
+    with _one_message():
+        from autoglm_compress.pipeline.checkpoint_evaluation import EvaluationRequest, evaluate_checkpoint
+        from autoglm_compress.pipeline.evaluation_table import evaluation_table
+        from autoglm_compress.progress import Progress
+
+        _quiet_transformers()
+        names = _names(tasks)
+        chosen = {"data": mmlu, "subjects": subjects and _names(subjects), "limit": limit, "num_fewshot": num_fewshot}
+        rows = {"source": text, "samples": samples, "sequence_length": sequence_length}
+        request = EvaluationRequest(checkpoint, names, output, _given(chosen), _given(rows), against, device.value)
+        console = Console()
+        console.print(evaluation_table(evaluate_checkpoint(request, Progress(console))))
+        typer.echo(f"results: {output}")
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in listed.split(",")))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="A results file of `evaluate`.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another, on the same questions and text.")],
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Accuracy that may be lost on MMLU. \\[default: 1]")
+    ] = None,
+    max_perplexity_increase: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Perplexity that may be gained. \\[default: not gated]")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="With which each bound holds.")] = 0.95,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a CI job.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a test case per verdict.")] = None,
+) -> None:
+    """Tell whether NEW is worse than BASE by more than allowed: paired, on the same questions.
+
+    Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
+    """
+    with _one_message():
+        from autoglm_compress.comparison import Limits, summaries
+        from autoglm_compress.comparison import compare as compare_results
+        from autoglm_compress.comparison.results_file import read_results
+
+        limits = Limits(max_drop, max_perplexity_increase, confidence)
+        comparison = compare_results(read_results(base), read_results(new), limits)
+        for file, write in (
+            (json_file, summaries.as_json),
+            (markdown, summaries.as_markdown),
+            (junit, summaries.as_junit),
+        ):
+            if file is not None:
+                summaries.write_summary(file, write(comparison))
+        Console().print(summaries.comparison_table(comparison))
+        typer.echo("\n" + "\n".join(summaries.conclusions(comparison)))
+        raise typer.Exit(EXIT_CODES[comparison.verdict.value])
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A folder that `run` wrote, or several.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where the page goes. \\[default: report.html or comparison.html in the (first) RUN]"
+        ),
+    ] = None,
+) -> None:
+    """Write a run as one HTML page with tables and figures, or compare several.
+
+    The page needs no network: it can be sent, kept and printed.
+    """
+    with _one_message():
+        from autoglm_compress.report.comparison_page import COMPARISON, write_comparison_page
+        from autoglm_compress.report.page import REPORT, write_run_page
+
+        if len(runs) == 1:
+            output = output or runs[0] / REPORT
+            write_run_page(runs[0], output)
+        else:
+            output = output or runs[0] / COMPARISON
+            write_comparison_page(runs, output)
+        typer.echo(f"report: {output}")
 
 
 if __name__ == "__main__":

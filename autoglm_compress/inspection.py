@@ -10,8 +10,8 @@ from rich.table import Table
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
-from autoglm_compress.pipeline.metrics import human
 from autoglm_compress.pipeline.plan import shape_data
+from autoglm_compress.report.numbers import human
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:

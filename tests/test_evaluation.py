@@ -1,111 +1,38 @@
-"""Evaluation: the layer-at-a-time scores are those of lm-eval's own model, the questions are those of its own MMLU."""
+"""Evaluation: the layer-at-a-time scores are those of lm-eval's own model, and every task gets its result."""
 
-import csv
 import importlib
-import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from evaluating import CONFIGS, CPU, WORDS, hugging_face, layerwise, make_model, quiet
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
-from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    Glm4Config,
-    GlmConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from questions import write_quiz
+from transformers import AutoModelForCausalLM
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
-from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, mmlu, output_head
-from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
+from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, output_head
 from autoglm_compress.evaluation.perplexity import perplexity
-from autoglm_compress.progress import Progress
-
-CPU = torch.device("cpu")
-WORDS = "the answer of a question is one letter and every model reads many words of text about numbers trees rivers"
-QUESTIONS = [
-    ("Which of these is a river?", "Nile", "Oak", "Seven", "Red, or blue", "A"),
-    ("Which of these is a tree?", "Rhine", "Oak", "Nine", "Green", "B"),
-    ("Which is a number?\nThink first.", "Po", "Elm", "Ten", "Grey", "C"),
-]
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.4,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-}
-CONFIGS = {
-    "glm": GlmConfig(**SIZES, attention_bias=True),
-    "glm4": Glm4Config(**SIZES),
-    "qwen3": Qwen3Config(**SIZES, tie_word_embeddings=True),
-}
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<eos>"], initial_alphabet=alphabet)
-    raw.train_from_iterator([WORDS] * 20, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param)
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
-    with torch.no_grad():
-        model.model.norm.weight.uniform_(0.5, 1.5)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
 def glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("model")
-    AutoModelForCausalLM.from_config(CONFIGS["glm"]).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("model"), "glm", seed=1)
 
 
-def layerwise(folder: Path, **options: int) -> LayerwiseLM:
-    return LayerwiseLM(Checkpoint(folder), device=CPU, progress=quiet(), title="evaluate", **options)
-
-
-def quiet() -> Progress:
-    return Progress(Console(file=io.StringIO()))
-
-
-def hugging_face(folder: Path) -> Any:
-    """lm-eval's own model for the whole checkpoint in memory."""
-    pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
-    from lm_eval.models.huggingface import HFLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return HFLM(pretrained=model, tokenizer=make_tokenizer(), batch_size=3, device="cpu")
+@pytest.fixture
+def quiz(tmp_path: Path) -> Path:
+    return write_quiz(tmp_path, "anatomy", "high_school_rivers")
 
 
 def instances(kind: str, *arguments: tuple[str, ...]) -> list[Instance]:
@@ -197,6 +124,12 @@ def test_perplexity(glm: Path) -> None:
     assert result["value"] == pytest.approx(losses.mean().exp().item(), rel=1e-4)
     spread = losses.mean(1).std().item() / math.sqrt(5)
     assert result["stderr"] == pytest.approx(result["value"] * spread, rel=1e-3)
+    assert result["rows"] == pytest.approx(losses.mean(1).tolist(), rel=1e-4)
+    assert (
+        result["text"]
+        == perplexity(layerwise(glm), rows.clone())["text"]
+        != perplexity(layerwise(glm), rows[:4])["text"]
+    )
     assert perplexity(layerwise(glm), rows[:1])["stderr"] is None
 
 
@@ -217,106 +150,6 @@ def test_requests_that_cannot_be_scored(glm: Path, pair: tuple[list[int], list[i
 def test_a_context_is_needed(glm: Path) -> None:
     with pytest.raises(ValueError, match="a context needs a token"):
         layerwise(glm).score([([], [1, 2])])
-
-
-def write(path: Path, rows: list[tuple[str, ...]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
-
-
-@pytest.fixture
-def quiz(tmp_path: Path) -> Path:
-    for subject in ("anatomy", "high_school_rivers"):
-        write(tmp_path / "dev" / f"{subject}_dev.csv", QUESTIONS[:2])
-        write(
-            tmp_path / "test" / f"{subject}_test.csv", [(f"{n}. {q[0]}", *q[1:]) for n, q in enumerate(QUESTIONS * 4)]
-        )
-    return tmp_path
-
-
-def stock_requests(subject: str, num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The prompts and continuations of lm-eval's own task, its data being swapped below it."""
-    rows = [
-        {"question": q, "choices": list(c), "answer": "ABCD".index(a), "subject": subject} for q, *c, a in QUESTIONS
-    ]
-    data = {"dev": Dataset.from_list(rows[:2]), "test": Dataset.from_list(rows[2:])}
-    monkeypatch.setattr("datasets.load_dataset", lambda **_: data)
-    files = mmlu.TASK_FILES
-    config = yaml.safe_load((files / "_default_template_yaml").read_text())
-    config |= yaml.safe_load((files / f"mmlu_{subject}.yaml").read_text())
-    del config["include"]
-    task = ConfigurableTask(config=config | {"num_fewshot": num_fewshot})
-    task.build_all_requests()
-    return [instance.args for instance in task.instances]
-
-
-@pytest.mark.parametrize("num_fewshot", [0, 2])
-def test_prompts_are_those_of_lm_eval(tmp_path: Path, num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = "high_school_us_history"
-    write(tmp_path / "dev" / f"{subject}_dev.csv", QUESTIONS[:2])
-    write(tmp_path / "test" / f"{subject}_test.csv", QUESTIONS[2:])
-    (task,) = mmlu.mmlu_group(tmp_path, num_fewshot).get_all_tasks()
-    task.build_all_requests()
-    prompts = [instance.args for instance in task.instances]
-    assert prompts == stock_requests(subject, num_fewshot, monkeypatch)
-    hub = {task.task_name: task for task in mmlu.mmlu_group(None, num_fewshot).get_all_tasks()}
-    assert len(hub) == 57
-    hub[f"mmlu::{subject}"].build_all_requests()
-    assert [instance.args for instance in hub[f"mmlu::{subject}"].instances] == prompts
-
-
-def test_descriptions_are_those_of_lm_eval() -> None:
-    for path in mmlu.TASK_FILES.glob("mmlu_*.yaml"):
-        stock = yaml.safe_load(path.read_text())
-        assert stock["description"] == mmlu.description(stock["dataset_name"])
-
-
-def test_limits_are_nested_and_fixed(quiz: Path) -> None:
-    group = mmlu.mmlu_group(quiz, 0)
-    few, more, all_ = (mmlu.chosen_questions(group, limit) for limit in (3, 6, None))
-    for name in few:
-        assert len(few[name]) == 3
-        assert set(few[name]) < set(more[name]) < set(all_[name])
-    assert all_["mmlu::anatomy"] == list(range(12))
-    assert few == mmlu.chosen_questions(mmlu.mmlu_group(quiz, 2), 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('"two\nlines",a,b,c,d,A\nq,a,b,c,d\n', r"line 3: 5 fields, expected 6"),
-        ("q,a,b,c,d,A\n\nq,a,b,c,d,E\n", r"line 3: the answer \(last field\) is 'E'"),
-        ("q,a,b,c,d,1\n", r"line 1: the answer"),
-        ("\n", "no questions"),
-        ('q,a,b,c,d,A\n"open,a,b,c,d,A\n', "not CSV in UTF-8"),
-    ],
-)
-def test_malformed_questions(quiz: Path, text: str, message: str) -> None:
-    path = quiz / "test" / "anatomy_test.csv"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=message) as error:
-        mmlu.mmlu_group(quiz, 0)
-    assert str(path) in str(error.value)
-
-
-def test_questions_not_in_utf8(quiz: Path) -> None:
-    (quiz / "test" / "anatomy_test.csv").write_bytes("q,a,b,c,\xe9,A\n".encode("latin-1"))
-    with pytest.raises(UserError, match="not CSV in UTF-8"):
-        mmlu.mmlu_group(quiz, 0)
-
-
-def test_missing_files(quiz: Path) -> None:
-    with pytest.raises(UserError, match=r"2 examples, but mmlu.num_fewshot is 3"):
-        mmlu.mmlu_group(quiz, 3)
-    (quiz / "dev" / "anatomy_dev.csv").unlink()
-    with pytest.raises(UserError, match=r"no anatomy_dev.csv"):
-        mmlu.mmlu_group(quiz, 2)
-    write(quiz / "test" / "anatomy.csv", QUESTIONS)
-    with pytest.raises(UserError, match="a second file of the subject anatomy"):
-        mmlu.mmlu_group(quiz, 0)
-    with pytest.raises(UserError, match="no such folder, or no CSV files"):
-        mmlu.mmlu_group(quiz / "nowhere", 0)
 
 
 def test_evaluate(glm: Path, quiz: Path) -> None:
@@ -341,17 +174,6 @@ def test_evaluate(glm: Path, quiz: Path) -> None:
     assert [subject["accuracy"] for subject in scores["subjects"].values()] == pytest.approx([n / 10 for n in right])
     assert scores["stderr"] > 0
     assert set(result["versions"]) == {"lm_eval", "transformers", "torch"}
-
-
-def test_choices_are_those_of_hflm(glm: Path, quiz: Path) -> None:
-    group = mmlu.mmlu_group(quiz, 2)
-    for task in group.get_all_tasks():
-        task.build_all_requests()
-    requests = [instance for task in group.get_all_tasks() for instance in task.instances]
-    ours = torch.tensor([value for value, _ in layerwise(glm).loglikelihood(requests)]).view(-1, 4)
-    theirs = torch.tensor([value for value, _ in hugging_face(glm).loglikelihood(requests, True)]).view(-1, 4)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
-    assert ours.argmax(1).tolist() == theirs.argmax(1).tolist()
 
 
 def test_other_tasks_of_lm_eval(glm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

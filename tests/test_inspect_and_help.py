@@ -163,6 +163,7 @@ def help_of(*command: str) -> str:
         (("run",), ["--device", "auto", "cpu", "cuda", "Finished stages are skipped"]),
         (("plan",), ["RECIPE", "reading no weights", "--json", "bytes", "--set", "--output"]),
         (("inspect",), ["CHECKPOINT", "--json", "quantization"]),
+        (("report",), ["RUN", "--output", "report.html", "comparison.html", "no network"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

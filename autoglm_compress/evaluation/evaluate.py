@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
 
     from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
@@ -42,11 +44,12 @@ class PerplexityOptions(BaseModel):
 
 
 class MmluOptions(BaseModel):
-    """The MMLU questions: a folder of CSV files (None: from the hub), and how many of each subject."""
+    """The MMLU questions: a folder of CSV files (None: from the hub), which subjects, and how many of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str | None = None
+    subjects: tuple[str, ...] | None = Field(default=None, min_length=1)
     num_fewshot: int = Field(default=5, ge=0)
     limit: int | None = Field(default=None, gt=0)
 
@@ -116,9 +119,8 @@ def evaluate(
         progress: shows the walks.
 
     Returns:
-        A JSON-serialisable dictionary: `perplexity` (value, stderr, tokens), `mmlu` (accuracy, stderr, questions,
-        num_fewshot and subjects, each with accuracy, questions and `correct`, a 1 or 0 per question), every other
-        lm-eval task and group under its own name with its metrics, and `versions`.
+        A JSON-serialisable dictionary: `perplexity` and `mmlu` as the functions `perplexity` and `mmlu_result` have
+        them, every other lm-eval task and group under its own name with its metrics, and `versions`.
 
     Raises:
         UserError: a task is unknown or cannot be run here, or its data is missing or malformed.
@@ -129,38 +131,58 @@ def evaluate(
 
     check_tasks(tasks)
     lm = LayerwiseLM(checkpoint, device=device, progress=progress, title="evaluate")
+    # What is wrong with the data of a task is said before another is measured.
+    questions = _load_questions(tasks, options.mmlu, mmlu_folder) if set(tasks) - {"perplexity"} else None
+    rows = perplexity_rows() if "perplexity" in tasks else None
     result: dict[str, Any] = {}
-    if "perplexity" in tasks:
-        result["perplexity"] = perplexity(lm, perplexity_rows())
-    if set(tasks) - {"perplexity"}:
-        result |= _run_lm_eval(lm, tasks, options.mmlu, mmlu_folder)
+    if rows is not None:
+        result["perplexity"] = perplexity(lm, rows)
+    if questions is not None:
+        result |= _run_lm_eval(lm, questions, options.mmlu.num_fewshot)
     result["versions"] = {name: version(name) for name in ("lm_eval", "transformers", "torch")}
     return result
 
 
-def _run_lm_eval(
-    lm: "LayerwiseLM", tasks: Sequence[str], options: MmluOptions, mmlu_folder: Path | None
-) -> dict[str, Any]:
-    """All lm-eval tasks in one call, which sends the requests of all of them to the model together."""
-    import lm_eval.evaluator
+@dataclass(frozen=True)
+class _Questions:
+    """Tasks and groups of lm-eval by name, MMLU among them or not, and the indices of the questions asked of each of
+    its subjects.
+    """
 
-    from autoglm_compress.evaluation.mmlu import chosen_questions, mmlu_group, mmlu_result
+    loaded: dict[str, Any]
+    mmlu: "Group | None"
+    chosen: dict[str, list[int]]
+
+
+def _load_questions(tasks: Sequence[str], options: MmluOptions, mmlu_folder: Path | None) -> _Questions:
+    from autoglm_compress.evaluation.mmlu import chosen_questions, mmlu_group
 
     with _quiet_lm_eval():
         loaded = _load([name for name in tasks if name not in BUILT_IN])
-        samples = {}
-        if "mmlu" in tasks:
-            with _loading("mmlu"):
-                group = mmlu_group(mmlu_folder, options.num_fewshot)
-            samples = chosen_questions(group, options.limit)
-            loaded["groups"][group.name] = group
-            loaded["tasks"] |= {task.task_name: task for task in group.get_all_tasks()}
-        raw = lm_eval.evaluator.evaluate(lm, loaded, samples=samples, bootstrap_iters=BOOTSTRAP_SAMPLES)
+        if "mmlu" not in tasks:
+            return _Questions(loaded, None, {})
+        with _loading("mmlu"):
+            group = mmlu_group(mmlu_folder, options.num_fewshot, options.subjects)
+        loaded["groups"][group.name] = group
+        loaded["tasks"] |= {task.task_name: task for task in group.get_all_tasks()}
+        return _Questions(loaded, group, chosen_questions(group, options.limit))
+
+
+def _run_lm_eval(lm: "LayerwiseLM", questions: _Questions, num_fewshot: int) -> dict[str, Any]:
+    """All lm-eval tasks in one call, which sends the requests of all of them to the model together."""
+    import lm_eval.evaluator
+
+    from autoglm_compress.evaluation.mmlu_result import mmlu_result
+
+    with _quiet_lm_eval():
+        raw = lm_eval.evaluator.evaluate(
+            lm, questions.loaded, samples=questions.chosen, bootstrap_iters=BOOTSTRAP_SAMPLES
+        )
     result = {}
-    if "mmlu" in tasks:
-        result["mmlu"] = mmlu_result(raw, group, options.num_fewshot)
+    if questions.mmlu is not None:
+        result["mmlu"] = mmlu_result(raw, questions.mmlu, num_fewshot)
     for name, metrics in raw["results"].items():
-        if name != "mmlu" and name not in samples:
+        if name != "mmlu" and name not in questions.chosen:
             result[name] = _numbers(metrics)
     return result
 
@@ -193,7 +215,7 @@ def _loading(names: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"lm-eval could not load {names}: {reason}\n"
-            "Check the network; MMLU can also be read from a folder of CSV files (evaluation.mmlu.data)."
+            "Check the network; MMLU can also be read from a folder of CSV files (evaluation.mmlu.data, or --mmlu)."
         ) from None
 
 

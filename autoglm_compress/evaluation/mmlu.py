@@ -1,14 +1,16 @@
 """MMLU as lm-eval defines it, with the questions from the hub or from a folder of CSV files.
 
 Prompts, few-shot sampling and metric are those of lm-eval's own task files; here is only where the questions come
-from, and which of them are asked.
+from, and which of them are asked. `mmlu_result.py` has what comes of it.
 
 A folder has the layout of the original MMLU archive: `test/<subject>_test.csv` and `dev/<subject>_dev.csv` (or just
 `<subject>.csv`), no header, six fields a row: question, A, B, C, D, letter of the answer. Any subjects will do.
 """
 
 import csv
+import difflib
 import random
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +43,31 @@ class FolderTask(ConfigurableTask):
         """Nothing to do: the questions came with the constructor."""
 
 
-def mmlu_group(folder: Path | None, num_fewshot: int) -> Group:
-    """All subjects as one lm-eval group, whose accuracy is over all questions.
+def mmlu_group(folder: Path | None, num_fewshot: int, subjects: Sequence[str] | None = None) -> Group:
+    """The subjects as one lm-eval group, whose accuracy is over all questions.
 
     Args:
         folder: the questions; None for `cais/mmlu` from the hub.
         num_fewshot: worked examples before each question: the first ones of the subject's dev split.
+        subjects: those to ask about; None for all there are.
 
     Raises:
-        UserError: the folder or a file in it is not as described above.
+        UserError: the folder or a file in it is not as described above, or has not all the subjects.
     """
     group = Group("mmlu", aggregate_metric_list=[AggMetricConfig("acc", weight_by_size=True)])
-    for task in _hub_tasks(num_fewshot) if folder is None else _folder_tasks(folder, num_fewshot):
+    tasks = _hub_tasks(num_fewshot, subjects) if folder is None else _folder_tasks(folder, num_fewshot, subjects)
+    for task in tasks:
         group.add(task)
     return group
+
+
+def _check_subjects(subjects: Sequence[str], known: Collection[str], where: str) -> None:
+    for subject in subjects:
+        if subject not in known:
+            near = difflib.get_close_matches(subject, known, n=3) or sorted(known)[:3]
+            raise UserError(
+                f"subjects: no subject {subject!r} among the {len(known)} of {where}. Did you mean {' or '.join(near)}?"
+            )
 
 
 def chosen_questions(group: Group, limit: int | None) -> dict[str, list[int]]:
@@ -67,31 +80,6 @@ def chosen_questions(group: Group, limit: int | None) -> dict[str, list[int]]:
     return chosen
 
 
-def mmlu_result(results: dict[str, Any], group: Group, num_fewshot: int) -> dict[str, Any]:
-    """MMLU's part of lm-eval's results, by subject and in all.
-
-    `correct` has a 1 or 0 for each question in the order of the file, so that two results can be compared in pairs.
-    """
-    subjects = {}
-    for task in group.get_all_tasks():
-        name = task.task_name
-        correct = "".join(str(int(sample["acc"])) for sample in results["samples"][name])
-        subjects[name.removeprefix(PREFIX)] = {
-            "accuracy": float(results["results"][name]["acc,none"]),
-            "questions": len(correct),
-            "correct": correct,
-        }
-    overall = results["results"][group.name]
-    stderr = overall["acc_stderr,none"]
-    return {
-        "accuracy": float(overall["acc,none"]),
-        "stderr": None if stderr == "N/A" else float(stderr),
-        "questions": sum(subject["questions"] for subject in subjects.values()),
-        "subjects": subjects,
-        "num_fewshot": num_fewshot,
-    }
-
-
 def description(subject: str) -> str:
     """The sentence that opens a prompt, as lm-eval's task files word it."""
     return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
@@ -101,24 +89,36 @@ def _template() -> dict[str, Any]:
     return yaml.safe_load((TASK_FILES / "_default_template_yaml").read_text(encoding="utf-8"))
 
 
-def _hub_tasks(num_fewshot: int) -> list[ConfigurableTask]:
+def stock_tasks() -> list[dict[str, Any]]:
+    """What lm-eval's own task file says of each subject, in the order of their names."""
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(TASK_FILES.glob("mmlu_*.yaml"))]
+
+
+def _hub_tasks(num_fewshot: int, subjects: Sequence[str] | None) -> list[ConfigurableTask]:
+    stocks = {stock["dataset_name"]: stock for stock in stock_tasks()}
+    if subjects is not None:
+        _check_subjects(subjects, stocks, "MMLU")
     tasks = []
-    for path in sorted(TASK_FILES.glob("mmlu_*.yaml")):
-        stock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for subject, stock in stocks.items():
+        if subjects is not None and subject not in subjects:
+            continue
         settings = {key: stock[key] for key in ("dataset_name", "description", "task_alias")}
         config = _template() | settings | {"task": PREFIX + stock["dataset_name"], "num_fewshot": num_fewshot}
         tasks.append(ConfigurableTask(config=config))
     return tasks
 
 
-def _folder_tasks(folder: Path, num_fewshot: int) -> list[ConfigurableTask]:
+def _folder_tasks(folder: Path, num_fewshot: int, subjects: Sequence[str] | None) -> list[ConfigurableTask]:
     tests = _files(folder, "test")
+    if subjects is not None:
+        _check_subjects(subjects, tests, str(folder / "test"))
+        tests = {subject: path for subject, path in tests.items() if subject in subjects}
     examples = _files(folder, "dev") if num_fewshot > 0 else {}
     missing = sorted(set(tests) - set(examples)) if num_fewshot > 0 else []
     if missing:
         raise UserError(
-            f"{folder / 'dev'}: no {missing[0]}_dev.csv; mmlu.num_fewshot asks for {num_fewshot} worked examples. "
-            "Add the file, or set mmlu.num_fewshot to 0."
+            f"{folder / 'dev'}: no {missing[0]}_dev.csv; num_fewshot asks for {num_fewshot} worked examples. "
+            "Add the file, or set num_fewshot to 0."
         )
     tasks = []
     for subject, path in tests.items():
@@ -128,8 +128,8 @@ def _folder_tasks(folder: Path, num_fewshot: int) -> list[ConfigurableTask]:
         }
         if len(questions["dev"]) < num_fewshot:
             raise UserError(
-                f"{examples[subject]}: {len(questions['dev'])} examples, but mmlu.num_fewshot is {num_fewshot}. "
-                "Add examples or lower mmlu.num_fewshot."
+                f"{examples[subject]}: {len(questions['dev'])} examples, but num_fewshot is {num_fewshot}. "
+                "Add examples or lower num_fewshot."
             )
         config = _template() | {
             "task": PREFIX + subject,
@@ -153,7 +153,7 @@ def _files(folder: Path, split: str) -> dict[str, Path]:
     if not files:
         raise UserError(
             f"{folder / split}: no such folder, or no CSV files in it. "
-            f"mmlu.data needs {split}/<subject>_{split}.csv files in the layout of the MMLU archive."
+            f"MMLU needs {split}/<subject>_{split}.csv files in the layout of the MMLU archive."
         )
     return files
 

@@ -1,5 +1,7 @@
 """Perplexity on rows of tokens."""
 
+import hashlib
+import json
 import math
 from typing import Any
 
@@ -19,10 +21,17 @@ def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
         rows: token ids [samples, sequence_length], sequence_length at least 2.
 
     Returns:
-        `value`, `stderr` (the spread between rows, carried through exp; None for a single row) and `tokens` scored.
+        `value`, `stderr` (the spread between rows, carried through exp; None for a single row), `tokens` scored,
+        `text`, a hash of the token ids, and `rows`, the mean negative log-likelihood of each row in nats per token.
     """
     scores = lm.score([(row[:1], row[1:]) for row in rows.tolist()])
     per_token = torch.tensor([-value for value, _ in scores], dtype=torch.float64) / (rows.shape[1] - 1)
     value = float(per_token.mean().exp())
     stderr = value * float(per_token.std()) / math.sqrt(len(per_token)) if len(per_token) > 1 else None
-    return {"value": value, "stderr": stderr, "tokens": rows.shape[0] * (rows.shape[1] - 1)}
+    return {
+        "value": value,
+        "stderr": stderr,
+        "tokens": rows.shape[0] * (rows.shape[1] - 1),
+        "text": hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[:20],
+        "rows": per_token.tolist(),
+    }

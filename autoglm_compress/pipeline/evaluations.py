@@ -13,8 +13,10 @@ from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.checkpoint.writer import sha256, write_json
+from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.evaluate import evaluate
+from autoglm_compress.evaluation.records import without_records
 from autoglm_compress.pipeline.keys import key_of, text_key
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
@@ -76,7 +78,13 @@ class Evaluations:
         }
 
     def known(self, name: str, key: str) -> dict[str, Any]:
-        """The results of a checkpoint by task, as far as they were measured with the settings of now."""
+        """The results of a checkpoint by task, as far as they were measured with the settings of now.
+
+        What they say of single questions and rows stays in the file.
+        """
+        return without_records(self._kept(name, key))
+
+    def _kept(self, name: str, key: str) -> dict[str, Any]:
         record = read_json(self.folder / f"{name}.json")
         if record is None or record["key"] != key:
             return {}
@@ -87,13 +95,13 @@ class Evaluations:
         }
 
     def _settings_key(self, task: str) -> str:
-        return key_of([self._settings.get(task), version("lm_eval")])
+        return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
     def measure(
         self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str], progress: Progress
     ) -> dict[str, Any]:
-        """The results of a checkpoint by task; only what is not known is measured."""
-        known = self.known(name, key)
+        """The results of a checkpoint by task, as `known` gives them; only what is not known is measured."""
+        known = self._kept(name, key)
         missing = [task for task in tasks if task not in known]
         if missing:
             progress.note(f"{name}: evaluating {', '.join(missing)}")
@@ -111,6 +119,7 @@ class Evaluations:
             versions = measured.pop("versions")
             known |= measured
             record = {
+                "schema_version": SCHEMA_VERSION,
                 "key": key,
                 "versions": versions,
                 "resources": resources.as_data(),
@@ -120,7 +129,7 @@ class Evaluations:
             }
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / f"{name}.json", record)
-        return {task: known[task] for task in tasks if task in known}
+        return without_records({task: known[task] for task in tasks if task in known})
 
     def forget(self, name: str, tasks: Sequence[str]) -> None:
         """Drop results, so that the tasks are measured again."""

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
+from autoglm_compress.report.numbers import human
 
 MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accuracy")}
 
@@ -84,11 +85,3 @@ def plan_table(plan: Plan) -> Table:
             human(entry.peak_memory) + "B" if entry.peak_memory else "",
         )
     return table
-
-
-def human(count: float) -> str:
-    """A number with a decimal prefix, such as 8.19G."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * limit:  # what rounds to the next prefix takes it
-            return f"{count / limit:.3g}{suffix}"
-    return f"{count:.0f}"

@@ -27,7 +27,7 @@ from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.reconstruction.statistics import Statistics, measure
-from autoglm_compress.report import draw_missing
+from autoglm_compress.report import draw_missing, write_report
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
 
@@ -114,6 +114,7 @@ class _Run:
             self._write_manifest()
         self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
         self.progress.console.print(metrics_table(self._rows()))
+        write_report(self.folder.path, self.progress)
         return self.folder.path
 
     def _names(self) -> list[str]:
@@ -244,8 +245,9 @@ class _Run:
             "shape_before": shape_data(context.source.shape),
             "shape": shape_data(context.shape),
             "decisions": context.decisions,
+            "warnings": list(self.plan.checkpoints[number + 1].warnings),
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
-            "versions": _versions(),
+            "versions": package_versions(),
             **resources.as_data(),
         }
         write_json(target.folder / STAGE, record)
@@ -302,7 +304,7 @@ class _Run:
                 "seed": self.recipe.seed,
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
-                "versions": _versions(),
+                "versions": package_versions(),
                 "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "stages": stages,
             }
@@ -310,5 +312,6 @@ class _Run:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of this package, of those that results depend on, and of Python."""
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}

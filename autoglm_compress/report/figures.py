@@ -43,6 +43,7 @@ STYLE = {
     "axes.facecolor": "none",
     "svg.fonttype": "none",
     "svg.hashsalt": "autoglm-compress",
+    "text.parse_math": False,
 } | dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), NEUTRAL
 )

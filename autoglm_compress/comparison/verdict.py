@@ -1,0 +1,86 @@
+"""The rule by which a new model passes, fails, or is undecided.
+
+It fails if it is proven worse than allowed: the lower bound of its drop is above the limit. It passes if it is proven
+not to be: the upper bound is at or below the limit. Each bound holds with the confidence asked for, so at 95 % a model
+whose true drop is at the limit fails at most about once in 20 times, one that did not change far less often, and one
+that lost more than allowed passes at most about once in 20 times. All else is undecided, which more questions end.
+
+The bounds of accuracy are asymptotic, if good ones: with a limit of 0 and three answers that turned, they alone would
+fail a model that did not change once in eight times. So to fail takes McNemar's exact one-sided test as well, by which
+that happens once in 20 times at most whatever the numbers. `python benchmarks/compare_power.py` simulates all of it.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+
+from scipy.stats import norm, t
+
+from autoglm_compress.comparison.paired import drop_score, mcnemar_drop, mean_score
+
+GROWTH = 1.02
+"""Steps in which the number of questions is searched that decides where the exact test asks for more."""
+
+
+class Verdict(str, Enum):
+    """What a gate says."""
+
+    passed = "pass"
+    failed = "fail"
+    undecided = "undecided"
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Fail if anything fails, else undecided if anything is."""
+    for verdict in (Verdict.failed, Verdict.undecided):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.passed
+
+
+def judge_drop(lost: int, won: int, questions: int, max_drop: float, confidence: float) -> Verdict:
+    """Whether accuracy dropped by more than `max_drop`, a part of the questions from 0 to 1."""
+    quantile = float(norm.ppf(confidence))
+    score = drop_score(lost, won, questions, max_drop)
+    if score > quantile and mcnemar_drop(lost, won) <= 1 - confidence:
+        return Verdict.failed
+    return Verdict.passed if score <= -quantile else Verdict.undecided
+
+
+def questions_to_decide(lost: int, won: int, questions: int, max_drop: float, confidence: float) -> int | None:
+    """How many questions would end an `undecided`, if answers go on to differ as they do.
+
+    None if none would: the drop seen is the limit itself.
+    """
+    quantile = float(norm.ppf(confidence))
+    score = drop_score(lost, won, questions, max_drop)
+    if score == 0:
+        return None
+    # The score is proportional to the root of the number of questions.
+    needed = max(questions + 1, math.ceil(questions * (quantile / score) ** 2))
+    while score > 0 and mcnemar_drop(round(lost * needed / questions), round(won * needed / questions)) > (
+        1 - confidence
+    ):
+        needed = math.ceil(needed * GROWTH)
+    return needed
+
+
+def judge_increase(differences: Sequence[float], limit: float, confidence: float) -> Verdict:
+    """Whether the true mean of the differences of rows is above a limit."""
+    quantile = float(t.ppf(confidence, len(differences) - 1))
+    score = mean_score(differences, limit)
+    if score > quantile:
+        return Verdict.failed
+    return Verdict.passed if score <= -quantile or not any(differences) else Verdict.undecided
+
+
+def rows_to_decide(differences: Sequence[float], limit: float, confidence: float) -> int | None:
+    """How many rows would end an `undecided`, if they go on to differ as they do; None if none would."""
+    seen = len(differences)
+    score = abs(mean_score(differences, limit))
+    if score == 0:
+        return None
+    rows = seen + 1
+    while score * math.sqrt((rows - 1) / (seen - 1)) < float(t.ppf(confidence, rows - 1)):
+        rows = math.ceil(rows * GROWTH)
+    return rows

@@ -1,0 +1,46 @@
+"""What `evaluate` prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from autoglm_compress.pipeline.checkpoint_evaluation import AGREEMENT
+
+
+def evaluation_table(record: Mapping[str, Any]) -> Table:
+    """The results as a table that fits 80 columns: MMLU by category and in all, and the other tasks."""
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="bold")
+    table.add_column("")
+    for heading in ("value", "± stderr", "of"):
+        table.add_column(heading, justify="right")
+    for task, entry in record["tasks"].items():
+        result = entry["result"]
+        if task == "mmlu":
+            for name, part in (result["categories"] or result["subjects"]).items():
+                table.add_row(escape(name), *_accuracy(part))
+            table.add_row("mmlu", *_accuracy(result))
+        elif task == "perplexity":
+            spread = "" if result["stderr"] is None else f"{result['stderr']:.2f}"
+            table.add_row("perplexity", f"{result['value']:.2f}", spread, f"{result['tokens']:,} tokens")
+        elif task == AGREEMENT:
+            table.add_row("divergence", f"{result['divergence']:.4f} nats", "", f"{result['tokens']:,} tokens")
+            table.add_row("same top token", f"{100 * result['top1']:.1f}%", "", f"{result['tokens']:,} tokens")
+        else:
+            for metric, value in result.items():
+                if "_stderr" not in metric:
+                    spread = result.get(_stderr_name(metric))
+                    table.add_row(escape(f"{task} {metric}"), f"{value:.4f}", "" if spread is None else f"{spread:.4f}")
+    return table
+
+
+def _stderr_name(metric: str) -> str:
+    """What lm-eval calls the standard error of a metric, `acc` or `acc,filter`."""
+    name, comma, chosen = metric.partition(",")
+    return f"{name}_stderr{comma}{chosen}"
+
+
+def _accuracy(part: Mapping[str, Any]) -> tuple[str, str, str]:
+    spread = "" if part["stderr"] is None else f"{100 * part['stderr']:.1f}"
+    return f"{100 * part['accuracy']:.1f}%", spread, f"{part['questions']:,} questions"

@@ -1,0 +1,32 @@
+"""How much accuracy changed, and how sure that is: over the same questions the noise that they share drops out."""
+
+import math
+
+from autoglm_compress.report.run_record import Mmlu, Scores
+
+
+def change(scores: Scores, source: Scores) -> tuple[float, float | None]:
+    """The change of accuracy and its standard error.
+
+    None stands for the latter where single answers are not recorded for both, and where not one of them changed: that
+    says nothing on how many might have.
+    """
+    differences = [int(now) - int(then) for now, then in _pairs(scores, source)]
+    count = len(differences)
+    if count < 2:
+        return scores.accuracy - source.accuracy, None
+    mean = sum(differences) / count
+    variance = sum((difference - mean) ** 2 for difference in differences) / (count - 1)
+    return scores.accuracy - source.accuracy, math.sqrt(variance / count) or None
+
+
+def _pairs(scores: Scores, source: Scores) -> list[tuple[str, str]]:
+    """The answers to each question, of all subjects; none where the two were not asked the same number."""
+    if isinstance(scores, Mmlu) and isinstance(source, Mmlu):
+        if scores.subjects.keys() != source.subjects.keys():
+            return []
+        by_subject = [_pairs(found, source.subjects[name]) for name, found in scores.subjects.items()]
+        return [pair for pairs in by_subject for pair in pairs] if all(by_subject) else []
+    if len(scores.correct) != len(source.correct):
+        return []
+    return list(zip(scores.correct, source.correct, strict=True))

@@ -1,0 +1,167 @@
+"""What a refit or a quantization did to each linear of each layer: as a table, and as a heat map."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from autoglm_compress.report.figures import WIDTH
+from autoglm_compress.report.numbers import plain
+from autoglm_compress.report.run_record import Stage
+from autoglm_compress.report.tables import Cell, Column, Table, number_cell, text_cell, without_empty_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+WHOLE_LAYER, HEAD = "whole layer", "head"
+HEADINGS = {
+    "layer": "layer",
+    "part": "linear, or input of linears",
+    "bits": "bits",
+    "strength": "ridge strength",
+    "error_before": "error before",
+    "error_after": "error after",
+    "ratio": "after / before",
+    "weight_error": "weight error",
+    "output_error": "output error",
+    "divergence_at_4_bits": "KL at 4 bits",
+}
+TITLES = {
+    "error_after": "Relative squared error after the refit",
+    "ratio": "What the refit left of the error (1: all of it)",
+    "weight_error": "Relative error of the weights",
+    "output_error": "Relative squared error of the outputs of what reads …",
+    "bits": "Bits",
+}
+"""What is drawn, with the title of its panel; the rest is in the table alone."""
+SPREAD = 30
+"""With more between the least and the largest value, colours go by the logarithm."""
+CELL_HEIGHT = 0.2
+
+Entry = dict[str, Any]
+
+
+def layer_entries(stage: Stage) -> list[Entry]:
+    """What is recorded for each linear of each layer: `layer`, `part` and the measures there are; empty if none."""
+    layers = stage.decisions.get("layers")
+    if stage.options.get("stage") == "refit" and layers:
+        return list(_of_refit(stage.decisions))
+    if stage.options.get("stage") == "quantize":
+        return _of_quantization(stage.decisions)
+    return []
+
+
+def _of_refit(decisions: dict[str, Any]) -> Iterator[Entry]:
+    for number, layer in enumerate(decisions["layers"]):
+        for linear, fit in layer.items():
+            if "error_before" in fit:
+                yield {"layer": number, "part": linear} | _with_ratio(fit)
+    for number, descent in enumerate(decisions.get("distilled_layers") or []):
+        if descent:
+            yield {"layer": number, "part": WHOLE_LAYER} | _of_descent(descent)
+    if decisions.get("head"):
+        yield {"layer": None, "part": HEAD} | _with_ratio(decisions["head"])
+
+
+def _of_descent(descent: dict[str, float]) -> Entry:
+    """Where gradient descent did not help, it was not used."""
+    before, after = descent["loss_before"], descent["loss_after"]
+    return _with_ratio({"error_before": before, "error_after": min(before, after)})
+
+
+def _with_ratio(fit: Entry) -> Entry:
+    before = fit["error_before"]
+    return {**_scalars(fit), "ratio": fit["error_after"] / before if before else None}
+
+
+def _of_quantization(decisions: dict[str, Any]) -> list[Entry]:
+    found: dict[tuple[int, str], Entry] = {}
+
+    def entry(layer: int, part: str) -> Entry:
+        return found.setdefault((layer, part), {"layer": layer, "part": part})
+
+    for number, layer in enumerate(decisions.get("layers") or []):
+        for linear, error in layer.get("weight_error", {}).items():
+            entry(number, linear)["weight_error"] = error
+        for name, pair in layer.get("pairs", {}).items():
+            entry(number, f"after {name}").update(_scalars(pair))
+    for choice in decisions.get("bits") or []:
+        for linear in choice["linears"]:
+            place = LAYER.search(linear)
+            if place:
+                entry(int(place[1]), place[2]).update(_scalars(choice))
+    return list(found.values())
+
+
+def _scalars(measures: dict[str, Any]) -> Entry:
+    """What a cell of a table can hold."""
+    return {name: value for name, value in measures.items() if value is None or isinstance(value, str | int | float)}
+
+
+def layer_table(name: str, entries: list[Entry]) -> Table:
+    """All that is recorded, a row for each linear of each layer."""
+    keys = list(dict.fromkeys([*HEADINGS, *(key for entry in entries for key in entry)]))
+    columns = [Column(key, HEADINGS.get(key, key.replace("_", " ")), numeric=key != "part") for key in keys]
+    rows = [[_cell(entry.get(key)) for key in keys] for entry in entries]
+    return without_empty_columns(Table(name, columns, rows))
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, str | bool):
+        return text_cell(value)
+    return number_cell(value, str if isinstance(value, int) else plain)
+
+
+def heat_map(entries: list[Entry]) -> "Figure | None":
+    """A panel for each measure with a name in `TITLES`: linears down, layers across. None if there is nothing to draw.
+
+    A single layer, and a head alone, are told well enough by the table.
+    """
+    panels = {measure: _by_part(entries, measure) for measure in TITLES}
+    panels = {measure: parts for measure, parts in panels.items() if any(len(values) > 1 for values in parts.values())}
+    if not panels:
+        return None
+    from matplotlib.figure import Figure
+
+    rows = [len(parts) for parts in panels.values()]
+    figure = Figure(figsize=(WIDTH, sum(CELL_HEIGHT * count + 0.62 for count in rows)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=rows).flat
+    layers = 1 + max(entry["layer"] for entry in entries if entry["layer"] is not None)
+    for axes, (measure, parts) in zip(grid, panels.items(), strict=True):
+        _panel(axes, parts, layers, measure)
+    return figure
+
+
+def _by_part(entries: list[Entry], measure: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for entry in entries:
+        value = entry.get(measure)
+        if value is not None and entry["layer"] is not None:
+            found.setdefault(entry["part"].removeprefix("after "), {})[entry["layer"]] = value
+    return found
+
+
+def _panel(axes: "Axes", parts: dict[str, dict[int, float]], layers: int, measure: str) -> None:
+    import numpy
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+    values = numpy.full((len(parts), layers), numpy.nan)
+    for number, by_layer in enumerate(parts.values()):
+        values[number, list(by_layer)] = list(by_layer.values())
+    positive = values[values > 0]
+    logarithmic = positive.size > 0 and positive.max() > SPREAD * positive.min()
+    norm = LogNorm(positive.min(), positive.max()) if logarithmic else Normalize(0, max(1e-12, numpy.nanmax(values)))
+    cells = numpy.clip(values, norm.vmin, None)
+    image = axes.imshow(cells, cmap="viridis", norm=norm, aspect="auto", interpolation="none")
+    axes.set(title=TITLES[measure], yticks=range(len(parts)), yticklabels=list(parts))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=8, fraction=0.05)
+    bar.outline.set_visible(False)
+    bar.ax.minorticks_off()
+    bar.ax.yaxis.set_major_locator(LogLocator() if logarithmic else MaxNLocator(4))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -41,15 +41,14 @@ def test_output_error_is_the_change_of_the_outputs(monkeypatch: pytest.MonkeyPat
 def test_the_gram_matrix_is_whole_and_symmetric(monkeypatch: pytest.MonkeyPatch, block: int):
     monkeypatch.setattr(input_statistics, "BLOCK", block)
     torch.manual_seed(0)
-    inputs, scale = torch.randn(300, 64) + 0.3, torch.rand(64) + 0.1
+    inputs, delta = torch.randn(300, 64) + 0.3, torch.randn(5, 64)
     statistics = statistics_of(inputs)
-    gram = statistics.gram()
-    assert torch.equal(gram, gram.T)
+    error = statistics.output_error(delta)
+    gram = statistics.whole_gram()
+    torch.testing.assert_close(gram, gram.T, rtol=1e-6, atol=0)
     torch.testing.assert_close(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(statistics.squares, inputs.square().sum(0))
-    divided = inputs / scale
-    torch.testing.assert_close(statistics.gram(scale), divided.T @ divided, rtol=1e-4, atol=1e-1)
-    assert torch.equal(statistics.gram(), gram)
+    assert torch.equal(statistics.output_error(delta), error)
 
 
 def test_batches_of_rows_are_tokens():
@@ -57,7 +56,7 @@ def test_batches_of_rows_are_tokens():
     rows, flat = InputStatistics(16, torch.device("cpu")), InputStatistics(16, torch.device("cpu"))
     rows.add(inputs.bfloat16())
     flat.add(inputs.bfloat16().float().view(60, 16))
-    assert torch.equal(rows.gram(), flat.gram())
+    assert torch.equal(rows.whole_gram(), flat.whole_gram())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -109,7 +108,9 @@ def deltas(readers: list[torch.Tensor], scale: torch.Tensor, scheme: Scheme) -> 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_search_beats_plain_rounding_where_channels_stand_out(scheme: Scheme):
     inputs, readers = outstanding()
-    choice = search_scale(readers, statistics_of(inputs), Pair("norm", ("a", "b")), scheme, torch.bfloat16)
+    statistics = statistics_of(inputs)
+    pair = Pair("norm", ("a", "b"))
+    choice = search_scale(readers, statistics.absolute, statistics, pair, scheme, torch.bfloat16)
     assert choice.error < 0.7 * choice.error_rounding
     size = sum(float((inputs @ sampled_rows(weight).T).square().sum()) for weight in readers)
 
@@ -123,11 +124,12 @@ def test_search_beats_plain_rounding_where_channels_stand_out(scheme: Scheme):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_search_by_what_error_feedback_leaves(scheme: Scheme):
     inputs, readers = outstanding()
-    conditional = feedback_of(inputs.T @ inputs).conditional
+    feedback = feedback_of(inputs.T @ inputs)
+    conditional = feedback.conditional
     pair = Pair("norm", ("a", "b"))
-    choice = search_scale(readers, statistics_of(inputs), pair, scheme, torch.bfloat16, conditional)
+    choice = search_scale(readers, inputs.abs().sum(0), feedback, pair, scheme, torch.bfloat16)
     assert choice.error < 0.7 * choice.error_rounding
-    size = sum(float((inputs @ sampled_rows(weight).T).square().sum()) for weight in readers)
+    size = sum(float(feedback.output_error(sampled_rows(weight))) for weight in readers)
 
     def explicit(scale: torch.Tensor) -> float:
         return sum(float((delta.square() * conditional).sum()) for delta in deltas(readers, scale, scheme)) / size
@@ -145,9 +147,10 @@ def test_search_survives_dead_channels_and_zero_weights(with_feedback: bool, dea
     inputs = torch.randn(100, 64)
     inputs[:, :dead] = 0
     pair, scheme = Pair("norm", ("a",)), Scheme(4, 32)
-    conditional = feedback_of(inputs.T @ inputs).conditional if with_feedback else None
+    statistics = statistics_of(inputs)
+    measure = feedback_of(inputs.T @ inputs) if with_feedback else statistics
     for weight in (torch.randn(64, 64), torch.zeros(64, 64)):
-        choice = search_scale([weight], statistics_of(inputs), pair, scheme, torch.bfloat16, conditional)
+        choice = search_scale([weight], statistics.absolute, measure, pair, scheme, torch.bfloat16)
         assert choice.candidate.scale.isfinite().all()
         assert (choice.candidate.scale > 0).all()
         assert choice.error <= choice.error_rounding

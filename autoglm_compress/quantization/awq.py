@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autoglm_compress.architecture import Scheme
+from autoglm_compress.quantization.error_feedback import Feedback
 from autoglm_compress.quantization.grid import grid_for
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.smoothing import Pair
@@ -71,11 +72,11 @@ def _normalised(scale: torch.Tensor) -> torch.Tensor:
 
 def search_scale(
     weights: Sequence[torch.Tensor],
-    inputs: InputStatistics,
+    absolute: torch.Tensor,
+    measure: Feedback | InputStatistics,
     pair: Pair,
     scheme: Scheme,
     dtype: torch.dtype,
-    conditional: torch.Tensor | None = None,
 ) -> Choice:
     """The candidate with the least output error over the weights [out, in] (fp32) that read the same inputs.
 
@@ -84,23 +85,24 @@ def search_scale(
 
     Args:
         weights: of the linears.
-        inputs: sums over the tokens that they read.
+        absolute: sums over the tokens that they read of |x|, [in].
+        measure: what errors of the weights do to the outputs. If error feedback is to make up for a part of it, only
+            what is left is counted, which costs less to compute.
         pair: the smoothing pair that the linears are the readers of.
         scheme: how they are to be quantized.
         dtype: of the scales of their groups.
-        conditional: per input feature what a squared error costs if error feedback makes up for the rest of it,
-            [in]; None: the outputs' error is computed in full, which costs more.
     """
     sample = torch.cat([sampled_rows(weight) for weight in weights])
-    size = inputs.output_error(sample).clamp(min=torch.finfo(sample.dtype).tiny)
-    absolute = pair.averaged(inputs.absolute)
+    size = measure.output_error(sample).clamp(min=torch.finfo(sample.dtype).tiny)
+    conditional = measure.conditional if isinstance(measure, Feedback) else None
+    absolute = pair.averaged(absolute)
     importance = pair.averaged(column_importance(sample, scheme.group_size))
     tried = []
     for candidate in candidate_scales(absolute, importance):
         columns = pair.spread(candidate.scale)
         scaled = sample * columns
         delta = grid_for(scaled, scheme, dtype).rounded(scaled).div_(columns).sub_(sample)
-        error = inputs.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
+        error = measure.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
         tried.append((float(error / size), candidate))
     error, best = min(tried, key=lambda entry: entry[0])
     return Choice(best, error_rounding=tried[0][0], error=error)

@@ -50,8 +50,10 @@ def feedback_of(gram: torch.Tensor) -> Feedback:
     damping until it is.
     """
     order = gram.diagonal().argsort(stable=True)
-    ordered = gram.index_select(0, order).index_select(1, order)
+    ordered = gram.index_select(0, order)
     damping = DAMPING * float(gram.diagonal().double().mean().clamp(min=torch.finfo(gram.dtype).tiny))
+    for rows in ordered.split(BLOCK):
+        rows.copy_(rows.index_select(1, order))
     ordered.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(ordered)
     while failed:

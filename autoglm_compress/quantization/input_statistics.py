@@ -37,11 +37,11 @@ class InputStatistics:
         """Sums over tokens of x^2, [features]."""
         return self.upper.diagonal()
 
-    def gram(self, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """The whole Gram matrix [features, features] of the inputs, or of the inputs divided by a scale [features]."""
-        full = self.upper.triu()
-        full += self.upper.triu(1).T
-        return full if scale is None else full.div_(scale).div_(scale[:, None])
+    def whole_gram(self) -> torch.Tensor:
+        """The Gram matrix [features, features], below the diagonal too; it shares the memory of `upper`."""
+        for block in blocks(len(self.upper)):
+            self.upper[block.stop :, block] = self.upper[block, block.stop :].T
+        return self.upper
 
     def output_error(self, delta: torch.Tensor) -> torch.Tensor:
         """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in] of the weights."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def round_layer(
 
 
 def quantize_layer(
-    weights: Mapping[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     inputs: dict[str, InputStatistics],
     pairs: Sequence[Pair],
     schemes: Mapping[str, Scheme],
@@ -61,8 +62,9 @@ def quantize_layer(
     """Scale, clip and round a layer's linears so that their outputs on the measured inputs change little.
 
     Args:
-        weights: the layer's tensors in fp32, by names relative to it; they stay as they are.
-        inputs: what the readers of each pair read, by the pair's producer; emptied, as each takes much memory.
+        weights: the layer's tensors in fp32, by names relative to it. The tensors stay as they are, but the dictionary
+            is emptied, for they take much memory.
+        inputs: what the readers of each pair read, by the pair's producer; emptied as well.
         pairs: the layer's smoothing pairs; the readers of a pair share a scheme.
         schemes: how to quantize each linear.
         dtypes: the dtypes that the layer's tensors are stored in.
@@ -72,60 +74,60 @@ def quantize_layer(
     measures: dict[str, Feedback | InputStatistics] = {}
     choices: dict[str, Choice] = {}
     for pair in pairs:
-        statistics = inputs.pop(pair.producer)
-        feedback = feedback_of(statistics.gram()) if error_feedback else None
+        measure = inputs.pop(pair.producer)
+        absolute = measure.absolute
+        if error_feedback:
+            measure = feedback_of(measure.whole_gram())
         readers = [weights[f"{reader}.weight"] for reader in pair.readers]
-        conditional = feedback.conditional if feedback else None
-        choices[pair.producer] = search_scale(
-            readers, statistics, pair, schemes[pair.readers[0]], scale_dtype, conditional
-        )
-        measures[pair.producer] = feedback or statistics
-    scaled, scales = dict(weights), {}
+        scheme = schemes[pair.readers[0]]
+        choices[pair.producer] = search_scale(readers, absolute, measure, pair, scheme, scale_dtype)
+        measures[pair.producer] = measure
+    del readers
+    scales = {}
     for pair in pairs:
-        folded, scale = fold(scaled, pair, choices[pair.producer].candidate.scale, dtypes)
-        scaled |= folded
+        folded, scale = fold(weights, pair, choices[pair.producer].candidate.scale, dtypes)
+        weights |= folded
         scales[pair.producer] = pair.spread(scale)
+    del folded
+    others = _others(weights, schemes)
     linears: dict[str, QuantizedLinear] = {}
-    output_errors = {}
+    output_errors, weight_errors = {}, {}
     for pair in pairs:
         measure, scale = measures.pop(pair.producer), scales[pair.producer]
-        found = _round(
-            [scaled[f"{reader}.weight"] for reader in pair.readers],
-            schemes[pair.readers[0]],
-            scale_dtype,
-            scale,
-            measure,
-        )
-        linears |= dict(zip(pair.readers, found.linears, strict=True))
-        output_errors[pair.producer] = _compact(found.output_error)
+        stacked, rows = _stacked([weights.pop(f"{reader}.weight") for reader in pair.readers])
+        rounded, error = _round(stacked, schemes[pair.readers[0]], scale_dtype, scale, measure)
+        for reader, part in zip(pair.readers, rows, strict=True):
+            linears[reader] = QuantizedLinear(rounded.integers[part], rounded.grid.rows(part))
+            weight_errors[reader] = _weight_error(linears[reader], stacked[part])
+        output_errors[pair.producer] = _compact(error)
     decisions = {
         "pairs": {
             producer: _summary(choice) | {"output_error": output_errors[producer]}
             for producer, choice in choices.items()
         },
-        "weight_error": {name: _weight_error(linear, scaled[f"{name}.weight"]) for name, linear in linears.items()},
+        "weight_error": weight_errors,
     }
-    return QuantizedLayer(linears, _others(scaled, schemes), decisions)
+    return QuantizedLayer(linears, others, decisions)
 
 
-@dataclass(frozen=True)
-class _Rounded:
-    linears: list[QuantizedLinear]
-    output_error: float
+def _stacked(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[slice]]:
+    """Weights [out, in] of one input as one, and the rows of each."""
+    stops = list(accumulate(len(weight) for weight in weights))
+    rows = [slice(stop - len(weight), stop) for stop, weight in zip(stops, weights, strict=True)]
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights)), rows
 
 
 def _round(
-    weights: Sequence[torch.Tensor],
+    weight: torch.Tensor,
     scheme: Scheme,
     scale_dtype: torch.dtype,
     scale: torch.Tensor,
     measure: Feedback | InputStatistics,
-) -> _Rounded:
-    """Round weights [out, in] that read one input, whose features were divided by a scale [in] since it was measured.
+) -> tuple[QuantizedLinear, float]:
+    """Round a weight [out, in] whose input's features were divided by a scale [in] since they were measured.
 
-    The error is that of the outputs on `sampled_rows`, relative to their squared size.
+    Also the squared error of the outputs on `sampled_rows`, relative to their squared size.
     """
-    weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
     if isinstance(measure, Feedback):
         measure = measure.scaled(scale)
         grid = clipped_grid(weight, scheme, scale_dtype, measure.conditional)
@@ -139,13 +141,7 @@ def _round(
     rows = sampled_rows(torch.arange(len(weight), device=weight.device)[:, None]).flatten()
     delta = grid.rows(rows).values(integers[rows], weight.dtype) - sample
     size = measure.output_error(sample / unscaled).clamp(min=torch.finfo(weight.dtype).tiny)
-    error = float(measure.output_error(delta / unscaled) / size)
-    linears, start = [], 0
-    for part in weights:
-        rows = slice(start, start + len(part))
-        linears.append(QuantizedLinear(integers[rows], grid.rows(rows)))
-        start = rows.stop
-    return _Rounded(linears, error)
+    return QuantizedLinear(integers, grid), float(measure.output_error(delta / unscaled) / size)
 
 
 def _others(weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]) -> dict[str, torch.Tensor]:

@@ -121,7 +121,7 @@ def test_a_second_run_does_nothing_again(finished: Path):
     assert not re.search("running|evaluating|measure|quantize:|write:", output)
     after = state(finished.parent / "out")
     rewritten = {name for name in after if before.get(name) != after[name]}
-    assert rewritten <= {"manifest.json", "metrics.json", "07-evaluate.json"}
+    assert rewritten <= {"manifest.json", "metrics.json", "report.html", "07-evaluate.json"}
     assert after["metrics.json"][1] == before["metrics.json"][1]
     assert before.keys() == after.keys()
 

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.plan import shape_data
@@ -88,7 +89,9 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     )
     table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
     verdict = found["transformers"]
-    table.add_row("plain transformers", "loads it" if verdict["loads"] else f"cannot load it: {verdict['reason']}")
+    needs = _needs(found["shape"]["quantization"])
+    says = f"loads it{needs}" if verdict["loads"] else f"cannot load it: {verdict['reason']}"
+    table.add_row("plain transformers", says)
     console.print(table)
 
 
@@ -98,3 +101,14 @@ def _quantization(found: dict[str, Any]) -> str:
     sizes = ", ".join(f"{linear} {size}" for linear, size in found["group_sizes"].items())
     kind = "symmetric" if found["symmetric"] else "asymmetric"
     return f"{' and '.join(f'INT{number}' for number in bits)}, {kind}, {found['format']}, group sizes {sizes}"
+
+
+def _needs(quantization: dict[str, Any] | None) -> str:
+    """What transformers needs for a quantized checkpoint beside itself."""
+    if quantization is None:
+        return ""
+    if quantization["format"] == AWQ:
+        return ", with the gptqmodel package"
+    if not quantization["symmetric"]:
+        return ", with CompressedTensorsConfig(dequantize=True)"
+    return ", with the compressed-tensors package"

@@ -60,7 +60,7 @@ def test_plan_keeps_to_a_budget():
     assert auto(budget={"average_bits": 8}).plan(shape) == eight
 
 
-@pytest.mark.parametrize("options", [{}, {"group_size": -1}, {"symmetric": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"group_size": -1}, {"head_bits": 8}], ids=str)
 def test_plan_refuses_a_budget_that_is_too_small_and_names_the_least(options: dict):
     shape = shape_of("qwen3", tie_word_embeddings=False)
     least = Quantize(stage="quantize", bits=4, **({"group_size": 32} | options)).plan(shape).bytes

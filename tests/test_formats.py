@@ -1,6 +1,7 @@
 """The stored layouts, against what the packages that made them up pack and unpack."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from quantizing import loaded_logits, logits, make_model, plain_model, run_stage, shape_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
@@ -208,7 +209,8 @@ def test_awq_comes_back_as_it_was(size: int):
         "x.qzeros": (groups, 5),
         "x.scales": (groups, 40),
     }
-    assert awq_format.is_present("x", stored)
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    assert awq_format.stored_shapes("x", scheme, tuple(integers.shape)) == shapes
     values = awq_format.dequantize("x", scheme, stored.__getitem__, torch.float32)
     assert torch.equal(values, grid.values(integers, torch.float16).float())
     planned = Quantization(AWQ, {"x": scheme}).matrix_bytes("x", (40, 96), 2)
@@ -258,3 +260,15 @@ def test_other_awq_layouts_are_refused(changes: dict):
 def test_other_formats_are_refused(described: object, shown: str):
     with pytest.raises(UserError, match=rf"config\.json: quantized as {shown}: only compressed-tensors pack-quantized"):
         format_of({"quantization_config": described}, "config.json")
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale", "weight_shape"])
+def test_packed_tensors_of_another_shape_are_refused(tmp_path: Path, part: str):
+    run_stage(make_model(tmp_path / "source", "llama"), tmp_path, bits=4, group_size=32, method="round_to_nearest")
+    file = sorted((tmp_path / "target").glob("*.safetensors"))[0]
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(part))
+    tensors[name] = tensors[name][:1].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(name)):
+        Checkpoint(tmp_path / "target")

@@ -44,6 +44,8 @@ WRONG = {
     "a 4-bit head": (INT4 | {"head_bits": 4}, ["head_bits: given 4", "8 or 16"]),
     "awq in 8 bits": (INT4 | {"format": "awq", "bits": 8}, ["format: awq holds 4 bits", "compressed-tensors"]),
     "symmetric awq": (INT4 | {"format": "awq", "symmetric": True}, ["format: awq", "asymmetric"]),
+    "zero points and a head": (INT4 | {"symmetric": False, "head_bits": 8}, ["symmetric: false", "same bits"]),
+    "zero points and auto": (AUTO | {"symmetric": False}, ["symmetric: false", "same bits"]),
     "awq with a head": (INT4 | {"format": "awq", "head_bits": 8}, ["format: awq", "16-bit head"]),
     "mixed awq": (AUTO | {"format": "awq"}, ["format: awq holds 4 bits"]),
     "another format": (INT4 | {"format": "gguf"}, ["format: given 'gguf'", "awq, compressed-tensors"]),

@@ -5,7 +5,7 @@ Per linear of [out, in]: `qweight` int32 [in, out / 8], `qzeros` int32 [in / gro
 weight = (q - zero) * scale with q and zero in [0, 15]; what is 0 here is -8 elsewhere in this package.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +20,15 @@ OFFSET = 8
 HEAD = "lm_head"
 
 
-def is_present(module: str, stored: Iterable[str]) -> bool:
-    """Whether the weight of a linear is stored in this layout."""
-    return all(f"{module}.{part}" in stored for part in ("qweight", "qzeros", "scales"))
+def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """The tensors that stand for the weight [out, in] of a linear, with their shapes."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    return {
+        f"{module}.qweight": (columns, rows // PER_INT32),
+        f"{module}.qzeros": (groups, rows // PER_INT32),
+        f"{module}.scales": (groups, rows),
+    }
 
 
 def quantization_config(quantization: Quantization) -> dict[str, Any]:

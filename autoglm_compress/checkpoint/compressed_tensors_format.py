@@ -7,7 +7,8 @@ weight = (q - zero) * scale with q and zero in [-2^(bits-1), 2^(bits-1) - 1]. Pa
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,9 +21,18 @@ LAYOUT = "pack-quantized"
 HEAD = "lm_head"
 
 
-def is_present(module: str, stored: Iterable[str]) -> bool:
-    """Whether the weight of a linear is stored in this layout."""
-    return all(f"{module}.{part}" in stored for part in ("weight_packed", "weight_scale", "weight_shape"))
+def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """The tensors that stand for the weight [out, in] of a linear, with their shapes."""
+    rows, columns = shape
+    groups = scheme.groups(columns)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{module}.weight_packed": (rows, ceil(columns * scheme.bits / 32)),
+        f"{module}.weight_scale": (rows, groups),
+        f"{module}.weight_shape": (2,),
+    }
+    if not scheme.symmetric:
+        shapes[f"{module}.weight_zero_point"] = (ceil(rows * scheme.bits / 32), groups)
+    return shapes
 
 
 def quantization_config(quantization: Quantization) -> dict[str, Any]:
@@ -79,6 +89,9 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
             weights = group["weights"]
             if weights.get("actorder") == "group":
                 raise UserError(f"{where}: quantization_config: groups of reordered inputs (actorder) cannot be read.")
+            if weights.get("type", "int") != "int" or weights["strategy"] not in ("group", "channel"):
+                kind = f"{weights.get('type')} by {weights['strategy']}"
+                raise UserError(f"{where}: quantization_config: {kind} cannot be read, only int by group or channel.")
             size = -1 if weights["strategy"] == "channel" else weights["group_size"]
             scheme = Scheme(weights["num_bits"], size, weights["symmetric"])
             for module in expected + heads:

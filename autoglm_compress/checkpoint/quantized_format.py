@@ -1,6 +1,6 @@
 """The formats that quantized checkpoints come in, told apart by `quantization_config` in `config.json`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,8 @@ from autoglm_compress.errors import UserError
 class QuantizedFormat(Protocol):
     """What a module for one format has."""
 
-    def is_present(self, module: str, stored: Iterable[str]) -> bool:
-        """Whether the weight of a linear is stored in this format."""
+    def stored_shapes(self, module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """The tensors that stand for the weight [out, in] of a linear, with their shapes."""
 
     def quantization_config(self, quantization: Quantization) -> dict[str, Any]:
         """The `quantization_config` of `config.json`."""

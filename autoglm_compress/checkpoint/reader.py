@@ -134,15 +134,21 @@ class Checkpoint:
 
     def _check_tensors(self) -> None:
         problems = []
-        for name, expected in self.shape.tensors():
-            info = self.infos.get(name)
-            if info is not None and info.shape != expected:
-                problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
-            if info is not None and not info.dtype.is_floating_point:
-                problems.append(f"{name}: {str(info.dtype).removeprefix('torch.')}, expected floating-point numbers")
-            packed = self.format and self.format.is_present(name.removesuffix(".weight"), self.infos)
-            if info is None and not packed:
-                problems.append(f"{name}: missing")
+        schemes = self.shape.quantization.schemes if self.format else {}
+        for weight, size in self.shape.tensors():
+            module = weight.removesuffix(".weight")
+            packed = module in schemes and weight not in self.infos
+            stored = self.format.stored_shapes(module, schemes[module], size) if packed else {weight: size}
+            for name, expected in stored.items():
+                info = self.infos.get(name)
+                if info is None:
+                    problems.append(f"{name}: missing")
+                    continue
+                if info.shape != expected:
+                    problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
+                if not packed and not info.dtype.is_floating_point:
+                    kind = str(info.dtype).removeprefix("torch.")
+                    problems.append(f"{name}: {kind}, expected floating-point numbers")
         if problems:
             shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")

@@ -9,6 +9,9 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.logits import logits_of, token_slices
 from autoglm_compress.reconstruction.walk import final_norm, walk
 
+SLICES = 4
+"""How much finer than elsewhere tokens are sliced: more tensors of logits are in memory at a time here."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -49,7 +52,7 @@ def agreement(
     divergence, difference, size, same, tokens = 0.0, 0.0, 0.0, 0, 0
     for pair in zip(*states, strict=True):
         normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
-        for part in token_slices(len(normed[0]), len(heads[0])):
+        for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
             logits = [logits_of(hidden[part], head) for hidden, head in zip(normed, heads, strict=True)]
             centred = [values - values.mean(-1, keepdim=True) for values in logits]
             difference += float((centred[1] - centred[0]).square().sum())

@@ -237,7 +237,7 @@ def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
     surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
     if not stage.uses_calibration and stage.makes_checkpoint:
-        return PROCESS_BYTES + surgery
+        return PROCESS_BYTES + max(surgery, stage.working_memory(before))
     layer = max(sum(prod(tensor) for tensor in shape.layer_tensors().values()) for shape in (source, before))
     activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
     walk = 4 * (layer + activations) + source.element_bytes * model_tensors + stage.working_memory(before)

@@ -74,7 +74,13 @@ def allocate(costs: Sequence[float], sizes: Sequence[int], budget: int) -> list[
     possible = np.asarray([size <= budget for size in sizes], dtype=float)
     constraints = [LinearConstraint(np.asarray(sizes)[None] / scale, ub=budget / scale)]
     while True:
-        solved = milp(-gains, integrality=np.ones_like(gains), bounds=Bounds(0, possible), constraints=constraints)
+        solved = milp(
+            -gains,
+            integrality=np.ones_like(gains),
+            bounds=Bounds(0, possible),
+            constraints=constraints,
+            options={"mip_rel_gap": 0},
+        )
         chosen = np.round(solved.x)
         if sum(size for size, more in zip(sizes, chosen, strict=True) if more) <= budget:
             return [bool(more) for more in chosen]

@@ -11,8 +11,8 @@ BLOCK = 256
 class InputStatistics:
     """Sums over tokens of x x^T (the Gram matrix) and |x|, in fp32.
 
-    Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed: `upper`
-    [features, features] is zero elsewhere.
+    Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed, in `upper`
+    [features, features]; what is elsewhere in it counts for nothing.
     """
 
     def __init__(self, features: int, device: torch.device) -> None:

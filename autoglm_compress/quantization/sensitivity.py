@@ -22,7 +22,7 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
 from autoglm_compress.quantization.grid import clipped_grid
 from autoglm_compress.reconstruction.layer_choice import Divergence
-from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype, walk
+from autoglm_compress.reconstruction.walk import OneLayerModel, walk
 
 SAMPLE_TOKENS = 512
 
@@ -55,9 +55,11 @@ def divergences(
         return json.loads(file.read_text(encoding="utf-8"))
     rows = torch.cat(batches)[:, :SAMPLE_TOKENS]
     rows = rows[: max(1, SAMPLE_TOKENS // rows.shape[1])]
-    [reference] = walk(checkpoint, [rows], None, device=device, progress=progress, title="reference")
+    # In fp32 also on a GPU: the noise of 16 bits is as large as what rounding most of the groups does.
+    dtype = torch.float32
+    [reference] = walk(checkpoint, [rows], None, device=device, progress=progress, title="reference", dtype=dtype)
     divergence = Divergence(checkpoint, reference, device)
-    model = OneLayerModel(checkpoint, device, compute_dtype(checkpoint, device))
+    model = OneLayerModel(checkpoint, device, dtype)
     stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
     layers = checkpoint.shape.num_hidden_layers
     perturbed: list[torch.Tensor] = []

@@ -20,6 +20,7 @@ from autoglm_compress.quantization.grid import grid_for
 from autoglm_compress.quantization.layer import round_layer
 from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
 from autoglm_compress.quantization.sensitivity import divergences
+from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.surgery import row_slices
 from autoglm_compress.reconstruction.walk import fast_dtype, walk
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
@@ -30,7 +31,10 @@ FEW, MANY = bit_allocation.FEW, bit_allocation.MANY
 
 
 class Budget(BaseModel):
-    """What `bits: auto` may use: bytes of the whole checkpoint, or bits per weight of the quantized linears."""
+    """What `bits: auto` may use: bytes of all tensors of the checkpoint, or bits per weight of the layers' linears.
+
+    Scales and a quantized head do not count in the latter.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,7 +72,7 @@ class Quantize(Stage):
     error_feedback: bool = True
     head_bits: Literal[8, 16] = 16
     format: Literal["compressed-tensors", "awq"] = "compressed-tensors"
-    max_divergence: float = Field(default=1.0, gt=0)
+    max_divergence: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     makes_quantized = True
     revision: ClassVar[int] = 2
@@ -128,6 +132,12 @@ class Quantize(Stage):
     def _check_format(self, shape: ModelShape) -> None:
         if self.head_bits == MANY and shape.tie_word_embeddings:
             raise PlanError("head_bits", "8: no loader takes a quantized matrix that is embedding and head at once")
+        if self.symmetric is False and (self.bits == "auto" or self.head_bits == MANY):
+            raise PlanError(
+                "symmetric",
+                "false: transformers reads zero points rightly only where all linears have the same bits: not with "
+                "`bits: auto` or `head_bits: 8`",
+            )
         if self.format != AWQ:
             return
         if self.bits != FEW or self.symmetric or self.head_bits == MANY:
@@ -153,13 +163,27 @@ class Quantize(Stage):
             left = (self.budget.average_bits - FEW) * sum(weights)
             return [(MANY - FEW) * number for number in weights], int(left)
         left = self.budget.bytes - bit_allocation.checkpoint_bytes(shape, quantization)
-        return [(MANY - FEW) * number // 8 for number in weights], left
+        more = bit_allocation.with_bits(quantization, groups, [MANY] * len(groups))
+
+        def stored(chosen: Quantization, group: bit_allocation.Group) -> int:
+            return sum(chosen.matrix_bytes(name, shapes[name], shape.element_bytes) for name in group.linears)
+
+        return [stored(more, group) - stored(quantization, group) for group in groups], left
 
     def working_memory(self, shape: ModelShape) -> int:
-        """Of a layer's inputs a Gram matrix, of the widest two more and the factor, and a linear around rounding."""
-        grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
+        """The most that a step holds: Gram matrices, two more of the widest, and a linear around rounding.
+
+        Or the two heads that the result is checked by, and their logits.
+        """
+        check = 2 * shape.element_bytes * shape.vocab_size * shape.hidden_size + 10 * LOGITS_AT_ONCE
         widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
-        return 4 * (grams + 2 * shape.intermediate_size**2 + 3 * widest)
+        if self.backend == "autoawq":
+            return max(check, 2 * shape.bytes)
+        if self.method != "awq":
+            return max(check, 4 * 4 * widest)
+        grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
+        layer = sum(prod(tensor) for tensor in shape.layer_tensors().values())
+        return max(check, 4 * (layer + grams + 2 * shape.intermediate_size**2 + 3 * widest))
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """The walk's two buffers, fp32."""
@@ -167,12 +191,18 @@ class Quantize(Stage):
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What some loaders do not take."""
+        found = []
         if self.format == COMPRESSED_TENSORS and self.symmetric is False:
-            return [
+            found.append(
                 "asymmetric compressed-tensors: vLLM loads this, transformers only with "
                 "CompressedTensorsConfig(dequantize=True); `format: awq` holds zero points too"
-            ]
-        return []
+            )
+        if self.head_bits == MANY:
+            found.append(
+                "a quantized head: transformers loads it, vLLM since March 2026; other engines may leave it out in "
+                "silence, so look at what they generate"
+            )
+        return found
 
     def run(self, context: StageContext) -> None:
         """Quantize layer by layer, each on inputs from the quantized layers before it, and write the checkpoint."""
@@ -289,5 +319,6 @@ class Quantize(Stage):
                 f"mean KL divergence {found.divergence:.3g} nats over {found.tokens} held-out tokens (at most "
                 f"{self.max_divergence:g} is allowed), {100 * found.logit_error:.0f} % squared error of the logits, "
                 f"the same next token for {100 * found.top1:.0f} %. Use more bits, a smaller group_size or more "
-                "calibration.samples; a higher max_divergence lets it pass if that is what you want."
+                "calibration.samples; a higher max_divergence lets it pass if that is what you want (the stage is "
+                "then done again)."
             )

@@ -85,6 +85,16 @@ class Refit(Stage):
             logit_passes=self.logit_passes,
         )
         target.write(0, {family.embedding: source.read(family.embedding)})
+        self._write_layers(context, walk)
+        self._write_last(context, walk, target, source)
+        target.finish(source.config, like=source)
+        found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
+        context.decisions["layers"] = [layer["fits"] for layer in found]
+        context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
+
+    def _write_layers(self, context: StageContext, walk: PairedWalk) -> None:
+        """Refit and write the layers; a function, so that nothing of the last one is kept while the head is fitted."""
+        source, target, family = context.source, context.target, context.source.family
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
             fits = {linear: _summary(fit) for linear, fit in refitted.fits.items()}
@@ -92,11 +102,6 @@ class Refit(Stage):
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
-        self._write_last(context, walk, target, source)
-        target.finish(source.config, like=source)
-        found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
-        context.decisions["layers"] = [layer["fits"] for layer in found]
-        context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint

@@ -28,18 +28,20 @@ LENGTH = 512
 CALIBRATION_SPEED_SIZE = 4096
 
 
-def article_config(layers: int) -> GlmConfig:
-    """The seed article's shape."""
+def article_config(
+    layers: int, hidden_size: int = 4096, intermediate_size: int = 16_384, heads: int = 32, tied: bool = False
+) -> GlmConfig:
+    """The seed article's source, or what becomes of it."""
     return GlmConfig(
         vocab_size=151_552,
-        hidden_size=4096,
-        intermediate_size=16_384,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=layers,
-        num_attention_heads=32,
+        num_attention_heads=heads,
         num_key_value_heads=8,
         head_dim=128,
         attention_bias=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         eos_token_id=0,
         dtype="bfloat16",

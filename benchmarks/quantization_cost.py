@@ -19,12 +19,11 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
-from article_shape import write_checkpoint
+from article_shape import article_config, write_checkpoint
 from chains import write_results
 from quantization_peers import make_llama
 from rich.console import Console
 from rich.table import Table
-from transformers import GlmConfig
 
 from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.progress import Progress
@@ -98,21 +97,7 @@ def by_tokens(output: Path) -> list[dict[str, Any]]:
 
 def by_size(output: Path, layers: int) -> list[dict[str, Any]]:
     """Bytes on disk and in memory of the phone-sized model."""
-    config = GlmConfig(
-        vocab_size=151_552,
-        hidden_size=3072,
-        intermediate_size=12_288,
-        num_hidden_layers=layers,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        head_dim=128,
-        attention_bias=True,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=0,
-        dtype="bfloat16",
-        architectures=["GlmForCausalLM"],
-    )
+    config = article_config(layers, hidden_size=3072, intermediate_size=12_288, heads=24, tied=True)
     model = output / f"phone-{layers}"
     if not (model / "model.safetensors.index.json").exists():
         write_checkpoint(model, config)

@@ -116,9 +116,8 @@ def test_transformers_computes_what_we_wrote(tmp_path: Path, model_type: str, bi
     assert relative(loaded - original, original) < limit
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_peer_unpacks_our_integers(tmp_path: Path, bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
+def written_linears(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The linears that stages will have written from now on, by their names in the model."""
     written = {}
     write = LayerWriter.write
 
@@ -128,6 +127,13 @@ def test_peer_unpacks_our_integers(tmp_path: Path, bits: int, symmetric: bool, m
         return write(self, layer, quantized)
 
     monkeypatch.setattr(LayerWriter, "write", spy)
+    return written
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_peer_unpacks_our_integers(tmp_path: Path, bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
+    written = written_linears(monkeypatch)
     run_stage(make_model(tmp_path / "source", "qwen3"), tmp_path, bits=bits, group_size=64, symmetric=symmetric)
     target = Checkpoint(tmp_path / "target")
     assert written.keys() == {name for name, _ in target.shape.linear_shapes()}
@@ -205,15 +211,7 @@ def test_biases_and_norms_keep_their_dtype(tmp_path: Path):
 def test_awq_is_read_back_as_it_was_rounded(
     tmp_path: Path, model_type: str, options: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    written = {}
-    write = LayerWriter.write
-
-    def spy(self, layer, quantized):
-        prefix = self.source.family.layer_prefix(layer)
-        written.update({prefix + name: linear for name, linear in quantized.linears.items()})
-        return write(self, layer, quantized)
-
-    monkeypatch.setattr(LayerWriter, "write", spy)
+    written = written_linears(monkeypatch)
     source = make_model(tmp_path / "source", model_type)
     run_stage(source, tmp_path, **({"bits": 4, "group_size": 32, "format": "awq"} | options))
     target = Checkpoint(tmp_path / "target")

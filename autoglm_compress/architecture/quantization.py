@@ -6,6 +6,8 @@ from math import ceil
 
 COMPRESSED_TENSORS = "compressed-tensors"
 AWQ = "awq"
+HEAD = "lm_head"
+"""The head among the names of linears."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import AWQ
+from autoglm_compress.architecture.quantization import AWQ, HEAD
 from autoglm_compress.errors import UserError
 
 PER_INT32 = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 OFFSET = 8
-HEAD = "lm_head"
 
 
 def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:

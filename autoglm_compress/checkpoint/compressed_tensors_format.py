@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
+from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS, HEAD
 from autoglm_compress.errors import UserError
 
 LAYOUT = "pack-quantized"
-HEAD = "lm_head"
 
 
 def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:

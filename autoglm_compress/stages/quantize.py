@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
+from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS, HEAD
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.errors import UserError
@@ -26,7 +26,6 @@ from autoglm_compress.reconstruction.walk import fast_dtype, walk
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 GROUP_SIZES = (128, 64, 32)
-HEAD = "lm_head"
 FEW, MANY = bit_allocation.FEW, bit_allocation.MANY
 
 
@@ -274,9 +273,9 @@ class Quantize(Stage):
 
     def _run_layers(self, context: StageContext, writer: LayerWriter) -> None:
         source, layers = context.source, range(context.source.shape.num_hidden_layers)
-        if all(context.target.has(1 + layer) for layer in layers):
-            pass
-        elif self.method == "awq":
+        if self.method != "awq":
+            self._round_layers(context, writer)
+        elif not all(context.target.has(1 + layer) for layer in layers):
             walk(
                 source,
                 context.calibration_batches(),
@@ -287,8 +286,6 @@ class Quantize(Stage):
                 folder=context.work,
                 dtype=fast_dtype(source, context.device),
             )
-        else:
-            self._round_layers(context, writer)
         context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
 
     def _round_layers(self, context: StageContext, writer: LayerWriter) -> None:

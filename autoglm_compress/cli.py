@@ -103,8 +103,7 @@ def run(
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
         options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh)
-        folder = run_recipe(loaded, options, Progress(Console()))
-        typer.echo(f"results: {folder}")
+        run_recipe(loaded, options, Progress(Console()))
 
 
 @app.command()

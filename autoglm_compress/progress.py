@@ -1,8 +1,9 @@
 """Progress of long steps: a bar with rate, remaining time and memory on a terminal, plain lines in a log."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import psutil
 from rich.console import Console
@@ -34,6 +35,17 @@ def _memory() -> str:
     return f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB"
 
 
+def _titled(title: str, status: str) -> str:
+    return f"{title} ({status})" if status else title
+
+
+class Advance(Protocol):
+    """Tells that work was done."""
+
+    def __call__(self, amount: int, status: str = "") -> None:
+        """So much of it, and how things stand."""
+
+
 class Progress:
     """Shows the progress of the steps of a run, one at a time."""
 
@@ -45,15 +57,20 @@ class Progress:
         self.console.print(message, highlight=False, markup=False)
 
     @contextmanager
-    def task(self, title: str, total: int, unit: str, reached: int = 0) -> Iterator[Callable[[int], None]]:
+    def task(self, title: str, total: int, unit: str, reached: int = 0) -> Iterator["Advance"]:
         """Show one step; the function it gives is called with the amount of work done since the last call.
 
+        It may be called with a few words on how the step stands as well.
         `reached` is the amount that an earlier run has done, which says nothing about the rate.
         """
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, unit=unit, completed=reached)
-                yield lambda amount: bar.advance(task, amount)
+
+                def advance(amount: int, status: str = "") -> None:
+                    bar.update(task, advance=amount, description=_titled(title, status))
+
+                yield advance
         else:
             yield self._lines(title, total, unit, reached)
 
@@ -68,11 +85,11 @@ class Progress:
             console=self.console,
         )
 
-    def _lines(self, title: str, total: int, unit: str, reached: int) -> Callable[[int], None]:
+    def _lines(self, title: str, total: int, unit: str, reached: int) -> "Advance":
         began = shown = time.monotonic()
         done = reached
 
-        def advance(amount: int) -> None:
+        def advance(amount: int, status: str = "") -> None:
             nonlocal done, shown
             done += amount
             now = time.monotonic()
@@ -82,6 +99,6 @@ class Progress:
             speed = (done - reached) / max(now - began, 1e-9)
             left = (total - done) / max(speed, 1e-9)
             share = 100 * done / max(total, 1)
-            self.note(f"{title}: {share:.0f}%, {_rate(speed, unit)}, {left:.0f} s left, {_memory()}")
+            self.note(f"{_titled(title, status)}: {share:.0f}%, {_rate(speed, unit)}, {left:.0f} s left, {_memory()}")
 
         return advance

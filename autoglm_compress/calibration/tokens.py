@@ -97,6 +97,18 @@ def token_rows(
     """
     order = documents(path, split)
     random.Random(seed).shuffle(order)
+    rows = packed_rows(tokenizer, order, samples, sequence_length)
+    if len(rows) == 0:
+        tokens = sum(map(len, _encode(tokenizer, order)))
+        raise UserError(
+            f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
+            f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
+        )
+    return rows
+
+
+def packed_rows(tokenizer: Any, order: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
+    """Token ids [rows, sequence_length] of documents one after the other: `samples` rows, fewer if the text ends."""
     needed = samples * sequence_length
     stream: list[int] = []
     for ids in _encode(tokenizer, order):
@@ -104,12 +116,7 @@ def token_rows(
         if len(stream) >= needed:
             break
     rows = min(samples, len(stream) // sequence_length)
-    if rows == 0:
-        raise UserError(
-            f"{path or PYTHON_DOCS}: the {split} split has {len(stream)} tokens, not enough for one row of "
-            f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
-        )
-    return torch.tensor(stream[: rows * sequence_length]).view(rows, sequence_length)
+    return torch.tensor(stream[: rows * sequence_length], dtype=torch.long).view(rows, sequence_length)
 
 
 def _encode(tokenizer: Any, order: Iterable[Document]) -> Iterable[list[int]]:

@@ -22,14 +22,14 @@ def _looks_like_hub_id(source: str) -> bool:
     return len(parts) == 2 and all(parts) and not source.startswith((".", "~"))
 
 
-def _require_hub_id(source: str, bases: list[Path]) -> None:
+def _require_hub_id(source: str, bases: list[Path], option: str) -> None:
     if not _looks_like_hub_id(source):
         looked = " or in ".join(str(base) for base in bases)
-        raise UserError(f"model.source: no folder {source!r} in {looked}, and it is not a hub id (owner/name).")
+        raise UserError(f"{option}: no folder {source!r} in {looked}, and it is not a hub id (owner/name).")
 
 
-def resolve_source(source: str, bases: list[Path]) -> Path:
-    """The folder of a model, downloaded from the hub if it is not a local folder.
+def resolve_source(source: str, bases: list[Path], option: str = "model.source") -> Path:
+    """The folder of a model that an option names, downloaded from the hub if it is not a local folder.
 
     Raises:
         UserError: there is no such folder, or the hub does not give the model.
@@ -37,33 +37,33 @@ def resolve_source(source: str, bases: list[Path]) -> Path:
     folder = local_folder(source, bases)
     if folder is not None:
         return folder
-    _require_hub_id(source, bases)
+    _require_hub_id(source, bases, option)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=WEIGHTS_AND_TOKENIZER, ignore_patterns=DUPLICATES))
     except Exception as error:  # the hub client raises many kinds; the user needs one sentence
-        raise _not_from_hub(source, bases, error) from None
+        raise _not_from_hub(source, bases, option, error) from None
 
 
-def config_only(source: str, bases: list[Path]) -> Path:
+def config_only(source: str, bases: list[Path], option: str = "model.source") -> Path:
     """A folder that holds at least the model's `config.json`; of a hub model nothing else is downloaded."""
     folder = local_folder(source, bases)
     if folder is not None:
         return folder
-    _require_hub_id(source, bases)
+    _require_hub_id(source, bases, option)
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(source, "config.json")).parent
     except Exception as error:
-        raise _not_from_hub(source, bases, error) from None
+        raise _not_from_hub(source, bases, option, error) from None
 
 
-def _not_from_hub(source: str, bases: list[Path], error: Exception) -> UserError:
+def _not_from_hub(source: str, bases: list[Path], option: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     looked = " or in ".join(str(base) for base in bases)
     return UserError(
-        f"model.source: no folder {source!r} in {looked}, and the hub did not give {source!r}: {reason}\n"
-        "Give a local folder with --set model.source=PATH, or check the name and the network."
+        f"{option}: no folder {source!r} in {looked}, and the hub did not give {source!r}: {reason}\n"
+        "Give a local folder, such as with --set model.source=PATH, or check the name and the network."
     )

@@ -10,6 +10,7 @@ from autoglm_compress.calibration.text import locate
 from autoglm_compress.calibration.tokens import CalibrationOptions, batched, interleaved, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.healing.data import TextPart, rows_to_fetch
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 
@@ -50,6 +51,29 @@ def calibration_batches(
     return _checked(interleaved(parts), model)
 
 
+def training_text(
+    options: CalibrationOptions,
+    files: Mapping[str, Path | None],
+    model: Checkpoint,
+    tokens: int,
+    sequence_length: int | None,
+) -> list[TextPart]:
+    """What so many tokens are to be trained on: the calibration splits of the sources, in their shares.
+
+    Raises:
+        UserError: a source cannot be read or does not fill a row, or the tokenizer is not the model's.
+    """
+    length = sequence_length or options.sequence_length
+    shares = {"samples": max(tokens // length, len(options.rows)), "sequence_length": length}
+    tokenizer, parts = model.tokenizer(), []
+    for source, wanted in options.model_copy(update=shares).rows.items():
+        enough = rows_to_fetch(wanted, length)
+        rows = token_rows(tokenizer, files[source], "calibration", enough, length, options.seed)
+        _check_vocabulary(rows, model)
+        parts.append(TextPart(rows.to(torch.int32), wanted))
+    return parts
+
+
 def held_out_batches(
     options: CalibrationOptions, files: Mapping[str, Path | None], model: Checkpoint, progress: Progress
 ) -> list[torch.Tensor]:
@@ -71,9 +95,13 @@ def held_out_batches(
 
 def _checked(rows: torch.Tensor, model: Checkpoint) -> list[torch.Tensor]:
     """Rows of tokens in batches, if the model has an embedding for each."""
+    _check_vocabulary(rows, model)
+    return batched(rows)
+
+
+def _check_vocabulary(rows: torch.Tensor, model: Checkpoint) -> None:
     if int(rows.max()) >= model.shape.vocab_size:
         raise UserError(
             f"{model.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
             f"of {model.shape.vocab_size}: tokenizer and model do not belong together."
         )
-    return batched(rows)

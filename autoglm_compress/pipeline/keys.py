@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint import Checkpoint, resolve_source
 from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
@@ -47,8 +47,23 @@ def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None
     return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
-def stage_keys(recipe: Recipe, source_files: dict[str, dict[str, Any]], calibration: str) -> tuple[str, list[str]]:
-    """The key of the source, and that of every stage: its options and all that its result depends on."""
+def checkpoint_key(name: str, option: str, bases: list[Path]) -> str:
+    """The key of a checkpoint that an option of a recipe names, from all of its files.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is not complete.
+    """
+    files = hash_source(Checkpoint(resolve_source(name, bases, option)), {})
+    return key_of({file: state["sha256"] for file, state in files.items()})
+
+
+def stage_keys(
+    recipe: Recipe, source_files: dict[str, dict[str, Any]], calibration: str, others: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The key of the source, and that of every stage: its options and all that its result depends on.
+
+    `others` are the keys of the checkpoints that stages name.
+    """
     source_key = key_of({name: file["sha256"] for name, file in source_files.items()})
     keys: list[str] = []
     for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
@@ -56,5 +71,6 @@ def stage_keys(recipe: Recipe, source_files: dict[str, dict[str, Any]], calibrat
         depends = [REVISION, stage.revision, options, recipe.seed, source_key if parent is None else keys[parent]]
         if stage.uses_calibration:
             depends += [source_key, calibration, STATISTICS_REVISION]
+        depends += [others.get(name) for name in stage.other_checkpoints.values()]
         keys.append(key_of(depends))
     return source_key, keys

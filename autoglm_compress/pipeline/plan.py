@@ -151,6 +151,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         before = source if parent is None else shapes[parent]
         try:
             after = stage.plan(before)
+            for option, name in stage.other_checkpoints.items():
+                stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))
             warnings = stage.warnings(before) + _loader_warnings(before, after)
             warnings += _calibration_warnings(recipe.calibration, stage.largest_fan_in(before))
         except PlanError as error:

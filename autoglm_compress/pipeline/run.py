@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter, resolve_source
 from autoglm_compress.checkpoint.writer import sha256, write_json
 from autoglm_compress.errors import UserError
-from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files, held_out_batches
+from autoglm_compress.pipeline.calibration import (
+    calibration_batches,
+    calibration_files,
+    held_out_batches,
+    training_text,
+)
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
-from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, stage_keys
+from autoglm_compress.pipeline.keys import calibration_key, checkpoint_key, hash_source, key_of, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table, row
 from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, read_json
+from autoglm_compress.processes import Processes, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.lineage import Lineage
@@ -53,7 +60,15 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
         UserError: something about the recipe, the source, the output folder or the disk does not allow it; nothing
             is half-written.
     """
-    return _Run(recipe, options, progress).run()
+    processes, device = join_processes(choose_device(options.device))
+    if processes.is_first:
+        run = _Run(recipe, options, progress, device, processes)
+        run.run()
+        processes.tell(None)
+    else:
+        run = _Run(recipe, options, Progress(Console(quiet=True)), device, processes)
+        run.follow()
+    return run.folder.path
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,11 +80,14 @@ def choose_device(name: str) -> torch.device:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, options: RunOptions, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, options: RunOptions, progress: Progress, device: torch.device, processes: Processes
+    ) -> None:
         self.recipe = recipe
         self.options = options
         self.progress = progress
-        self.device = choose_device(options.device)
+        self.device = device
+        self.processes = processes
         self.chosen = self._range()
         self.folder = RunFolder(options.output, recipe.name)
         self.calibration_files = calibration_files(recipe)
@@ -92,12 +110,24 @@ class _Run:
             raise UserError(f"--from {self.options.first} comes after --until {self.options.last}.")
         return range(first, last + 1)
 
-    def run(self) -> Path:
+    def follow(self) -> None:
+        """Take part in the stages that the first process says."""
+        while (number := self.processes.tell(None)) is not None:
+            name = self.recipe.folder_name(number)
+            torch.manual_seed(self.recipe.seed)
+            self.recipe.stages[number].run(self._context(number, None, self.folder.stage_work(name) / "scratch"))
+
+    def run(self) -> None:
         known = self.folder.manifest.get("source", {})
         same_folder = known.get("folder") == str(self.source.folder)
         self.source_files = hash_source(self.source, known["files"] if same_folder else {})
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_files)
-        self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration)
+        others = {
+            name: checkpoint_key(name, option, self.recipe.bases)
+            for stage in self.recipe.stages[: self.chosen[-1] + 1]
+            for option, name in stage.other_checkpoints.items()
+        }
+        self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration, others)
         unfinished = [self.recipe.stages[number] for number in self._unfinished()]
         if self.options.fresh or any(stage.uses_calibration or stage.makes_quantized for stage in unfinished):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
@@ -115,7 +145,7 @@ class _Run:
         self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
         self.progress.console.print(metrics_table(self._rows()))
         write_report(self.folder.path, self.progress)
-        return self.folder.path
+        self.progress.console.print(f"results: {self.folder.path}", soft_wrap=True, highlight=False, markup=False)
 
     def _names(self) -> list[str]:
         return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
@@ -233,6 +263,8 @@ class _Run:
         shape: ModelShape = self.plan.checkpoints[number + 1].shape
         target = CheckpointWriter(work / "checkpoint", units=shape.num_hidden_layers + 2)
         context = self._context(number, target, work / "scratch")
+        if stage.runs_in_all_processes:
+            self.processes.tell(number)
         with Resources() as resources:
             stage.run(context)
         context.lineage.save(target.folder / LINEAGE)
@@ -270,10 +302,15 @@ class _Run:
                 self.recipe.calibration, self.calibration_files, self.source, self.progress
             ),
             evaluate=lambda tasks: self._evaluate(parent, tasks),
+            training_text=lambda tokens, sequence_length: training_text(
+                self.recipe.calibration, self.calibration_files, self.source, tokens, sequence_length
+            ),
+            open_checkpoint=lambda name, option: Checkpoint(resolve_source(name, self.recipe.bases, option)),
             device=self.device,
             seed=self.recipe.seed,
             progress=self.progress,
             work=work,
+            processes=self.processes,
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoglm_compress.reconstruction.logits import logits_of, token_slices
+from autoglm_compress.reconstruction.next_token_loss import FromStates, next_token_loss
 from autoglm_compress.reconstruction.surgery import row_slices
 
 RATE = 3e-2
@@ -146,7 +146,8 @@ def distil_last_layer(
         states = norms[0](run(ours)).flatten(0, 1)
         gradient = torch.zeros_like(states) if backward else None
         target = norms[1](original).flatten(0, 1)
-        divergence = next_token_divergence(states.detach(), heads[0], target, heads[1], states_gradient=gradient)
+        expected = FromStates(target, heads[1])
+        divergence = next_token_loss(states.detach(), heads[0], expected, states_gradient=gradient)
         if backward:
             states.backward(gradient)
         return divergence
@@ -181,40 +182,7 @@ def distil_head(
     @torch.no_grad()
     def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
         states, target = norms[0](ours).flatten(0, 1), norms[1](original).flatten(0, 1)
-        return next_token_divergence(states, head, target, original_head, head_gradient=gradient if backward else None)
+        expected = FromStates(target, original_head)
+        return next_token_loss(states, head, expected, head_gradient=gradient if backward else None)
 
     return descend(slices, batches, loss, passes, advance)
-
-
-@torch.no_grad()
-def next_token_divergence(
-    ours: torch.Tensor,
-    head: torch.Tensor,
-    original: torch.Tensor,
-    original_head: torch.Tensor,
-    *,
-    states_gradient: torch.Tensor | None = None,
-    head_gradient: torch.Tensor | None = None,
-) -> float:
-    """Mean over tokens of KL(original's next-token distribution || ours), in nats, in chunks of tokens.
-
-    Args:
-        ours: normalised final states [tokens, hidden_size].
-        head: [vocab_size, hidden_size].
-        original: the original's normalised final states [tokens, its hidden_size].
-        original_head: [vocab_size, its hidden_size].
-        states_gradient: the gradient with respect to `ours` is added to this.
-        head_gradient: the gradient with respect to `head` is added to this.
-    """
-    total = 0.0
-    for tokens in token_slices(len(ours), len(head)):
-        target = logits_of(original[tokens], original_head).log_softmax(-1)
-        found = logits_of(ours[tokens], head).log_softmax(-1)
-        probability = target.exp()
-        total += float((probability * (target - found)).sum())
-        by_logit = found.exp_().sub_(probability).div_(len(ours))
-        if states_gradient is not None:
-            states_gradient[tokens] += by_logit @ head
-        if head_gradient is not None:
-            head_gradient.addmm_(by_logit.T, ours[tokens])
-    return total / len(ours)

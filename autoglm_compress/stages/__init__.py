@@ -8,6 +8,7 @@ from autoglm_compress.stages.depth import Depth
 from autoglm_compress.stages.evaluate import Evaluate
 from autoglm_compress.stages.ffn import Ffn
 from autoglm_compress.stages.heads import Heads
+from autoglm_compress.stages.heal import Heal
 from autoglm_compress.stages.quantize import Quantize
 from autoglm_compress.stages.refit import Refit
 from autoglm_compress.stages.tie import Tie
@@ -22,6 +23,7 @@ BUILT_IN: dict[str, type[Stage]] = {
     "width": Width,
     "tie": Tie,
     "refit": Refit,
+    "heal": Heal,
     "quantize": Quantize,
     "evaluate": Evaluate,
 }

@@ -1,7 +1,7 @@
 """What a stage is: options, `plan` on shapes, and `run` from one checkpoint to the next."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.healing.data import TextPart
+from autoglm_compress.processes import Processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.statistics import Statistics
@@ -48,7 +50,9 @@ class StageContext:
     """All that a stage may know of the run around it: `origin` is the run's source, `source` what this stage reads.
 
     `statistics`, `calibration_batches`, `held_out_batches` (a few rows of text that nothing was fitted to) and
-    `evaluate` (results of lm-eval tasks on `source`) are functions because what they give is expensive and not every
+    `training_text` (so many tokens of the calibration sources, in rows of a length or of the calibration's),
+    `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of `other_checkpoints`, by its name and
+    option) are functions because what they give is expensive and not every
     stage asks for it. `shape` is the planned shape of the result; a stage that decides more of it puts that there.
     `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete. `target` is
     None for a stage that makes no checkpoint. A stage leaves what it decided in `decisions`, which goes into its
@@ -64,10 +68,13 @@ class StageContext:
     calibration_batches: Callable[[], list[torch.Tensor]]
     held_out_batches: Callable[[], list[torch.Tensor]]
     evaluate: Callable[[Sequence[str]], dict[str, Any]]
+    training_text: Callable[[int, int | None], list[TextPart]]
+    open_checkpoint: Callable[[str, str], Checkpoint]
     device: torch.device
     seed: int
     progress: Progress
     work: Path
+    processes: Processes = field(default_factory=Processes)
     decisions: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,6 +93,8 @@ class Stage(BaseModel):
     """Whether the stage writes a checkpoint (or only looks at the one before it)."""
     makes_quantized: ClassVar[bool] = False
     """Whether the checkpoint it writes is quantized."""
+    runs_in_all_processes: ClassVar[bool] = False
+    """Whether all processes of a run work on it together, where there are several, or the first alone."""
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 
@@ -99,6 +108,11 @@ class Stage(BaseModel):
         """Whether the result depends on the calibration text, directly or through the statistics."""
         return False
 
+    @property
+    def other_checkpoints(self) -> Mapping[str, str]:
+        """Folders or hub ids, beside source and parent, that the result depends on, by the option that names them."""
+        return {}
+
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape after this stage.
 
@@ -106,6 +120,9 @@ class Stage(BaseModel):
             PlanError: the stage cannot work on this shape.
         """
         raise NotImplementedError
+
+    def check_other(self, shape: ModelShape, other: ModelShape) -> None:
+        """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
 
     def working_memory(self, shape: ModelShape) -> int:
         """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""

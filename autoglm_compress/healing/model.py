@@ -1,0 +1,104 @@
+"""Whole models of `transformers` from checkpoints, and checkpoints' tensors from them again."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import distribute_tensor
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.healing.options import Lora
+from autoglm_compress.reconstruction.next_token_loss import NextTokens, differentiable_loss
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A causal language model with all of a checkpoint's weights; quantized ones are dequantized."""
+    from transformers import AutoModelForCausalLM
+
+    config = deepcopy(checkpoint.model_config)
+    config.quantization_config = None
+    config.attention_dropout = 0.0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    weights = {name: checkpoint.read(name).to(device, dtype) for name, _ in checkpoint.shape.tensors()}
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    return model.eval()
+
+
+class Student(nn.Module):
+    """The model that is healed, as a module whose forward pass is the loss: so that wrappers shard all of it."""
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+
+    def forward(
+        self,
+        rows: torch.Tensor,
+        target: NextTokens,
+        label_share: float = 0.0,
+        residual: float = 0.0,
+        boundaries: dict[int, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The mean loss of token ids [rows, length].
+
+        Args:
+            rows: token ids.
+            target: the teacher's distributions after each of them, row by row.
+            label_share: the share of the cross-entropy in the loss.
+            residual: the weight of the residual stream's error.
+            boundaries: for layers of the student, the residual stream that should go into them [rows, length, hidden].
+        """
+        with self._autocast():
+            found = self.model.model(input_ids=rows, use_cache=False, output_hidden_states=bool(boundaries))
+        labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=-1).flatten()
+        states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
+        loss = differentiable_loss(states, head, target, labels, label_share)
+        for layer, wanted in (boundaries or {}).items():
+            error = (found.hidden_states[layer].float() - wanted).square().mean(-1)
+            loss = loss + residual / len(boundaries) * (error / wanted.square().mean(-1).clamp_min(1e-12)).mean()
+        return loss
+
+
+def add_lora(model: nn.Module, linears: tuple[str, ...], lora: Lora, seed: int) -> nn.Module:
+    """Freeze a model and put fp32 adapters beside linears of its layers, in place; they start as nothing."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [linear.rsplit(".", 1)[-1] for linear in linears]
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), model)
+
+
+def healed(
+    name: str, source: Checkpoint, trained: Callable[[str], torch.Tensor | None], lora: Lora | None
+) -> torch.Tensor:
+    """A tensor of the healed checkpoint, by its name there, in the dtype it is stored in.
+
+    `trained` gives what a parameter of a `Student` was trained to, None for what was not trained.
+    """
+    dtype, module = source.infos[name].dtype, f"model.{name.removesuffix('.weight')}"
+    weight = trained(f"model.{name}")
+    if lora is not None and (down := trained(f"{module}.lora_A.default.weight")) is not None:
+        up = trained(f"{module}.lora_B.default.weight")
+        weight = source.read(name).float() + lora.alpha / lora.rank * (up @ down)
+    return source.read(name) if weight is None else weight.to(dtype)
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as a whole where processes hold a part of it each; all of them have to ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on a parameter's device, and of one that is sharded, as the part that is this process's."""
+    tensor = tensor.to(parameter.device)
+    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)

@@ -1,0 +1,114 @@
+"""What the teacher expects: computed when it is asked for, or kept on disk so that the teacher need not stay."""
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file
+
+from autoglm_compress.calibration.tokens import batched
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.healing.model import load_model
+from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.lineage import Lineage
+from autoglm_compress.reconstruction.logits import logits_of, token_slices
+from autoglm_compress.reconstruction.next_token_loss import FromStates, Likeliest, NextTokens
+from autoglm_compress.reconstruction.walk import fast_dtype, final_norm, walk
+
+TOKENS_AT_ONCE = 2**18
+"""Tokens that one reading of the teacher's weights serves; their hidden states are on disk meanwhile."""
+
+
+class Teacher(Protocol):
+    """Answers for rows of tokens, by their numbers among all rows."""
+
+    def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
+        """Distributions after each token of rows [rows, length], and the residual stream at boundaries, if any."""
+
+
+class ResidentTeacher:
+    """A whole model in memory.
+
+    With a `lineage` it also tells the residual stream, in the student's basis, where each of the student's layers but
+    the first begins.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, lineage: Lineage | None) -> None:
+        self.model = load_model(checkpoint, device, fast_dtype(checkpoint, device)).requires_grad_(False)
+        self._lineage = lineage
+
+    @torch.no_grad()
+    def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
+        """Run the model."""
+        wanted = self._lineage is not None
+        found = self.model.model(input_ids=rows, use_cache=False, output_hidden_states=wanted)
+        target = FromStates(found.last_hidden_state.flatten(0, 1).float(), self.model.get_output_embeddings().weight)
+        if not wanted:
+            return target, {}
+        kept = enumerate(self._lineage.layers[1:], 1)
+        project = self._lineage.project
+        return target, {ours: project(found.hidden_states[theirs].float()) for ours, theirs in kept}
+
+
+class CachedTeacher:
+    """The likeliest tokens after each token of all rows, on disk: `top_k` x 6 bytes for each.
+
+    They are made by a walk, a layer at a time, so the teacher never has to fit into memory. What is there is used again
+    by a run that goes on.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rows: torch.Tensor,
+        top_k: int,
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1]))
+        files = [folder / f"likeliest-{number:05d}.safetensors" for number in range(len(parts))]
+        for number, (part, file) in enumerate(zip(parts, files, strict=True), 1):
+            if not file.exists():
+                title = f"teacher, part {number} of {len(parts)}"
+                save_atomically(file, _likeliest(checkpoint, part, top_k, folder / "states", device, progress, title))
+        loaded = [load_file(file) for file in files]
+        self._tokens = torch.cat([part["tokens"] for part in loaded])
+        self._scores = torch.cat([part["scores"] for part in loaded])
+        self._device = device
+
+    def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
+        """Look it up."""
+        found = (table[numbers].flatten(0, 1).to(self._device) for table in (self._tokens, self._scores))
+        return Likeliest(*found), {}
+
+
+@torch.no_grad()
+def _likeliest(
+    checkpoint: Checkpoint,
+    rows: torch.Tensor,
+    top_k: int,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    title: str,
+) -> dict[str, torch.Tensor]:
+    """The `top_k` likeliest tokens after each token of rows, and their log-probabilities, [rows, length, top_k]."""
+    dtype = fast_dtype(checkpoint, device)
+    last = walk(
+        checkpoint, batched(rows), None, device=device, progress=progress, title=title, folder=folder, dtype=dtype
+    )
+    norm, head = final_norm(checkpoint, device), checkpoint.head_weight().to(device)
+    tokens, scores = [], []
+    for hidden in last:
+        states = norm(hidden.to(device).float()).flatten(0, 1)
+        for part in token_slices(len(states), len(head)):
+            found = logits_of(states[part], head).log_softmax(-1).topk(top_k)
+            scores.append(found.values.to(torch.float16).cpu())
+            tokens.append(found.indices.to(torch.int32).cpu())
+    size = (*rows.shape, top_k)
+    shutil.rmtree(folder)
+    return {"tokens": torch.cat(tokens).view(size), "scores": torch.cat(scores).view(size)}

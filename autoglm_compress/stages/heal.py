@@ -1,0 +1,155 @@
+"""Heal by distillation: train the compressed model to predict what the original predicts."""
+
+from dataclasses import asdict
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
+from autoglm_compress.healing.data import TextPart, rows_to_fetch, training_rows
+from autoglm_compress.healing.dataset_text import dataset_rows
+from autoglm_compress.healing.model import Student, add_lora, healed, load_model
+from autoglm_compress.healing.optimizer import check_installed
+from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.sharding import shard
+from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
+from autoglm_compress.healing.teacher_samples import sample_rows
+from autoglm_compress.healing.trainer import Trainer
+from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
+from autoglm_compress.reconstruction.walk import fast_dtype
+from autoglm_compress.stages.base import PlanError, Stage, StageContext
+
+FP32 = 4
+
+
+class Heal(Stage, HealingOptions):
+    """Train the checkpoint to give the next-token distributions of the run's source, or of another `teacher`.
+
+    The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of text that the
+    teacher writes itself, or of a dataset; `cross_entropy` is the share of the text's own next tokens in it and
+    `residual` the weight of the residual stream's relative error. All weights are trained, or low-rank adapters with
+    `lora`. `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that
+    the teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
+    better.
+    """
+
+    stage: Literal["heal"]
+
+    runs_in_all_processes: ClassVar[bool] = True
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the text is that of the calibration sources."""
+        return self.data == "calibration"
+
+    @property
+    def other_checkpoints(self) -> dict[str, str]:
+        """The teacher, if it is not the run's source."""
+        return {} if self.teacher is None else {"teacher": self.teacher}
+
+    def plan(self, shape: ModelShape) -> ModelShape:
+        """The same shape."""
+        if shape.quantization is not None:
+            raise PlanError("stage", "a quantized checkpoint cannot be trained: heal before quantizing, or set `from:`")
+        if self.residual and self.teacher_top_k:
+            raise PlanError("residual", "needs the teacher in memory: not with teacher_top_k")
+        if self.residual and self.teacher:
+            raise PlanError("residual", "compares with the run's source: not with another teacher")
+        if self.teacher_top_k and self.teacher_top_k >= shape.vocab_size:
+            raise PlanError("teacher_top_k", f"{self.teacher_top_k}: the vocabulary has {shape.vocab_size} tokens")
+        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            raise PlanError("micro_batch_size", f"{self.micro_batch_size} is more than batch_size {self.batch_size}")
+        try:
+            check_installed(self.optimizer)
+        except UserError as error:
+            raise PlanError("optimizer", str(error)) from None
+        return shape
+
+    def check_other(self, shape: ModelShape, other: ModelShape) -> None:
+        """A teacher has the same vocabulary."""
+        if other.vocab_size != shape.vocab_size:
+            raise PlanError(
+                "teacher",
+                f"has a vocabulary of {other.vocab_size} tokens, and the checkpoint to heal one of {shape.vocab_size}: "
+                "it must be of the same tokenizer",
+            )
+
+    def working_memory(self, shape: ModelShape) -> int:
+        """Weights, gradients and the optimizer's moments in fp32, or adapters; the logits of a slice of tokens."""
+        parameters = sum(prod(tensor) for _, tensor in shape.tensors())
+        logits = 5 * FP32 * LOGITS_AT_ONCE
+        if self.lora is None:
+            return FP32 * parameters * (5 if self.ema else 4) + logits
+        linears = [tensor for _, tensor in shape.linear_shapes()]
+        adapters = self.lora.rank * sum(sum(tensor) for tensor in linears)
+        return shape.element_bytes * parameters + 4 * FP32 * adapters + logits
+
+    def run(self, context: StageContext) -> None:
+        """Train, and write the best weights."""
+        source = context.source
+        trainer = self._trainer(context)
+        trainer.run()
+        if context.target is None:
+            return
+        trained = trainer.trained()
+        family, layers = source.family, range(source.shape.num_hidden_layers)
+        units = [[family.embedding], *([] for _ in layers), []]
+        for name, _ in source.shape.tensors():
+            if name != family.embedding:
+                units[1 + int(name.split(".")[2]) if name.startswith("model.layers.") else -1].append(name)
+        for number, names in enumerate(units):
+            unit = {name: healed(name, source, trained.get, self.lora) for name in names}
+            context.target.write(number, unit)
+        context.target.finish(source.config, like=source)
+        context.decisions |= {
+            "steps": trainer.step,
+            "passes": round(trainer.data.passes, 3),
+            "kept": asdict(trainer.best_check),
+            "checks": [asdict(check) for check in trainer.checks],
+            "curve": [asdict(point) for point in trainer.curve],
+        }
+
+    def _trainer(self, context: StageContext) -> Trainer:
+        source, device = context.source, context.device
+        original = self._teacher_checkpoint(context)
+        lineage = context.lineage if self.residual else None
+        resident = None if self.teacher_top_k else ResidentTeacher(original, device, lineage)
+        with context.processes.first_goes_first():
+            data = training_rows(self._text(context, original, resident), context.seed)
+            teacher: Teacher = resident or CachedTeacher(
+                original, data.rows.long(), self.teacher_top_k, context.work / "teacher", device, context.progress
+            )
+        fast = fast_dtype(source, device)
+        model = load_model(source, device, torch.float32 if self.lora is None else fast)
+        if self.lora is not None:
+            add_lora(model, source.family.layer_linears, self.lora, context.seed)
+        if self.gradient_checkpointing:
+            model.train()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        student = Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
+        wrapped = shard(student, device.type, context.processes, self.batch_size)
+        work = context.work / "training"
+        return Trainer(student, wrapped, teacher, data, self, work, context.progress, context.processes)
+
+    def _teacher_checkpoint(self, context: StageContext) -> Checkpoint:
+        return context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
+
+    def _text(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
+        """The rows to train on, at least a batch of them."""
+        tokens = self.tokens
+        if self.data == "calibration":
+            return context.training_text(tokens, self.sequence_length)
+        length = self.sequence_length or context.calibration_batches()[0].shape[1]
+        wanted = max(tokens // length, self.batch_size)
+        enough = rows_to_fetch(wanted, length)
+        if isinstance(self.data, Dataset):
+            return [TextPart(dataset_rows(self.data, original.tokenizer(), enough, length), wanted)]
+        teacher = resident or ResidentTeacher(original, context.device, None)
+        tokenizer = original.tokenizer()
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        folder = context.work / "samples"
+        rows = sample_rows(teacher.model, start, enough, length, context.seed, folder, context.progress)
+        return [TextPart(rows, wanted)]

@@ -1,0 +1,180 @@
+"""Healing: it brings a cut model nearer to the original, resumes, and refuses what cannot work."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import assert_says, refusal
+from hypothesis import given
+from hypothesis import strategies as st
+from running import compress, digests, half_written, just_written, load, run, run_until_killed, tensors_of, write_recipe
+
+from autoglm_compress.healing.data import TextPart, training_rows
+from autoglm_compress.healing.optimizer import learning_rate
+from autoglm_compress.healing.options import HealingOptions
+
+CUT = {"stage": "depth", "layers": [0, 1, 3]}
+HEAL = {"stage": "heal", "tokens": 1024, "batch_size": 4, "checks": 2, "learning_rate": 2e-3}
+LONG_CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 64}
+
+
+def heal(folder: Path, source: Path, **changes: Any) -> tuple[Path, dict[str, Any]]:
+    """Cut a layer and heal; the healed checkpoint and what is on record of it."""
+    healed = compress(folder, source, CUT, HEAL | changes)
+    return healed, json.loads((healed / "stage.json").read_text())["decisions"]
+
+
+def changed(healed: Path) -> set[str]:
+    """The tensors that healing changed."""
+    before = tensors_of(healed.parent / "01-depth")
+    return {name for name, tensor in tensors_of(healed).items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.fixture(scope="module")
+def source(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("glm", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def healed(tmp_path_factory: pytest.TempPathFactory, source: Path) -> tuple[Path, dict[str, Any]]:
+    return heal(tmp_path_factory.mktemp("healed"), source)
+
+
+def test_predictions_come_nearer_to_the_originals(healed: tuple[Path, dict[str, Any]]):
+    checkpoint, record = healed
+    assert record["steps"] == 1024 // (4 * 32)
+    assert [check["step"] for check in record["checks"]] == [0, 4, 8]
+    assert record["kept"] == min(record["checks"], key=lambda check: check["divergence"])
+    assert record["kept"]["divergence"] < 0.9 * record["checks"][0]["divergence"]
+    assert [point["tokens"] for point in record["curve"]] == [128 * step for step in range(1, 9)]
+    load(checkpoint)
+    assert changed(checkpoint) == set(tensors_of(checkpoint))
+
+
+@pytest.mark.parametrize("kill", [just_written("best-"), half_written("unit-00002")], ids=["check", "write"])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    kill: Any, tmp_path: Path, source: Path, healed: tuple[Path, dict[str, Any]]
+):
+    recipe = write_recipe(tmp_path, source, [CUT, HEAL])
+    assert run_until_killed(recipe, kill)
+    assert "going on where an earlier run stopped" in run(recipe)
+    assert digests(tmp_path / "out") == digests(healed[0].parent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "muon"},
+        {"teacher_top_k": 256},
+        {"ema": 0.5},
+        {"cross_entropy": 0.02, "micro_batch_size": 3},
+        {"residual": 1.0, "gradient_checkpointing": True},
+        {"data": "teacher_samples", "teacher_top_k": 256},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_every_way_helps(changes: dict[str, Any], tmp_path: Path, source: Path):
+    _, record = heal(tmp_path, source, **changes)
+    assert record["kept"]["divergence"] < 0.95 * record["checks"][0]["divergence"]
+
+
+def test_adapters_change_the_layers_linears_alone(tmp_path: Path, source: Path):
+    healed, record = heal(tmp_path, source, lora={"rank": 8, "alpha": 16})
+    assert record["kept"]["divergence"] < 0.95 * record["checks"][0]["divergence"]
+    assert {name.split(".", 3)[-1] for name in changed(healed)} == {
+        *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
+        "mlp.gate_up_proj.weight",
+        "mlp.down_proj.weight",
+    }
+    load(healed)
+
+
+def test_a_dataset_is_streamed_from_a_folder(tmp_path: Path, source: Path):
+    lines = [json.dumps({"body": f"line {number}: the quick brown fox jumps over the dog"}) for number in range(200)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines))
+    dataset = {"dataset": str(tmp_path / "data"), "column": "body"}
+    _, record = heal(tmp_path / "run", source, data=dataset)
+    assert record["kept"]["step"] > 0
+    message = refusal("run", write_recipe(tmp_path / "bad", source, [HEAL | {"data": dataset | {"column": "text"}}]))
+    assert_says(message, "no text column 'text'", "body")
+
+
+def test_another_teacher(tmp_path: Path, source: Path, make_checkpoint: Callable[..., Path]):
+    _, own = heal(tmp_path / "own", source)
+    _, named = heal(tmp_path / "named", source, teacher=str(source))
+    assert own == named
+    other = make_checkpoint("glm", vocab_size=520)
+    recipe = write_recipe(tmp_path, source, [HEAL | {"teacher": str(other)}])
+    assert_says(refusal("plan", recipe), "teacher", "520", "512", "same tokenizer")
+    recipe = write_recipe(tmp_path, source, [HEAL | {"teacher": "nowhere"}])
+    assert_says(refusal("plan", recipe), "nowhere")
+
+
+def test_nothing_is_lost_where_nothing_helps(tmp_path: Path, source: Path):
+    recipe = write_recipe(tmp_path, source, [CUT, HEAL | {"learning_rate": 1e4, "warmup": 0.0}])
+    message = refusal("run", recipe, "--output", tmp_path / "out", "--device", "cpu")
+    assert_says(message, "healing failed at step", "learning_rate")
+    assert [path.name for path in (tmp_path / "out").glob("[0-9]*")] == ["01-depth"]
+
+
+def test_without_any_gain_the_weights_stay(tmp_path: Path, source: Path):
+    healed = compress(tmp_path, source, HEAL | {"checks": 1, "learning_rate": 1e-3})  # a model that lost nothing
+    record = json.loads((healed / "stage.json").read_text())["decisions"]
+    assert record["kept"]["step"] == 0
+    assert record["checks"][0]["divergence"] < 1e-3
+    original = tensors_of(source)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in tensors_of(healed).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokens": "many"}, ("tokens", "2M")),
+        ({"tokens": 0}, ("tokens", "positive")),
+        ({"residual": 1.0, "teacher_top_k": 8}, ("residual", "teacher_top_k")),
+        ({"teacher_top_k": 512}, ("teacher_top_k", "512")),
+        ({"micro_batch_size": 5}, ("micro_batch_size", "batch_size 4")),
+        ({"optimizer": "sgd"}, ("optimizer", "adamw")),
+        ({"cross_entropy": 1.5}, ("cross_entropy", "1")),
+        ({"lora": {"rank": 0}}, ("lora", "rank")),
+        ({"data": "wikipedia"}, ("data", "teacher_samples")),
+    ],
+)
+def test_bad_options_are_refused_before_work(
+    changes: dict[str, Any], words: tuple[str, ...], tmp_path: Path, source: Path
+):
+    assert_says(refusal("plan", write_recipe(tmp_path, source, [CUT, HEAL | changes])), *words)
+
+
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path, source: Path):
+    quantize = {"stage": "quantize", "bits": 4, "group_size": 32}
+    assert_says(refusal("plan", write_recipe(tmp_path, source, [quantize, HEAL])), "heal", "quantized")
+
+
+def test_the_learning_rate_rises_and_falls_as_a_cosine():
+    options = HealingOptions(tokens=1, learning_rate=1.0, warmup=0.1, final_learning_rate=0.2)
+    rates = [learning_rate(step, 100, options) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert rates[55] == pytest.approx(0.6)
+    assert rates[99] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=3), st.integers(0, 9))
+def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int]], seed: int):
+    data = training_rows([TextPart(torch.zeros(rows, 4, dtype=torch.int32), wanted) for rows, wanted in sizes], seed)
+    assert len(data.order) == sum(wanted for _, wanted in sizes)
+    start = 0
+    for rows, wanted in sizes:
+        own = data.order[(data.order >= start) & (data.order < start + rows)]
+        held_out = data.held_out[(data.held_out >= start) & (data.held_out < start + rows)]
+        assert len(own) == wanted
+        assert len(held_out) >= 1
+        assert rows == 1 or not set(own.tolist()) & set(held_out.tolist())
+        times = torch.bincount(own - start, minlength=rows)[torch.isin(torch.arange(rows) + start, own)]
+        assert times.max() - times.min() <= 1
+        start += rows

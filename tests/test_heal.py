@@ -151,9 +151,29 @@ def test_bad_options_are_refused_before_work(
     assert_says(refusal("plan", write_recipe(tmp_path, source, [CUT, HEAL | changes])), *words)
 
 
-def test_a_quantized_checkpoint_is_refused(tmp_path: Path, source: Path):
-    quantize = {"stage": "quantize", "bits": 4, "group_size": 32}
-    assert_says(refusal("plan", write_recipe(tmp_path, source, [quantize, HEAL])), "heal", "quantized")
+@pytest.mark.parametrize(
+    "how", [{"symmetric": True}, {"symmetric": False}, {"format": "awq"}], ids=["symmetric", "zero points", "awq"]
+)
+def test_a_quantized_checkpoint_keeps_its_integers(how: dict[str, Any], tmp_path: Path, source: Path):
+    quantize = {"stage": "quantize", "bits": 4, "group_size": 32, "method": "round_to_nearest"} | how
+    healed = compress(tmp_path, source, quantize, HEAL | {"learning_rate": 1e-2})
+    record = json.loads((healed / "stage.json").read_text())["decisions"]
+    assert record["kept"]["divergence"] < 0.98 * record["checks"][0]["divergence"]
+    before, after = tensors_of(tmp_path / "out" / "01-quantize"), tensors_of(healed)
+    differ = {name.rsplit(".", 1)[-1] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert differ <= {"weight_scale", "scales", "weight", "bias"}
+    assert not torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    assert json.loads((healed / "config.json").read_text())["quantization_config"]["quant_method"]
+
+
+def test_what_a_quantized_checkpoint_cannot_have(tmp_path: Path, source: Path):
+    quantize = {"stage": "quantize", "bits": 8, "group_size": 32}
+    for number, (change, words) in enumerate([({"lora": {}}, "merged"), ({"optimizer": "muon"}, "adamw")]):
+        recipe = write_recipe(tmp_path / str(number), source, [quantize, HEAL | change])
+        assert_says(refusal("plan", recipe), *change, words)
+    recipe = write_recipe(tmp_path, source, [quantize, HEAL, CUT])
+    assert_says(refusal("plan", recipe), "depth", "quantized")
 
 
 def test_the_learning_rate_rises_and_falls_as_a_cosine():

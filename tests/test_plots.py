@@ -69,6 +69,13 @@ def width(**found: Any) -> dict[str, Any]:
     return record("width", {"method": "some_method", "gains": gains} | found)
 
 
+def heal(*divergences: float) -> dict[str, Any]:
+    checks = [{"step": n, "tokens": 100 * n, "divergence": divergence} for n, divergence in enumerate(divergences)]
+    curve = [{"tokens": 50 * n, "loss": 1 / n, "learning_rate": 1e-3} for n in range(1, 5)]
+    kept = min(checks, key=lambda check: check["divergence"])
+    return record("heal", {"steps": 2, "curve": curve, "checks": checks, "kept": kept})
+
+
 HEADS = {"kept_heads": [0, 3], "kept_kv_heads": [0, 1], "scores": [3.0, 1.0, 0.0, 2.0]}
 PAIRS = {"input_layernorm": {"output_error": 0.02}, "mlp.up_proj": {"output_error": 0.0}}
 RECORDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -96,6 +103,8 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
         "next-token KL divergence: 0.3 → 0.2",
     ),
     "refit of layers as a whole": (distilled(0, 1, 2, head=False, layer_passes=3), "gradient descent"),
+    "heal": (heal(0.8, 0.5, 0.6), "0.8 → 0.5 nats after 0.0001 M tokens"),
+    "heal in vain": (heal(0.1, 0.2), "nothing was better than the start"),
     "quantize by awq": (quantize(pairs=PAIRS), "reads the output of"),
     "quantize to mixed bits": (quantize({"bits": "auto", "group_size": -1}), "INT4 and INT8, a scale per output"),
     "quantize by rounding": (quantize(), "INT4, groups of 32"),

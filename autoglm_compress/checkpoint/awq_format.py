@@ -85,12 +85,19 @@ def pack(
     }
 
 
+def unpack(
+    module: str, scheme: Scheme, read: Callable[[str], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers, scales and zero points as `pack` takes them."""
+    integers, scales, zeros = (read(f"{module}.{part}") for part in ("qweight", "scales", "qzeros"))
+    return _unpack_columns(integers).T, scales.T, _unpack_columns(zeros).T
+
+
 def dequantize(module: str, scheme: Scheme, read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """The weight [out, in] of one packed linear, as an engine would compute with it: in the scales' fp16."""
-    integers, zeros, scales = (read(f"{module}.{part}") for part in ("qweight", "qzeros", "scales"))
-    grouped = _unpack_columns(integers).T.unflatten(1, (scales.shape[0], -1))
-    steps = (grouped - _unpack_columns(zeros).T.unsqueeze(-1)).to(scales.dtype)
-    return (steps * scales.T.unsqueeze(-1)).flatten(1).to(dtype)
+    integers, scales, zeros = unpack(module, scheme, read)
+    steps = (integers.unflatten(1, (scales.shape[1], -1)) - zeros.unsqueeze(-1)).to(scales.dtype)
+    return (steps * scales.unsqueeze(-1)).flatten(1).to(dtype)
 
 
 def _pack_columns(values: torch.Tensor) -> torch.Tensor:

@@ -136,15 +136,25 @@ def pack(
     return stored
 
 
-def dequantize(module: str, scheme: Scheme, read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """The weight [out, in] of one packed linear, as an engine would compute with it."""
+def unpack(
+    module: str, scheme: Scheme, read: Callable[[str], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Integers, scales and zero points as `pack` takes them."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
     shape = torch.Size(read(f"{module}.weight_shape").tolist())
     integers = unpack_from_int32(read(f"{module}.weight_packed"), scheme.bits, shape)
     scales = read(f"{module}.weight_scale")
-    grouped = integers.to(dtype).reshape(shape[0], scales.shape[1], -1)
-    if not scheme.symmetric:
-        zeros = unpack_from_int32(read(f"{module}.weight_zero_point"), scheme.bits, scales.shape, packed_dim=0)
+    if scheme.symmetric:
+        return integers, scales, None
+    packed_zeros = read(f"{module}.weight_zero_point")
+    return integers, scales, unpack_from_int32(packed_zeros, scheme.bits, scales.shape, packed_dim=0)
+
+
+def dequantize(module: str, scheme: Scheme, read: Callable[[str], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] of one packed linear, as an engine would compute with it."""
+    integers, scales, zeros = unpack(module, scheme, read)
+    grouped = integers.to(dtype).unflatten(1, (scales.shape[1], -1))
+    if zeros is not None:
         grouped = grouped - zeros.to(dtype).unsqueeze(-1)
-    return (grouped * scales.to(dtype).unsqueeze(-1)).reshape(shape)
+    return (grouped * scales.to(dtype).unsqueeze(-1)).flatten(1)

@@ -28,6 +28,11 @@ class QuantizedFormat(Protocol):
     ) -> dict[str, torch.Tensor]:
         """The stored tensors of one linear."""
 
+    def unpack(
+        self, module: str, scheme: Scheme, read: Callable[[str], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Integers, scales and zero points of one linear, as `pack` takes them."""
+
     def dequantize(
         self, module: str, scheme: Scheme, read: Callable[[str], torch.Tensor], dtype: torch.dtype
     ) -> torch.Tensor:

@@ -111,6 +111,10 @@ class Checkpoint:
             return self.format.dequantize(module, scheme, self._read_stored, self.dtype)
         return self._read_stored(name)
 
+    def read_integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Integers [out, in], scales [out, groups] and zero points [out, groups] of a quantized linear."""
+        return self.format.unpack(module, self.shape.quantization.schemes[module], self._read_stored)
+
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
         # A handle that stayed open would keep every page ever read of its file resident.

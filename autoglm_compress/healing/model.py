@@ -1,4 +1,4 @@
-"""Whole models of `transformers` from checkpoints, and checkpoints' tensors from them again."""
+"""Whole models of `transformers` from checkpoints, and the one that is trained."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,13 +9,19 @@ import torch
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
 
+from autoglm_compress.architecture.quantization import HEAD
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.healing.options import Lora
+from autoglm_compress.healing.quantized_linear import QuantizedLinear
 from autoglm_compress.reconstruction.next_token_loss import NextTokens, differentiable_loss
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A causal language model with all of a checkpoint's weights; quantized ones are dequantized."""
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False
+) -> nn.Module:
+    """A causal language model with all of a checkpoint's weights.
+
+    Quantized linears are dequantized, or those of the layers become `QuantizedLinear`s.
+    """
     from transformers import AutoModelForCausalLM
 
     config = deepcopy(checkpoint.model_config)
@@ -23,7 +29,12 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     config.attention_dropout = 0.0
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = {name: checkpoint.read(name).to(device, dtype) for name, _ in checkpoint.shape.tensors()}
+    quantization = checkpoint.shape.quantization
+    kept = {name for name in quantization.schemes if name != HEAD} if quantization and keep_integers else set()
+    for module in kept:
+        model.set_submodule(module, QuantizedLinear.of(checkpoint, module, device, dtype))
+    names = (name for name, _ in checkpoint.shape.tensors() if name.removesuffix(".weight") not in kept)
+    weights = {name: checkpoint.read(name).to(device, dtype) for name in names}
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
@@ -64,31 +75,6 @@ class Student(nn.Module):
             error = (found.hidden_states[layer].float() - wanted).square().mean(-1)
             loss = loss + residual / len(boundaries) * (error / wanted.square().mean(-1).clamp_min(1e-12)).mean()
         return loss
-
-
-def add_lora(model: nn.Module, linears: tuple[str, ...], lora: Lora, seed: int) -> nn.Module:
-    """Freeze a model and put fp32 adapters beside linears of its layers, in place; they start as nothing."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = [linear.rsplit(".", 1)[-1] for linear in linears]
-    torch.manual_seed(seed)
-    model.requires_grad_(False)
-    return inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), model)
-
-
-def healed(
-    name: str, source: Checkpoint, trained: Callable[[str], torch.Tensor | None], lora: Lora | None
-) -> torch.Tensor:
-    """A tensor of the healed checkpoint, by its name there, in the dtype it is stored in.
-
-    `trained` gives what a parameter of a `Student` was trained to, None for what was not trained.
-    """
-    dtype, module = source.infos[name].dtype, f"model.{name.removesuffix('.weight')}"
-    weight = trained(f"model.{name}")
-    if lora is not None and (down := trained(f"{module}.lora_A.default.weight")) is not None:
-        up = trained(f"{module}.lora_B.default.weight")
-        weight = source.read(name).float() + lora.alpha / lora.rank * (up @ down)
-    return source.read(name) if weight is None else weight.to(dtype)
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

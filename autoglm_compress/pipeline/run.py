@@ -201,9 +201,11 @@ class _Run:
     def _checkpoint_of(self, number: int | None) -> tuple[str, str, Path]:
         """Name, key and folder of a stage's checkpoint, or of the source."""
         if number is None:
-            return SOURCE_FOLDER_NAME, self.source_key, self.source.folder
-        name = self.recipe.folder_name(number)
-        return name, self.keys[number], self.folder.path / name
+            return SOURCE_FOLDER_NAME, self.source_key, self._folder_of(number)
+        return self.recipe.folder_name(number), self.keys[number], self._folder_of(number)
+
+    def _folder_of(self, number: int | None) -> Path:
+        return self.source.folder if number is None else self.folder.path / self.recipe.folder_name(number)
 
     def _run_stage(self, number: int) -> None:
         stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
@@ -288,7 +290,7 @@ class _Run:
 
     def _context(self, number: int, target: CheckpointWriter | None, work: Path) -> StageContext:
         parent = self.recipe.parents[number]
-        folder = self._checkpoint_of(parent)[2]
+        folder = self._folder_of(parent)
         source = Checkpoint(folder)
         return StageContext(
             origin=self.source,

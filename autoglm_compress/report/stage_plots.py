@@ -20,6 +20,7 @@ from autoglm_compress.report.figures import (
     log_axis,
     new_figure,
 )
+from autoglm_compress.report.heal_plot import heal_plot
 from autoglm_compress.report.refit_plot import refit_plot
 
 if TYPE_CHECKING:
@@ -236,5 +237,6 @@ PLOTS: dict[str, Callable[[Record], "Figure | None"]] = {
     "width": _width,
     "tie": _tie,
     "refit": refit_plot,
+    "heal": heal_plot,
     "quantize": _quantize,
 }

@@ -11,12 +11,13 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.healing.data import TextPart, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
-from autoglm_compress.healing.model import Student, add_lora, healed, load_model
+from autoglm_compress.healing.model import Student, load_model
 from autoglm_compress.healing.optimizer import check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.sharding import shard
 from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import sample_rows
+from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.walk import fast_dtype
@@ -31,13 +32,14 @@ class Heal(Stage, HealingOptions):
     The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of text that the
     teacher writes itself, or of a dataset; `cross_entropy` is the share of the text's own next tokens in it and
     `residual` the weight of the residual stream's relative error. All weights are trained, or low-rank adapters with
-    `lora`. `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that
-    the teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
-    better.
+    `lora`; of a quantized checkpoint norms, biases and scales, and its integers stay. `teacher_top_k` keeps that many
+    of the teacher's likeliest tokens on disk, made a layer at a time, so that the teacher is not in memory. The weights
+    of the best of `checks` on rows held out are kept, the start's if none is better.
     """
 
     stage: Literal["heal"]
 
+    reads_quantized: ClassVar[bool] = True
     runs_in_all_processes: ClassVar[bool] = True
 
     @property
@@ -52,8 +54,12 @@ class Heal(Stage, HealingOptions):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
-        if shape.quantization is not None:
-            raise PlanError("stage", "a quantized checkpoint cannot be trained: heal before quantizing, or set `from:`")
+        if shape.quantization is not None and self.lora is not None:
+            raise PlanError(
+                "lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out"
+            )
+        if shape.quantization is not None and self.optimizer == "muon":
+            raise PlanError("optimizer", "muon: of a quantized checkpoint scales and norms are trained: use adamw")
         if self.residual and self.teacher_top_k:
             raise PlanError("residual", "needs the teacher in memory: not with teacher_top_k")
         if self.residual and self.teacher:
@@ -101,8 +107,7 @@ class Heal(Stage, HealingOptions):
             if name != family.embedding:
                 units[1 + int(name.split(".")[2]) if name.startswith("model.layers.") else -1].append(name)
         for number, names in enumerate(units):
-            unit = {name: healed(name, source, trained.get, self.lora) for name in names}
-            context.target.write(number, unit)
+            context.target.write(number, healed(names, source, trained, self.lora))
         context.target.finish(source.config, like=source)
         context.decisions |= {
             "steps": trainer.step,
@@ -123,9 +128,9 @@ class Heal(Stage, HealingOptions):
                 original, data.rows.long(), self.teacher_top_k, context.work / "teacher", device, context.progress
             )
         fast = fast_dtype(source, device)
-        model = load_model(source, device, torch.float32 if self.lora is None else fast)
-        if self.lora is not None:
-            add_lora(model, source.family.layer_linears, self.lora, context.seed)
+        model = load_model(source, device, torch.float32 if self.lora is None else fast, keep_integers=True)
+        quantized = source.shape.quantization is not None
+        choose_trained(model, source.family.layer_linears, self.lora, quantized, context.seed)
         if self.gradient_checkpointing:
             model.train()
             model.gradient_checkpointing_enable({"use_reentrant": False})

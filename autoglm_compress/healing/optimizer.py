@@ -47,7 +47,9 @@ def check_installed(optimizer: str) -> None:
         try:
             import_module("bitsandbytes")
         except ImportError as error:
-            raise UserError(f"optimizer: {optimizer}: pip install bitsandbytes ({error}), or use adamw.") from None
+            raise UserError(
+                f"optimizer: {optimizer}: pip install 'autoglm-compress[heal]' ({error}), or use adamw."
+            ) from None
 
 
 def learning_rate(step: int, steps: int, options: HealingOptions) -> float:

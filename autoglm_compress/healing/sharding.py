@@ -9,16 +9,16 @@ from autoglm_compress.healing.model import Student
 from autoglm_compress.processes import Processes
 
 
-def shard(student: Student, device_type: str, processes: Processes, batch_size: int) -> nn.Module:
-    """Shard a student's layers, and what is around them, in place; one process keeps it whole.
-
-    Raises:
-        UserError: the processes cannot have equal parts of a batch.
-    """
+def require_equal_parts(batch_size: int, processes: Processes) -> None:
+    """Raise UserError if processes cannot have equal parts of a batch."""
     if batch_size % processes.count:
         raise UserError(
             f"batch_size: {batch_size} rows cannot be shared by {processes.count} processes: give a multiple of that."
         )
+
+
+def shard(student: Student, device_type: str, processes: Processes) -> nn.Module:
+    """Shard a student's layers, and what is around them, in place; one process keeps it whole."""
     if processes.count == 1:
         return student
     mesh = init_device_mesh(device_type, (processes.count,))

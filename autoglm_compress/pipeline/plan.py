@@ -238,6 +238,8 @@ def free_bytes(folder: Path) -> int:
 
 def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
     """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
+    if whole := stage.whole_models(before, source):
+        return PROCESS_BYTES + whole
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
     surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
     if not stage.uses_calibration and stage.makes_checkpoint:

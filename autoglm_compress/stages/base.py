@@ -128,6 +128,10 @@ class Stage(BaseModel):
         """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""
         return 0
 
+    def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
+        """Bytes for a stage that holds whole models rather than a layer at a time; 0 for the others."""
+        return 0
+
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """Bytes of disk for hidden states of calibration tokens while the stage works, for `plan`."""
         return 0

@@ -1,6 +1,7 @@
 """Heal by distillation: train the compressed model to predict what the original predicts."""
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from math import prod
 from typing import ClassVar, Literal
 
@@ -12,9 +13,9 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.healing.data import TextPart, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student, load_model
-from autoglm_compress.healing.optimizer import check_installed
+from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
-from autoglm_compress.healing.sharding import shard
+from autoglm_compress.healing.sharding import require_equal_parts, shard
 from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import sample_rows
 from autoglm_compress.healing.trained_weights import choose_trained, healed
@@ -68,6 +69,8 @@ class Heal(Stage, HealingOptions):
             raise PlanError("teacher_top_k", f"{self.teacher_top_k}: the vocabulary has {shape.vocab_size} tokens")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:
             raise PlanError("micro_batch_size", f"{self.micro_batch_size} is more than batch_size {self.batch_size}")
+        if self.lora is not None and find_spec("peft") is None:
+            raise PlanError("lora", "peft is not installed: pip install 'autoglm-compress[heal]'")
         try:
             check_installed(self.optimizer)
         except UserError as error:
@@ -83,18 +86,30 @@ class Heal(Stage, HealingOptions):
                 "it must be of the same tokenizer",
             )
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """Weights, gradients and the optimizer's moments in fp32, or adapters; the logits of a slice of tokens."""
+    def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
+        """The student with gradients and moments in fp32, or its adapters' alone, the teacher, and slices of logits."""
+        trained = parameters = sum(prod(tensor) for _, tensor in shape.tensors())
+        student = FP32 * parameters
+        if self.lora is not None:
+            student = shape.element_bytes * parameters
+            trained = self.lora.rank * sum(sum(tensor) for _, tensor in shape.linear_shapes())
+            student += FP32 * trained
+        moments = 2 if self.optimizer in EIGHT_BIT else 2 * FP32
+        student += trained * (FP32 + moments + (FP32 if self.ema else 0))
+        teacher = source.bytes if self.teacher_top_k is None else 0
+        return student + teacher + 5 * FP32 * LOGITS_AT_ONCE
+
+    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
+        """The state of training twice, while it is replaced, the best weights, and what is kept of the teacher."""
         parameters = sum(prod(tensor) for _, tensor in shape.tensors())
-        logits = 5 * FP32 * LOGITS_AT_ONCE
-        if self.lora is None:
-            return FP32 * parameters * (5 if self.ema else 4) + logits
-        linears = [tensor for _, tensor in shape.linear_shapes()]
-        adapters = self.lora.rank * sum(sum(tensor) for tensor in linears)
-        return shape.element_bytes * parameters + 4 * FP32 * adapters + logits
+        cached = self.tokens * 6 * self.teacher_top_k if self.teacher_top_k else 0
+        return (2 * 3 + 2) * FP32 * parameters + cached
 
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""
+        require_equal_parts(self.batch_size, context.processes)
+        if self.optimizer in EIGHT_BIT and context.processes.count > 1:
+            raise UserError(f"optimizer: {self.optimizer} cannot be spread over processes: use adamw.")
         source = context.source
         trainer = self._trainer(context)
         trainer.run()
@@ -135,7 +150,7 @@ class Heal(Stage, HealingOptions):
             model.train()
             model.gradient_checkpointing_enable({"use_reentrant": False})
         student = Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
-        wrapped = shard(student, device.type, context.processes, self.batch_size)
+        wrapped = shard(student, device.type, context.processes)
         work = context.work / "training"
         return Trainer(student, wrapped, teacher, data, self, work, context.progress, context.processes)
 

@@ -1,11 +1,9 @@
 """Running a recipe: every stage in order, each finished whole or not at all."""
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from autoglm_compress.pipeline.metrics import metrics_table, row
 from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, read_json
+from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.lineage import Lineage
@@ -32,7 +31,6 @@ from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
 
 SOURCE_FOLDER_NAME = f"00-{SOURCE}"
-PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compressed-tensors", "lm-eval")
 
 
 @dataclass(frozen=True)
@@ -309,9 +307,3 @@ class _Run:
                 "stages": stages,
             }
         )
-
-
-@cache
-def package_versions() -> dict[str, str]:
-    """The versions of this package, of those that results depend on, and of Python."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}

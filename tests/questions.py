@@ -54,12 +54,18 @@ def results(
         subjects = {
             subject: {
                 "category": {"anatomy": "stem", "law": "humanities"}.get(subject),
+                "accuracy": marks.count("1") / max(len(marks), 1),
                 "prompts": f"prompts of {subject}",
                 "records": [_record(f"{subject}/{number}/h", mark == "1", shift) for number, mark in enumerate(marks)],
             }
             for subject, marks in right.items()
         }
-        tasks["mmlu"] = {"settings": {}, "result": {"num_fewshot": num_fewshot, "subjects": subjects}}
+        every = "".join(right.values())
+        right_share = every.count("1") / max(len(every), 1)
+        tasks["mmlu"] = {
+            "settings": {},
+            "result": {"num_fewshot": num_fewshot, "accuracy": right_share, "subjects": subjects},
+        }
     if rows is not None:
         tasks["perplexity"] = {"settings": {}, "result": {"text": "a text", "rows": list(rows)}}
     if divergences is not None:

@@ -332,6 +332,7 @@ EVALUATION = "autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"
 KILLS = [
     half_written("out/manifest.json"),
     Kill(EVALUATION),  # of the source
+    half_written("evaluation-", 3),
     half_written("layer-00001.safetensors"),  # measuring
     just_written("layer-00001.safetensors"),
     half_written("walk/progress.json", 3),
@@ -366,7 +367,9 @@ KILLS = [
 def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
     assert digests(output) == undisturbed
     strays = [
-        path for path in output.rglob("*") if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json", path.name)
+        path
+        for path in output.rglob("*")
+        if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json|walk-", path.name)
     ]
     assert strays == []
     assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())

@@ -40,8 +40,8 @@ def _paired(base: Results, new: Results, before: Mmlu, after: Mmlu) -> dict[str,
             f"{where}: num_fewshot is {after.num_fewshot} and {before.num_fewshot}. "
             "Evaluate both checkpoints with the same --num-fewshot."
         )
-    known = {question.id: question for question in before.questions}
-    asked = {question.id for question in after.questions}
+    known = {question.id: question for question in before.every_question}
+    asked = {question.id for question in after.every_question}
     if known.keys() != asked:
         only_base, only_new = sorted(known.keys() - asked), sorted(asked - known.keys())
         example = (only_base or only_new)[0]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from autoglm_compress.comparison.mmlu_scores import Finite, MmluScores, Scores
 from autoglm_compress.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -15,8 +16,6 @@ MOST_NATS = 500.0
 """Of a mean over tokens: far more than any model gives, and its exponential is still a number."""
 RECORDS = "records"
 COMPARED = ("mmlu", "perplexity", "agreement")
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Model(BaseModel):
@@ -32,7 +31,7 @@ class Question(_Model):
     right: bool
 
 
-class Subject(_Model):
+class Subject(Scores):
     """The questions of a subject, its category if it is one of MMLU's, and a hash of the prompts it was asked with."""
 
     category: str | None
@@ -40,14 +39,14 @@ class Subject(_Model):
     records: Annotated[list[Question], Field(min_length=1)]
 
 
-class Mmlu(_Model):
-    """The result of the task `mmlu`."""
+class Mmlu(MmluScores[Subject]):
+    """The result of the task `mmlu`, with every question."""
 
     num_fewshot: int
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
 
     @property
-    def questions(self) -> list[Question]:
+    def every_question(self) -> list[Question]:
         """All questions, subject by subject."""
         return [question for subject in self.subjects.values() for question in subject.records]
 
@@ -106,7 +105,7 @@ class TaskMetrics(_Model):
     records: TaskRecords = TaskRecords()
 
 
-Part = TypeVar("Part", bound=_Model)
+Part = TypeVar("Part", bound=BaseModel)
 
 
 class Results(_Model):
@@ -201,7 +200,7 @@ def _validated(kind: type[Part], data: Any, path: Path, where: str) -> Part | No
 
 
 def _check_unique(mmlu: Mmlu, path: Path) -> None:
-    identifier, count = Counter(question.id for question in mmlu.questions).most_common(1)[0]
+    identifier, count = Counter(question.id for question in mmlu.every_question).most_common(1)[0]
     if count > 1:
         raise UserError(
             f"{path}: the question {identifier} is there {count} times. The file is damaged: evaluate again."

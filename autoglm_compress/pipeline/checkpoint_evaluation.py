@@ -177,6 +177,6 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where a checkpoint is, and the size and SHA-256 of its config, tokenizer and weight files."""
     files = hash_source(checkpoint, {})
     return {
-        "folder": str(checkpoint.folder.resolve()),
+        "folder": str(checkpoint.folder),
         "files": {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in files.items()},
     }

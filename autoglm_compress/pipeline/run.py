@@ -1,6 +1,6 @@
 """Running a recipe: every stage in order, each finished whole or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -191,10 +191,10 @@ class _Run:
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for the source and for every stage so far, with all that was measured of its checkpoint."""
+        """A row for the source and for every finished stage, with all that was measured of its checkpoint."""
         source = self._row(None, SOURCE, SOURCE, self.evaluations.resources(SOURCE_FOLDER_NAME), None, None)
         rows: list[dict[str, Any]] = []
-        for number, record in enumerate(self.records):
+        for number, record in enumerate([*self.records, *self._finished_later()]):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
             resources = {field: record[field] for field in ("seconds", "peak_rss_bytes")}
             checkpoint = number if stage.makes_checkpoint else parent
@@ -204,6 +204,19 @@ class _Run:
             name = self.recipe.folder_name(number)
             rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous))
         return [source, *rows]
+
+    def _finished_later(self) -> Iterator[dict[str, Any]]:
+        """What an earlier run left on record of the stages after those of this one, as far as it counts."""
+        for number in range(len(self.records), len(self.recipe.stages)):
+            stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
+            record = self.folder.finished(name, self.keys[number])
+            if isinstance(stage, Evaluate):
+                parent, key, _ = self._checkpoint_of(self.recipe.parents[number])
+                known = set(stage.tasks) <= self.evaluations.known(parent, key).keys()
+                record = read_json(self.folder.path / f"{name}.json") if known else None
+            if record is None:
+                return
+            yield record
 
     def _row(
         self,

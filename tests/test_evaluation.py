@@ -187,7 +187,7 @@ def test_other_tasks_of_lm_eval(glm: Path, tmp_path: Path, monkeypatch: pytest.M
     assert result["choosing"]["acc_stderr"] > 0
     records = result["choosing"]["records"]
     assert sorted(records["values"]["acc"]) == [0, 0, 1, 1]
-    assert records["higher_is_better"] == {"acc": True}
+    assert records["higher_is_better"] == {"acc": True, "acc_norm": True}
     assert "values" not in without_records(result["choosing"])
     # A quotient of sums over the documents, and no mean of anything: one number is all there is.
     assert result["reading"]["records"]["higher_is_better"]["word_perplexity"] is False

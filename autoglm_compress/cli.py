@@ -184,6 +184,7 @@ def evaluate(
     """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval.
 
     Every question's log-likelihoods are kept, so that `compare` can tell a change from chance.
+    An interrupted evaluation goes on where it was. Batches are sized by tokens, and scores do not depend on them.
     """
     with _one_message():
         from autoglm_compress.pipeline.checkpoint_evaluation import EvaluationRequest, evaluate_checkpoint
@@ -220,6 +221,17 @@ def compare(
     max_perplexity_increase: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="Perplexity that may be gained. \\[default: not gated]")
     ] = None,
+    max_divergence: Annotated[
+        float | None, typer.Option(metavar="NATS", help="From the source's predictions. \\[default: not gated]")
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Tokens likeliest to the source too. \\[default: not gated]"),
+    ] = None,
+    max_loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK:METRIC=AMOUNT", help="How much worse a metric of lm-eval may be; repeatable."),
+    ] = None,
     confidence: Annotated[float, typer.Option(help="With which each bound holds.")] = 0.95,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a summary for a CI job.")] = None,
@@ -227,14 +239,17 @@ def compare(
 ) -> None:
     """Tell whether NEW is worse than BASE by more than allowed: paired, on the same questions.
 
+    Divergence and agreement are what `evaluate NEW --against SOURCE` found.
     Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
     """
     with _one_message():
         from autoglm_compress.comparison import Limits, summaries
         from autoglm_compress.comparison import compare as compare_results
+        from autoglm_compress.comparison.limits import parse_losses
         from autoglm_compress.comparison.results_file import read_results
 
-        limits = Limits(max_drop, max_perplexity_increase, confidence)
+        losses = parse_losses(max_loss or ())
+        limits = Limits(max_drop, max_perplexity_increase, max_divergence, min_agreement, losses, confidence)
         comparison = compare_results(read_results(base), read_results(new), limits)
         for file, write in (
             (json_file, summaries.as_json),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from questions import write_quiz
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
@@ -95,3 +96,25 @@ def make_checkpoint(
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session", params=["glm", "glm4", "qwen3"])
+def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in fp32 to evaluate, of each family of `evaluating.py` in turn."""
+    from evaluating import make_model
+
+    return make_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model in fp32 to evaluate."""
+    from evaluating import make_model
+
+    return make_model(tmp_path_factory.mktemp("model"), "glm", seed=1)
+
+
+@pytest.fixture
+def quiz(tmp_path: Path) -> Path:
+    """Questions of two subjects, of which MMLU has one, for a test to change."""
+    return write_quiz(tmp_path, "anatomy", "high_school_rivers")

@@ -42,9 +42,13 @@ def invoke(*arguments: object) -> Result:
 
 def run(recipe: Path, *arguments: object) -> str:
     """Run a recipe into `out` beside it; what the user saw, with line breaks as spaces."""
-    result = invoke("run", recipe, "--output", recipe.parent / "out", "--device", "cpu", *arguments)
+    result = invoke(*_run_command(recipe, *arguments))
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
+
+
+def _run_command(recipe: Path, *arguments: object) -> tuple[object, ...]:
+    return "run", recipe, "--output", recipe.parent / "out", "--device", "cpu", *arguments
 
 
 def compress(folder: Path, source: Path, *stages: dict[str, Any], **changes: Any) -> Path:
@@ -137,9 +141,14 @@ def just_written(file: str, call: int = 1) -> Kill:
 
 def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:
     """Run a recipe in a process of its own; False if it was not killed but finished."""
+    return invoke_until_killed(kill, *_run_command(recipe, *arguments))
+
+
+def invoke_until_killed(kill: Kill, *arguments: object) -> bool:
+    """The command line in a process of its own; False if it was not killed but finished."""
     context = multiprocessing.get_context("forkserver")  # children share what it has imported, and no threads
     context.set_forkserver_preload(SLOW_IMPORTS)
-    child = context.Process(target=_child, args=(recipe, kill, arguments))
+    child = context.Process(target=_child, args=(kill, arguments))
     child.start()
     child.join(CHILD_SECONDS)
     if child.is_alive():
@@ -149,7 +158,8 @@ def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:
     return child.exitcode != 0
 
 
-def _child(recipe: Path, kill: Kill, arguments: tuple[object, ...]) -> None:
+def _child(kill: Kill, arguments: tuple[object, ...]) -> None:
     torch.set_num_threads(1)
     kill.arm()
-    run(recipe, *arguments)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output

@@ -119,6 +119,11 @@ def test_against_another(make_checkpoint: MakeCheckpoint, int4: Path, tmp_path: 
     against = record["tasks"]["agreement"]["settings"]["against"]
     assert against["files"]["model.safetensors"]["sha256"] == sha256(source / "model.safetensors")
     assert_says(output, "divergence", "nats", "same top token", "64 tokens")
+    by_row = (expected.exp() * (expected - changed)).sum(-1).mean(1)
+    assert found["rows"]["divergence"] == pytest.approx(by_row.tolist(), rel=1e-2)
+    gated = ("compare", tmp_path / "out.json", tmp_path / "out.json", "--confidence", 0.6, "--max-divergence")
+    assert invoke(*gated, 100 * found["divergence"]).exit_code == 0
+    assert invoke(*gated, found["divergence"] / 100).exit_code == 1
     record, _ = evaluate(source, tmp_path / "same.json", "--tasks", "perplexity", "--against", source, *SHORT)
     assert record["tasks"]["agreement"]["result"].items() >= {"divergence": 0, "top1": 1}.items()
 

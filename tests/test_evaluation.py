@@ -8,31 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from evaluating import CONFIGS, CPU, WORDS, hugging_face, layerwise, make_model, quiet
+from evaluating import CPU, WORDS, hugging_face, layerwise, quiet
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
-from questions import write_quiz
 from transformers import AutoModelForCausalLM
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, output_head
 from autoglm_compress.evaluation.perplexity import perplexity
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), "glm", seed=1)
-
-
-@pytest.fixture
-def quiz(tmp_path: Path) -> Path:
-    return write_quiz(tmp_path, "anatomy", "high_school_rivers")
+from autoglm_compress.evaluation.records import without_records
 
 
 def instances(kind: str, *arguments: tuple[str, ...]) -> list[Instance]:
@@ -58,27 +43,29 @@ def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]
     )
 
 
-def test_loglikelihood_is_that_of_hflm(folder: Path) -> None:
-    assert_same(layerwise(folder).loglikelihood(choices()), hugging_face(folder).loglikelihood(choices(), True))
+def test_loglikelihood_is_that_of_hflm(family_model: Path) -> None:
+    assert_same(
+        layerwise(family_model).loglikelihood(choices()), hugging_face(family_model).loglikelihood(choices(), True)
+    )
 
 
-def test_loglikelihood_tokens_is_that_of_hflm(folder: Path) -> None:
+def test_loglikelihood_tokens_is_that_of_hflm(family_model: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     requests = []
     for context, continuation in ((1, 1), (7, 3), (1, 256), (300, 2), (255, 2), (40, 40)):
         tokens = torch.randint(320, (context + continuation,), generator=generator).tolist()
         requests.append((("", ""), tokens[:context], tokens[context:]))
-    reference = hugging_face(folder)
+    reference = hugging_face(family_model)
     likeliest = reference.model(torch.tensor([requests[1][1]])).logits[0, -1].argmax().item()
     requests.append((("", ""), requests[1][1], [likeliest]))
-    ours = layerwise(folder)._loglikelihood_tokens(requests)
+    ours = layerwise(family_model)._loglikelihood_tokens(requests)
     assert ours[-1][1]
     assert_same(ours, reference._loglikelihood_tokens(requests, disable_tqdm=True))
 
 
-def test_rolling_loglikelihood_is_that_of_hflm(folder: Path) -> None:
-    ours = layerwise(folder).loglikelihood_rolling(texts())
-    theirs = hugging_face(folder).loglikelihood_rolling(texts(), disable_tqdm=True)
+def test_rolling_loglikelihood_is_that_of_hflm(family_model: Path) -> None:
+    ours = layerwise(family_model).loglikelihood_rolling(texts())
+    theirs = hugging_face(family_model).loglikelihood_rolling(texts(), disable_tqdm=True)
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-3)
 
 
@@ -198,6 +185,14 @@ def test_other_tasks_of_lm_eval(glm: Path, tmp_path: Path, monkeypatch: pytest.M
     result = evaluate(Checkpoint(glm), ["choosing", "reading"], EvaluationOptions(), **settings)
     assert result["choosing"]["acc"] == 0.5
     assert result["choosing"]["acc_stderr"] > 0
+    records = result["choosing"]["records"]
+    assert sorted(records["values"]["acc"]) == [0, 0, 1, 1]
+    assert records["higher_is_better"] == {"acc": True, "acc_norm": True}
+    assert "values" not in without_records(result["choosing"])
+    # A quotient of sums over the documents, and no mean of anything: one number is all there is.
+    assert result["reading"]["records"]["higher_is_better"]["word_perplexity"] is False
+    assert result["reading"]["records"]["values"] == {}
+    assert result["reading"]["records"]["responses"] != records["responses"]
     assert result["reading"]["word_perplexity"] > 1
     with pytest.raises(UserError, match="'all' generates text"):
         check_tasks(["all"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from evaluating import CONFIGS, CPU, hugging_face, make_model, quiet
+from evaluating import CPU, hugging_face, quiet
 from lm_eval.api.task import ConfigurableTask
 from questions import QUESTIONS, write, write_quiz
 from rich.console import Console
@@ -20,21 +20,6 @@ from autoglm_compress.evaluation import EvaluationOptions, evaluate, mmlu
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 from autoglm_compress.evaluation.mmlu_result import category_of_subject
 from autoglm_compress.progress import Progress
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), "glm", seed=1)
-
-
-@pytest.fixture
-def quiz(tmp_path: Path) -> Path:
-    return write_quiz(tmp_path, "anatomy", "high_school_rivers")
 
 
 def stock_requests(subject: str, num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
@@ -134,13 +119,13 @@ def log_likelihoods(result: dict[str, Any]) -> torch.Tensor:
     return torch.tensor([record["log_likelihoods"] for subject in subjects for record in subject["records"]])
 
 
-def test_choices_are_those_of_hflm(folder: Path, quiz: Path) -> None:
+def test_choices_are_those_of_hflm(family_model: Path, quiz: Path) -> None:
     group = mmlu.mmlu_group(quiz, 2)
     for task in group.get_all_tasks():
         task.build_all_requests()
     requests = [instance for task in group.get_all_tasks() for instance in task.instances]
-    theirs = torch.tensor([value for value, _ in hugging_face(folder).loglikelihood(requests, True)]).view(-1, 4)
-    result = mmlu_of(folder, quiz)
+    theirs = torch.tensor([value for value, _ in hugging_face(family_model).loglikelihood(requests, True)]).view(-1, 4)
+    result = mmlu_of(family_model, quiz)
     torch.testing.assert_close(log_likelihoods(result), theirs, rtol=1e-5, atol=1e-4)
     records = [record for subject in result["subjects"].values() for record in subject["records"]]
     assert [record["choice"] for record in records] == ["ABCD"[choice] for choice in theirs.argmax(1)]

@@ -217,6 +217,9 @@ def test_a_renamed_stage_is_moved(finished: Path, write: Write):
     assert not re.search("running|evaluating|not in the recipe", output)
     assert [folder.name for folder in stage_folders(finished.parent / "out")] == renamed
     assert json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][3]["name"] == "03-narrow"
+    records = [json.loads((folder / "stage.json").read_text()) for folder in stage_folders(finished.parent / "out")]
+    assert [record["name"] for record in records] == renamed
+    assert [record["parent"] for record in records] == ["00-source", *renamed[:6], "06-refit"]
 
 
 def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: Path, write: Write):
@@ -225,7 +228,11 @@ def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: 
     output = run(finished)
     assert len(said(output, "finished before, reused")) == len(NAMES)
     assert not re.search("running|evaluating", output)
-    assert state(finished.parent / "out" / "07-refit") == before
+    after = state(finished.parent / "out" / "07-refit")
+    assert before.keys() == after.keys()
+    assert {name for name in after if after[name] != before[name]} == {"stage.json"}  # which names it and its parent
+    left = [path.name for path in (finished.parent / "out").glob("[0-9]*.json")]
+    assert sorted(left) == ["01-first.json", "08-evaluate.json"]
     metrics = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"]
     assert [row["name"] for row in metrics][6:9] == ["06-tie", "07-refit", "08-evaluate"]
     assert metrics[8]["perplexity"] is not None
@@ -259,9 +266,12 @@ def test_until_stops_there_and_the_rest_can_follow(write: Write, tmp_path: Path,
 
 
 def test_from_and_until_together(finished: Path):
+    metrics = finished.parent / "out" / "metrics.json"
+    before = [row["name"] for row in json.loads(metrics.read_text())["stages"]]
     output, same = run_and_compare(finished, "--from", "heads", "--until", "ffn")
     assert said(output, "running") == NAMES[1:3]
     assert same == [name for name in NAMES if name not in NAMES[1:3]]
+    assert [row["name"] for row in json.loads(metrics.read_text())["stages"]] == before  # the later ones still count
 
 
 def test_fresh_deletes_and_does_everything(finished: Path, undisturbed: dict[str, str]):
@@ -332,6 +342,7 @@ EVALUATION = "autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"
 KILLS = [
     half_written("out/manifest.json"),
     Kill(EVALUATION),  # of the source
+    half_written("evaluation-", 3),
     half_written("layer-00001.safetensors"),  # measuring
     just_written("layer-00001.safetensors"),
     half_written("walk/progress.json", 3),
@@ -366,7 +377,9 @@ KILLS = [
 def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
     assert digests(output) == undisturbed
     strays = [
-        path for path in output.rglob("*") if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json", path.name)
+        path
+        for path in output.rglob("*")
+        if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json|walk-", path.name)
     ]
     assert strays == []
     assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())

@@ -135,7 +135,12 @@ class ModelShape:
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:
         """Bytes of a 16-bit key-value cache for so many tokens."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * 2 * tokens
+        return kv_cache_bytes(self.num_hidden_layers, self.num_key_value_heads, self.head_dim, tokens)
+
+
+def kv_cache_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int) -> int:
+    """Bytes of a 16-bit key-value cache: a key and a value of two bytes per element, for each layer and head."""
+    return 2 * 2 * layers * kv_heads * head_dim * tokens
 
 
 def resized_config(config: dict[str, Any], shape: ModelShape, layers: Sequence[int] | None = None) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from autoglm_compress.comparison.mmlu_scores import Finite, MmluScores, Scores
 from autoglm_compress.errors import UserError
 
 SCHEMA_VERSION = 1
 """Of files with evaluation results: raised when what is read here changes."""
 MOST_NATS = 500.0
 """Of a mean over tokens: far more than any model gives, and its exponential is still a number."""
-COMPARED = ("mmlu", "perplexity")
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+RECORDS = "records"
+COMPARED = ("mmlu", "perplexity", "agreement")
 
 
 class _Model(BaseModel):
@@ -31,7 +31,7 @@ class Question(_Model):
     right: bool
 
 
-class Subject(_Model):
+class Subject(Scores):
     """The questions of a subject, its category if it is one of MMLU's, and a hash of the prompts it was asked with."""
 
     category: str | None
@@ -39,14 +39,14 @@ class Subject(_Model):
     records: Annotated[list[Question], Field(min_length=1)]
 
 
-class Mmlu(_Model):
-    """The result of the task `mmlu`."""
+class Mmlu(MmluScores[Subject]):
+    """The result of the task `mmlu`, with every question."""
 
     num_fewshot: int
     subjects: Annotated[dict[str, Subject], Field(min_length=1)]
 
     @property
-    def questions(self) -> list[Question]:
+    def every_question(self) -> list[Question]:
         """All questions, subject by subject."""
         return [question for subject in self.subjects.values() for question in subject.records]
 
@@ -58,7 +58,54 @@ class Perplexity(_Model):
     rows: Annotated[list[Annotated[Finite, Field(ge=0, le=MOST_NATS)]], Field(min_length=2)]
 
 
-Part = TypeVar("Part", bound=_Model)
+Rows = Annotated[list[Finite], Field(min_length=2)]
+
+
+class AgreementRows(_Model):
+    """Of each row of tokens the mean divergence in nats, and the share with the same likeliest next token."""
+
+    divergence: Rows
+    top1: Rows
+
+
+class Agreement(_Model):
+    """What `evaluate --against` measured: `text` and `against` are hashes of the tokens and of the other checkpoint.
+
+    Earlier versions wrote neither, and no `rows`.
+    """
+
+    divergence: Finite
+    top1: Annotated[float, Field(ge=0, le=1)]
+    text: str | None = None
+    against: str | None = None
+    rows: AgreementRows | None = None
+
+    @model_validator(mode="after")
+    def _same_rows(self) -> "Agreement":
+        if self.rows is not None and len(self.rows.divergence) != len(self.rows.top1):
+            raise ValueError("rows.divergence and rows.top1 are not of the same length")
+        return self
+
+
+class TaskRecords(_Model):
+    """Of a task of lm-eval: a hash of the documents and prompts and one of all answers, by metric whether more is
+    better (absent or None: not known) and, where the metric is a mean over the documents, its value for each.
+    """
+
+    documents: str | None = None
+    responses: str | None = None
+    higher_is_better: dict[str, bool | None] = Field(default_factory=dict)
+    values: dict[str, list[Finite]] = Field(default_factory=dict)
+
+
+class TaskMetrics(_Model):
+    """The metrics of another task of lm-eval, without standard errors."""
+
+    values: dict[str, Finite]
+    records: TaskRecords = TaskRecords()
+
+
+Part = TypeVar("Part", bound=BaseModel)
 
 
 class Results(_Model):
@@ -67,7 +114,8 @@ class Results(_Model):
     path: Path
     mmlu: Mmlu | None
     perplexity: Perplexity | None
-    others: tuple[str, ...]
+    agreement: Agreement | None
+    metrics: dict[str, TaskMetrics]
 
 
 def read_results(path: Path) -> Results:
@@ -85,8 +133,18 @@ def read_results(path: Path) -> Results:
         path=path,
         mmlu=mmlu,
         perplexity=_validated(Perplexity, results["perplexity"], path, "tasks.perplexity.result"),
-        others=tuple(sorted(set(tasks) - set(COMPARED))),
+        agreement=_validated(Agreement, results["agreement"], path, "tasks.agreement.result"),
+        metrics={name: _metrics(tasks, name, path) for name in sorted(set(tasks) - set(COMPARED))},
     )
+
+
+def _metrics(tasks: dict[str, Any], name: str, path: Path) -> TaskMetrics:
+    result = _result(tasks, name, path)
+    data = {
+        "values": {metric: value for metric, value in result.items() if metric != RECORDS and "_stderr" not in metric},
+        "records": result.get(RECORDS, {}),
+    }
+    return _validated(TaskMetrics, data, path, f"tasks.{name}.result")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -122,10 +180,10 @@ def _tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
     return tasks
 
 
-def _result(tasks: dict[str, Any], name: str, path: Path) -> Any:
+def _result(tasks: dict[str, Any], name: str, path: Path) -> dict[str, Any] | None:
     if name not in tasks:
         return None
-    if not isinstance(tasks[name], dict) or tasks[name].get("result") is None:
+    if not isinstance(tasks[name], dict) or not isinstance(tasks[name].get("result"), dict):
         raise UserError(f"{path}: tasks.{name}.result: missing. Evaluate again.")
     return tasks[name]["result"]
 
@@ -142,7 +200,7 @@ def _validated(kind: type[Part], data: Any, path: Path, where: str) -> Part | No
 
 
 def _check_unique(mmlu: Mmlu, path: Path) -> None:
-    identifier, count = Counter(question.id for question in mmlu.questions).most_common(1)[0]
+    identifier, count = Counter(question.id for question in mmlu.every_question).most_common(1)[0]
     if count > 1:
         raise UserError(
             f"{path}: the question {identifier} is there {count} times. The file is damaged: evaluate again."

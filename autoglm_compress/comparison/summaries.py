@@ -1,7 +1,8 @@
 """A comparison for people (a table, Markdown) and for machines (JSON, JUnit XML)."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,11 +10,32 @@ from xml.etree import ElementTree
 from rich.markup import escape
 from rich.table import Table
 
-from autoglm_compress.comparison.compare import Accuracy, Comparison, Measure
+from autoglm_compress.comparison.compare import Comparison
+from autoglm_compress.comparison.measure import Accuracy, Measure, Unit
 from autoglm_compress.comparison.verdict import Verdict
 from autoglm_compress.errors import UserError
 
 COLUMNS = ("base", "new", "change", "between", "verdict")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How values of a unit are written, and changes of them: in a table, and in a sentence that names the unit."""
+
+    value: Callable[[float], str]
+    change: Callable[[float], str]
+    precise: Callable[[float], str]
+    unit: str
+    counted: str
+
+
+STYLE_OF = {
+    Unit.percent_right: Style("{:.1f}%".format, "{:+.1f}".format, "{:+.2f}".format, "points", "questions"),
+    Unit.perplexity: Style("{:.2f}".format, "{:+.1f}%".format, "{:+.2f}".format, "%", "rows"),
+    Unit.nats: Style("{:.4f}".format, "{:+.4f}".format, "{:+.4f}".format, "nats", "rows"),
+    Unit.percent_of_tokens: Style("{:.1f}%".format, "{:+.1f}".format, "{:+.2f}".format, "%", "rows"),
+    Unit.own: Style("{:.4f}".format, "{:+.4f}".format, "{:+.4f}".format, "", "documents"),
+}
 STYLES = {Verdict.passed: "green", Verdict.failed: "red", Verdict.undecided: "yellow"}
 
 
@@ -36,13 +58,15 @@ def conclusions(comparison: Comparison) -> list[str]:
         f"{measure.name}: {measure.gate.verdict.value}: {_reason(measure, percent)}" for measure in comparison.gated
     ]
     if comparison.not_compared:
-        lines.append(f"not compared, for want of single answers: {', '.join(comparison.not_compared)}")
-    lines.append(f"between: the bounds of the true change, each of which holds with {percent} confidence")
+        lines.append(f"not compared, since only one file has them: {', '.join(comparison.not_compared)}")
+    absolute = any(measure.absolute for measure in comparison.measures)
+    of = "of the true change" + (" (of divergence and agreement, of the new model's value)" if absolute else "")
+    lines.append(f"between: the bounds {of}, each of which holds with {percent} confidence")
     return lines
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
-    """Plain data: accuracies in percent, their changes in points, changes of perplexity in percent."""
+    """Plain data: accuracies and agreement in percent, their changes in points, changes of perplexity in percent."""
     return {
         "verdict": comparison.verdict.value,
         "base": str(comparison.base.path),
@@ -110,36 +134,50 @@ def _shown(comparison: Comparison) -> list[Measure]:
 
 
 def _cells(measure: Measure) -> tuple[str, ...]:
-    verdict = measure.gate.verdict.value if measure.gate else ""
-    if isinstance(measure, Accuracy):
-        values = f"{measure.base:.1f}%", f"{measure.new:.1f}%", f"{measure.change:+.1f}"
-        return *values, f"{measure.low:+.1f} to {measure.high:+.1f}", verdict
-    values = f"{measure.base:.2f}", f"{measure.new:.2f}", f"{measure.change:+.1f}%"
-    return *values, f"{measure.low:+.1f}% to {measure.high:+.1f}%", verdict
+    style = STYLE_OF[measure.unit]
+    base = "" if measure.base is None else style.value(measure.base)
+    change = "" if measure.change is None else style.change(measure.change)
+    bounds = style.value if measure.absolute else style.change
+    between = "" if measure.low is None else f"{bounds(measure.low)} to {bounds(measure.high)}"
+    return base, style.value(measure.new), change, between, measure.gate.verdict.value if measure.gate else ""
 
 
 def _reason(measure: Measure, percent: str) -> str:
     """Why a gated measure has its verdict."""
-    gate = measure.gate
+    gate, style = measure.gate, STYLE_OF[measure.unit]
+    unit = f" {style.unit}" if style.unit else ""
+    bounds = f" ({percent} confidence)"
+    if measure.low is None:
+        bounds, seen = " (one number, nothing is known of chance)", measure.new if measure.absolute else measure.change
+        worst = best = seen
+    else:
+        worst, best = (measure.low, measure.high) if measure.higher_is_better else (measure.high, measure.low)
+    detail = _counted(measure, style.counted)
+    if isinstance(measure, Accuracy) and measure.same:
+        return f"not one log-likelihood changed{detail}"
+    if measure.absolute:
+        written, allowed = (lambda value: f"{value:.4g}"), f"{gate.limit:g}"
+    else:
+        written = style.precise
+        allowed = f"{-gate.limit or 0.0 if measure.higher_is_better else gate.limit:+g}"
+    if gate.verdict is Verdict.passed:
+        return f"{written(worst)}{unit} at worst{bounds}, within the allowed {allowed}{detail}"
+    if gate.verdict is Verdict.failed:
+        return f"{written(best)}{unit} at best{bounds}, beyond the allowed {allowed}{detail}"
+    more = (
+        f"about {gate.needed:,} {style.counted} would decide it if the rest differ as these do"
+        if gate.needed
+        else f"more {style.counted} like these would not decide it"
+    )
+    between = f"between {written(worst)} and {written(best)}{unit} (each with {percent} confidence)"
+    return f"{between}, {allowed} is allowed{detail}; {more}"
+
+
+def _counted(measure: Measure, noun: str) -> str:
+    """What the verdict rests on."""
     if isinstance(measure, Accuracy):
-        best, worst, allowed, unit, asked = measure.high, measure.low, -gate.limit or 0.0, "points", "questions"
-        detail = (
-            f"of {measure.count:,} questions {measure.lost:,} lost, {measure.won:,} won, "
+        return (
+            f"; of {measure.count:,} {noun} {measure.lost:,} lost, {measure.won:,} won, "
             f"McNemar p = {measure.p_value:.2g}"
         )
-        if measure.same:
-            return f"not one log-likelihood changed; {detail}"
-    else:
-        best, worst, allowed, unit, asked = measure.low, measure.high, gate.limit, "%", "rows"
-        detail = f"{measure.count:,} rows"
-    if gate.verdict is Verdict.passed:
-        return f"{worst:+.2f} {unit} at worst ({percent} confidence), within the allowed {allowed:+g}; {detail}"
-    if gate.verdict is Verdict.failed:
-        return f"{best:+.2f} {unit} at best ({percent} confidence), beyond the allowed {allowed:+g}; {detail}"
-    more = (
-        f"about {gate.needed:,} {asked} would decide it if the rest differ as these do"
-        if gate.needed
-        else f"more {asked} like these would not decide it"
-    )
-    between = f"between {worst:+.2f} and {best:+.2f} {unit} (each with {percent} confidence), {allowed:+g} is allowed"
-    return f"{between}; {detail}; {more}"
+    return "" if measure.count is None else f"; {measure.count:,} {noun}"

@@ -21,6 +21,9 @@ from autoglm_compress.comparison.paired import drop_score, mcnemar_drop, mean_sc
 GROWTH = 1.02
 """Steps in which the number of questions is searched that decides where the exact test asks for more."""
 
+MOST = 10**9
+"""Questions or rows: a verdict that takes more of them is out of reach."""
+
 
 class Verdict(str, Enum):
     """What a gate says."""
@@ -50,11 +53,11 @@ def judge_drop(lost: int, won: int, questions: int, max_drop: float, confidence:
 def questions_to_decide(lost: int, won: int, questions: int, max_drop: float, confidence: float) -> int | None:
     """How many questions would end an `undecided`, if answers go on to differ as they do.
 
-    None if none would: the drop seen is the limit itself.
+    None if none would, or not MOST of them: the drop seen is the limit itself, or as good as that.
     """
     quantile = float(norm.ppf(confidence))
     score = drop_score(lost, won, questions, max_drop)
-    if score == 0:
+    if abs(score) * math.sqrt(MOST / questions) < quantile:
         return None
     # The score is proportional to the root of the number of questions.
     needed = max(questions + 1, math.ceil(questions * (quantile / score) ** 2))
@@ -74,11 +77,16 @@ def judge_increase(differences: Sequence[float], limit: float, confidence: float
     return Verdict.passed if score <= -quantile or not any(differences) else Verdict.undecided
 
 
+def judge_value(value: float, limit: float) -> Verdict:
+    """Whether a single number is above a limit: where nothing is known of chance, it decides. NaN fails."""
+    return Verdict.passed if value <= limit else Verdict.failed
+
+
 def rows_to_decide(differences: Sequence[float], limit: float, confidence: float) -> int | None:
-    """How many rows would end an `undecided`, if they go on to differ as they do; None if none would."""
+    """How many rows would end an `undecided`, if they go on to differ as they do; None if not MOST of them would."""
     seen = len(differences)
     score = abs(mean_score(differences, limit))
-    if score == 0:
+    if score * math.sqrt(MOST / seen) < float(norm.ppf(confidence)):
         return None
     rows = seen + 1
     while score * math.sqrt((rows - 1) / (seen - 1)) < float(t.ppf(confidence, rows - 1)):

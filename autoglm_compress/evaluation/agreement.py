@@ -1,6 +1,8 @@
 """Whether one checkpoint still predicts what another does."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -20,37 +22,51 @@ class Agreement:
     `divergence` is the mean of KL(original || other) in nats, NaN where that is undefined. `logit_error` is the squared
     difference of the logits relative to the original's, both without their mean over the vocabulary: 1 is no nearer
     than equal logits for all tokens, whatever the original's confidence. `top1` is the share of tokens for which both
-    find the same next token likeliest.
+    find the same next token likeliest. `row_divergence` and `row_top1` are the first and the last of each row.
     """
 
     divergence: float
     logit_error: float
     top1: float
     tokens: int
+    row_divergence: tuple[float, ...]
+    row_top1: tuple[float, ...]
 
 
 @torch.no_grad()
 def agreement(
-    original: Checkpoint, other: Checkpoint, batches: list[torch.Tensor], device: torch.device, progress: Progress
+    original: Checkpoint,
+    other: Checkpoint,
+    batches: list[torch.Tensor],
+    device: torch.device,
+    progress: Progress,
+    work: Path | None = None,
 ) -> Agreement:
     """Compare the next-token distributions of two checkpoints of one vocabulary.
 
     Args:
         original: the checkpoint that is right.
         other: the checkpoint in question.
-        batches: token ids [rows, length].
+        batches: token ids [rows, length], of one length.
         device: where to compute.
         progress: shows the two walks.
+        work: a folder for these checkpoints and batches alone, in which walks that were killed go on; None for none.
     """
     checkpoints, titles = (original, other), ("reference for the check", "check")
+    folders = (None, None) if work is None else (work / "original", work / "other")
     states = [
-        [last.clone() for last in walk(checkpoint, batches, None, device=device, progress=progress, title=title)]
-        for checkpoint, title in zip(checkpoints, titles, strict=True)
+        [
+            last.clone()
+            for last in walk(checkpoint, batches, None, device=device, progress=progress, title=title, folder=folder)
+        ]
+        for checkpoint, title, folder in zip(checkpoints, titles, folders, strict=True)
     ]
     norms = [final_norm(checkpoint, device) for checkpoint in checkpoints]
     heads = [checkpoint.head_weight().to(device) for checkpoint in checkpoints]
-    divergence, difference, size, same, tokens = 0.0, 0.0, 0.0, 0, 0
+    difference, size = 0.0, 0.0
+    row_divergence, row_top1 = [], []
     for pair in zip(*states, strict=True):
+        divergence, same = [], []
         normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
         for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
             logits = [logits_of(hidden[part], head) for hidden, head in zip(normed, heads, strict=True)]
@@ -58,8 +74,16 @@ def agreement(
             difference += float((centred[1] - centred[0]).square().sum())
             size += float(centred[0].square().sum())
             expected, found = (values.log_softmax(-1) for values in logits)
-            divergence += float((expected.exp() * (expected - found)).sum())
-            same += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        tokens += len(normed[0])
-    mean = max(divergence / tokens, 0.0)  # rounding may leave less; NaN stays
-    return Agreement(mean, difference / max(size, 1e-30), same / tokens, tokens)
+            divergence.append((expected.exp() * (expected - found)).sum(-1))
+            same.append(expected.argmax(-1) == found.argmax(-1))
+        rows = len(pair[0])
+        row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
+        row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()
+    return Agreement(
+        divergence=max(fmean(row_divergence), 0.0),  # rounding may leave less; NaN stays
+        logit_error=difference / max(size, 1e-30),
+        top1=fmean(row_top1),
+        tokens=sum(batch.numel() for batch in batches),
+        row_divergence=tuple(row_divergence),
+        row_top1=tuple(row_top1),
+    )

@@ -106,6 +106,7 @@ def evaluate(
     mmlu_folder: Path | None,
     device: torch.device,
     progress: Progress,
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Run evaluation tasks on a checkpoint, one decoder layer in memory at a time.
 
@@ -117,10 +118,12 @@ def evaluate(
         mmlu_folder: the MMLU questions as CSV files, or None for those of the hub.
         device: where layers run.
         progress: shows the walks.
+        work: a folder of this checkpoint, device and versions alone, in which an evaluation that was killed goes on
+            where it was; the caller deletes it when the results are safe. None for memory only.
 
     Returns:
         A JSON-serialisable dictionary: `perplexity` and `mmlu` as the functions `perplexity` and `mmlu_result` have
-        them, every other lm-eval task and group under its own name with its metrics, and `versions`.
+        them, every other lm-eval task and group under its own name as `task_result` has it, and `versions`.
 
     Raises:
         UserError: a task is unknown or cannot be run here, or its data is missing or malformed.
@@ -130,7 +133,7 @@ def evaluate(
     from autoglm_compress.evaluation.perplexity import perplexity
 
     check_tasks(tasks)
-    lm = LayerwiseLM(checkpoint, device=device, progress=progress, title="evaluate")
+    lm = LayerwiseLM(checkpoint, device=device, progress=progress, title="evaluate", work=work)
     # What is wrong with the data of a task is said before another is measured.
     questions = _load_questions(tasks, options.mmlu, mmlu_folder) if set(tasks) - {"perplexity"} else None
     rows = perplexity_rows() if "perplexity" in tasks else None
@@ -173,6 +176,7 @@ def _run_lm_eval(lm: "LayerwiseLM", questions: _Questions, num_fewshot: int) -> 
     import lm_eval.evaluator
 
     from autoglm_compress.evaluation.mmlu_result import mmlu_result
+    from autoglm_compress.evaluation.task_result import task_result
 
     with _quiet_lm_eval():
         raw = lm_eval.evaluator.evaluate(
@@ -181,9 +185,9 @@ def _run_lm_eval(lm: "LayerwiseLM", questions: _Questions, num_fewshot: int) -> 
     result = {}
     if questions.mmlu is not None:
         result["mmlu"] = mmlu_result(raw, questions.mmlu, num_fewshot)
-    for name, metrics in raw["results"].items():
+    for name in raw["results"]:
         if name != "mmlu" and name not in questions.chosen:
-            result[name] = _numbers(metrics)
+            result[name] = task_result(raw, name)
     return result
 
 
@@ -217,15 +221,6 @@ def _loading(names: str) -> Iterator[None]:
             f"lm-eval could not load {names}: {reason}\n"
             "Check the network; MMLU can also be read from a folder of CSV files (evaluation.mmlu.data, or --mmlu)."
         ) from None
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers among lm-eval's metrics, named `metric` or, where answers were filtered, `metric,filter`."""
-    return {
-        key.removesuffix(",none"): float(value)
-        for key, value in metrics.items()
-        if "," in key and isinstance(value, int | float)
-    }
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
 from autoglm_compress.evaluation.output_head import OutputHead
+from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import compute_dtype, walk
 
@@ -31,6 +33,10 @@ class _Request:
     continuation: Row
 
 
+Asked = list[tuple[int, _Request]]
+"""The numbered requests that one batch answers."""
+
+
 class LayerwiseLM(TemplateLM):
     """Log-likelihoods by streaming a checkpoint, as lm-eval's `hf` model gives them for the whole model in memory.
 
@@ -44,6 +50,8 @@ class LayerwiseLM(TemplateLM):
         progress: shows the walks.
         title: what the walks are called in the progress display.
         token_budget: the most tokens in a batch, padding included (a longer row is a batch of its own).
+        work: where walks leave what lets an evaluation that was killed go on at the layer it had reached; a folder of
+            this checkpoint, device and versions alone, since only requests are told apart in it. None for memory only.
 
     Raises:
         UserError: the folder has no tokenizer that `transformers` can load, or it has neither a BOS nor an EOS token.
@@ -57,6 +65,7 @@ class LayerwiseLM(TemplateLM):
         progress: Progress,
         title: str,
         token_budget: int = TOKEN_BUDGET,
+        work: Path | None = None,
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
@@ -65,6 +74,7 @@ class LayerwiseLM(TemplateLM):
         self._progress = progress
         self._title = title
         self._token_budget = token_budget
+        self._work = work
         self._prefix_text = self.tokenizer.decode([self.prefix_token_id])
 
     @property
@@ -139,7 +149,7 @@ class LayerwiseLM(TemplateLM):
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
             asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]
-            scores |= self._score_walk(batches, asked, row_of, title)
+            scores |= self._scored_before_or_now(batches, asked, row_of, title)
         return [scores[number] for number in range(len(requests))]
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> _Request:
@@ -158,13 +168,17 @@ class LayerwiseLM(TemplateLM):
             )
         return _Request(tokens[-(self.max_length + 1) : -1], tuple(continuation))
 
+    @property
+    def _state_bytes(self) -> int:
+        """Of the hidden state of one token."""
+        return self.checkpoint.shape.hidden_size * compute_dtype(self.checkpoint, self._device).itemsize
+
     def _walks(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Batches grouped so that the hidden states of a group stay within HIDDEN_STATE_BYTES."""
-        per_token = self.checkpoint.shape.hidden_size * compute_dtype(self.checkpoint, self._device).itemsize
         group: list[Batch] = []
         size = 0
         for batch in batches:
-            nbytes = batch.size * per_token
+            nbytes = batch.size * self._state_bytes
             if group and size + nbytes > HIDDEN_STATE_BYTES:
                 yield group
                 group, size = [], 0
@@ -173,12 +187,27 @@ class LayerwiseLM(TemplateLM):
         if group:
             yield group
 
+    def _scored_before_or_now(
+        self, batches: list[Batch], asked: list[Asked], row_of: dict[Row, Row], title: str
+    ) -> dict[int, tuple[float, bool]]:
+        """The scores of a walk, from the work folder if one that was killed since had finished it."""
+        if self._work is None:
+            return self._score_walk(batches, asked, row_of, title, None)
+        store = WalkStore(self._work, batches, [[(n, r.read, r.continuation) for n, r in part] for part in asked])
+        scores = store.scores()
+        if scores is None:
+            nbytes = 2 * sum(batch.size for batch in batches) * self._state_bytes
+            scores = self._score_walk(batches, asked, row_of, title, store.states(nbytes))
+            store.keep(scores)
+        return scores
+
     def _score_walk(
         self,
         batches: list[Batch],
-        asked: list[list[tuple[int, _Request]]],
+        asked: list[Asked],
         row_of: dict[Row, Row],
         title: str,
+        folder: Path | None,
     ) -> dict[int, tuple[float, bool]]:
         """Walk some batches; give the scores of the numbered requests asked of each."""
         last = walk(
@@ -188,6 +217,7 @@ class LayerwiseLM(TemplateLM):
             device=self._device,
             progress=self._progress,
             title=title,
+            folder=folder,
             forks=[batch.fork for batch in batches],
         )
         hidden, positions, tokens = [], [], []

@@ -32,6 +32,11 @@ def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
         "value": value,
         "stderr": stderr,
         "tokens": rows.shape[0] * (rows.shape[1] - 1),
-        "text": hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[:20],
+        "text": hash_of_rows(rows),
         "rows": per_token.tolist(),
     }
+
+
+def hash_of_rows(rows: torch.Tensor) -> str:
+    """What token ids [samples, sequence_length] are known by."""
+    return hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[:20]

@@ -1,7 +1,9 @@
 """Evaluating a checkpoint out of a recipe, into one file that `compare` reads."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
-from autoglm_compress.evaluation.agreement import agreement
-from autoglm_compress.evaluation.evaluate import EvaluationOptions, check_tasks, evaluate
-from autoglm_compress.pipeline.keys import hash_source, text_key
+from autoglm_compress.evaluation.agreement import Agreement, agreement
+from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
+from autoglm_compress.evaluation.perplexity import hash_of_rows
+from autoglm_compress.pipeline.evaluations import evaluation_work
+from autoglm_compress.pipeline.keys import hash_source, key_of, text_key
 from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run import choose_device, package_versions
+from autoglm_compress.pipeline.run import choose_device
+from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.progress import Progress
 
 SEED = 0
@@ -54,35 +59,37 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
     device = choose_device(request.device)
     checkpoint = Checkpoint(request.checkpoint)
 
-    def rows(of: Checkpoint) -> torch.Tensor:
-        asked = options.perplexity
-        found = token_rows(of.tokenizer(), text, "held-out", asked.samples, asked.sequence_length, SEED)
-        if of is checkpoint and len(found) < asked.samples:
-            progress.note(f"warning: the text fills only {len(found)} of {asked.samples} samples")
-        return found
-
-    original = None if request.against is None else _original(request.against, checkpoint, rows)
+    text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
+    original = None if request.against is None else Checkpoint(request.against)
+    if original is not None:
+        _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
+    identity, against = _identity(checkpoint), original and _identity(original)
+    works = request.output.with_name(f".{request.output.name}.work")
+    work = evaluation_work(works, [identity["files"], against and against["files"], str(device)])
+    if work.exists():
+        progress.note("going on where an earlier evaluation stopped")
     with Resources() as resources:
         results = evaluate(
             checkpoint,
             request.tasks,
             options,
-            perplexity_rows=lambda: rows(checkpoint),
+            perplexity_rows=text_rows,
             mmlu_folder=questions,
             device=device,
             progress=progress,
+            work=work,
         )
         del results["versions"]  # they are among those of all packages
         if original is not None:
-            found = agreement(original, checkpoint, batched(rows(original)), device, progress)
-            results[AGREEMENT] = asdict(found)
+            found = agreement(original, checkpoint, batched(text_rows()), device, progress, work / "agreement")
+            results[AGREEMENT] = _agreement_result(found, text_rows(), key_of(_hashes(against)))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}
     settings = {"mmlu": options.mmlu.model_dump(mode="json"), "perplexity": text_settings}
     if original is not None:
-        settings[AGREEMENT] = text_settings | {"against": _identity(original)}
+        settings[AGREEMENT] = text_settings | {"against": against}
     record = {
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": _identity(checkpoint),
+        "checkpoint": identity,
         "tasks": {name: {"settings": settings.get(name, {}), "result": result} for name, result in results.items()},
         "device": str(device),
         "versions": package_versions(),
@@ -92,7 +99,35 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
         write_json(request.output, record)
     except OSError as error:
         raise UserError(f"--output: {request.output}: cannot write there: {error.strerror or error}.") from None
+    shutil.rmtree(works, ignore_errors=True)
     return record
+
+
+def _rows(
+    checkpoint: Checkpoint, text: Path | None, options: PerplexityOptions, progress: Progress | None = None
+) -> torch.Tensor:
+    """The text as a checkpoint reads it, token ids [samples, sequence_length]; too little of it is told."""
+    found = token_rows(checkpoint.tokenizer(), text, "held-out", options.samples, options.sequence_length, SEED)
+    if progress is not None and len(found) < options.samples:
+        progress.note(f"warning: the text fills only {len(found)} of {options.samples} samples")
+    return found
+
+
+def _agreement_result(found: Agreement, rows: torch.Tensor, against: str) -> dict[str, Any]:
+    """`rows` has what the means are of, row by row."""
+    return {
+        "divergence": found.divergence,
+        "logit_error": found.logit_error,
+        "top1": found.top1,
+        "tokens": found.tokens,
+        "text": hash_of_rows(rows),
+        "against": against,
+        "rows": {"divergence": list(found.row_divergence), "top1": list(found.row_top1)},
+    }
+
+
+def _hashes(identity: Mapping[str, Any]) -> dict[str, str]:
+    return {name: file["sha256"] for name, file in identity["files"].items()}
 
 
 def _questions(data: str | None) -> Path | None:
@@ -122,26 +157,26 @@ def _check_request(request: EvaluationRequest) -> None:
         raise UserError(f"--output: no folder {request.output.parent}. Make it first, or give another file.")
 
 
-def _original(folder: Path, checkpoint: Checkpoint, rows: Callable[[Checkpoint], torch.Tensor]) -> Checkpoint:
-    """The checkpoint that --against names, if it reads the same text as the same tokens."""
-    original = Checkpoint(folder)
+def _check_same_tokens(
+    original: Checkpoint, checkpoint: Checkpoint, rows: torch.Tensor, original_rows: torch.Tensor
+) -> None:
+    """Whether the checkpoint that --against names reads the same text as the same tokens."""
     if original.shape.vocab_size != checkpoint.shape.vocab_size:
         raise UserError(
-            f"--against: {folder} has a vocab_size of {original.shape.vocab_size}, {checkpoint.folder} of "
+            f"--against: {original.folder} has a vocab_size of {original.shape.vocab_size}, {checkpoint.folder} of "
             f"{checkpoint.shape.vocab_size}: their predictions cannot be compared. Give the model it was made from."
         )
-    if not torch.equal(rows(original), rows(checkpoint)):
+    if not torch.equal(rows, original_rows):
         raise UserError(
-            f"--against: the tokenizers of {folder} and {checkpoint.folder} give other tokens for the same text. "
-            "Give the model it was made from."
+            f"--against: the tokenizers of {original.folder} and {checkpoint.folder} give other tokens for the same "
+            "text. Give the model it was made from."
         )
-    return original
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where a checkpoint is, and the size and SHA-256 of its config, tokenizer and weight files."""
     files = hash_source(checkpoint, {})
     return {
-        "folder": str(checkpoint.folder.resolve()),
+        "folder": str(checkpoint.folder),
         "files": {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in files.items()},
     }

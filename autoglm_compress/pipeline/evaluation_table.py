@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from autoglm_compress.evaluation.records import without_records
 from autoglm_compress.pipeline.checkpoint_evaluation import AGREEMENT
 
 
@@ -28,7 +29,7 @@ def evaluation_table(record: Mapping[str, Any]) -> Table:
             table.add_row("divergence", f"{result['divergence']:.4f} nats", "", f"{result['tokens']:,} tokens")
             table.add_row("same top token", f"{100 * result['top1']:.1f}%", "", f"{result['tokens']:,} tokens")
         else:
-            for metric, value in result.items():
+            for metric, value in without_records(result).items():
                 if "_stderr" not in metric:
                     spread = result.get(_stderr_name(metric))
                     table.add_row(escape(f"{task} {metric}"), f"{value:.4f}", "" if spread is None else f"{spread:.4f}")

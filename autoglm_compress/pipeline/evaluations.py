@@ -1,5 +1,6 @@
 """Evaluation results of a run's checkpoints, kept so that nothing is evaluated twice."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from autoglm_compress.evaluation.records import without_records
 from autoglm_compress.pipeline.keys import key_of, text_key
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
+from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.stages.evaluate import Evaluate
@@ -59,6 +61,16 @@ def tasks_of(recipe: Recipe, last: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
+def evaluation_work(folder: Path, evaluated: Any) -> Path:
+    """Where an evaluation leaves what lets it go on after a kill with the same scores as if nothing had happened.
+
+    Args:
+        folder: where work lies.
+        evaluated: what is evaluated and on what device, as plain data. Versions and threads count besides it.
+    """
+    return folder / f"evaluation-{key_of([evaluated, package_versions(), torch.get_num_threads()])}"
+
+
 class Evaluations:
     """Evaluates checkpoints with a recipe's settings and remembers the results under `evaluations/`."""
 
@@ -66,6 +78,7 @@ class Evaluations:
         self.recipe = recipe
         self.data = data
         self.folder = folder.path / "evaluations"
+        self._work = folder.work
         self.device = device
         self._settings = self._task_settings()
 
@@ -106,6 +119,7 @@ class Evaluations:
         if missing:
             progress.note(f"{name}: evaluating {', '.join(missing)}")
             checkpoint = open_checkpoint()
+            work = evaluation_work(self._work, [key, str(self.device)])
             with Resources() as resources:
                 measured = evaluate(
                     checkpoint,
@@ -115,6 +129,7 @@ class Evaluations:
                     mmlu_folder=self.data.questions,
                     device=self.device,
                     progress=progress,
+                    work=work,
                 )
             versions = measured.pop("versions")
             known |= measured
@@ -129,6 +144,7 @@ class Evaluations:
             }
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / f"{name}.json", record)
+            shutil.rmtree(work, ignore_errors=True)
         return without_records({task: known[task] for task in tasks if task in known})
 
     def forget(self, name: str, tasks: Sequence[str]) -> None:

@@ -1,11 +1,9 @@
 """Running a recipe: every stage in order, each finished whole or not at all."""
 
-import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from autoglm_compress.pipeline.metrics import metrics_table, row
 from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, read_json
+from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.processes import Processes, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
@@ -39,7 +38,6 @@ from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
 
 SOURCE_FOLDER_NAME = f"00-{SOURCE}"
-PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compressed-tensors", "lm-eval")
 
 
 @dataclass(frozen=True)
@@ -225,10 +223,10 @@ class _Run:
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for the source and for every stage so far, with all that was measured of its checkpoint."""
+        """A row for the source and for every finished stage, with all that was measured of its checkpoint."""
         source = self._row(None, SOURCE, SOURCE, self.evaluations.resources(SOURCE_FOLDER_NAME), None, None)
         rows: list[dict[str, Any]] = []
-        for number, record in enumerate(self.records):
+        for number, record in enumerate([*self.records, *self._finished_later()]):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
             resources = {field: record[field] for field in ("seconds", "peak_rss_bytes")}
             checkpoint = number if stage.makes_checkpoint else parent
@@ -238,6 +236,19 @@ class _Run:
             name = self.recipe.folder_name(number)
             rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous))
         return [source, *rows]
+
+    def _finished_later(self) -> Iterator[dict[str, Any]]:
+        """What an earlier run left on record of the stages after those of this one, as far as it counts."""
+        for number in range(len(self.records), len(self.recipe.stages)):
+            stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
+            record = self.folder.finished(name, self.keys[number])
+            if isinstance(stage, Evaluate):
+                parent, key, _ = self._checkpoint_of(self.recipe.parents[number])
+                known = set(stage.tasks) <= self.evaluations.known(parent, key).keys()
+                record = read_json(self.folder.path / f"{name}.json") if known else None
+            if record is None:
+                return
+            yield record
 
     def _row(
         self,
@@ -348,9 +359,3 @@ class _Run:
                 "stages": stages,
             }
         )
-
-
-@cache
-def package_versions() -> dict[str, str]:
-    """The versions of this package, of those that results depend on, and of Python."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}

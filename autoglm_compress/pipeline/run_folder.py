@@ -76,14 +76,29 @@ class RunFolder:
     def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
         by_key = {(read_json(folder / STAGE) or {}).get("key"): folder for folder in self._stage_folders()}
-        for name, key in zip(names, keys, strict=True):
-            found = by_key.get(key)
-            if found is not None and found.name != name and not (self.path / name).exists():
-                found.rename(self.path / name)
-                results = self.path / "evaluations" / f"{found.name}.json"
-                if results.exists():
-                    results.replace(results.with_name(f"{name}.json"))
+        moves = {
+            by_key[key].name: name
+            for name, key in zip(names, keys, strict=True)
+            if key in by_key and by_key[key].name != name and not (self.path / name).exists()
+        }
+        self._rename_in_records(moves)
+        for old, name in moves.items():
+            (self.path / old).rename(self.path / name)
+            results = self.path / "evaluations" / f"{old}.json"
+            if results.exists():
+                results.replace(results.with_name(f"{name}.json"))
+        for summary in self.path.glob("[0-9][0-9]-*.json"):
+            if summary.stem not in names:  # of an evaluation that has another number now; its results are kept
+                summary.unlink()
         return [folder for folder in self._stage_folders() if folder.name not in names]
+
+    def _rename_in_records(self, moves: dict[str, str]) -> None:
+        """Write the names that stages will have into their records; by them, reports find out what came from what."""
+        for folder in self._stage_folders() if moves else ():
+            record = read_json(folder / STAGE)
+            if record is not None:
+                renamed = {field: moves.get(record.get(field), record.get(field)) for field in ("name", "parent")}
+                write_json(folder / STAGE, record | renamed)
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
         """The `stage.json` of a stage that is finished with this key and whose files are all there."""

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autoglm_compress.architecture.shape import kv_cache_bytes
+from autoglm_compress.comparison.mmlu_scores import MmluScores, Scores
 from autoglm_compress.errors import UserError
 
 SOURCE = "source"
@@ -37,23 +39,11 @@ class Shape(_Record):
     def kv_cache_bytes(self, tokens: int) -> int | None:
         """Bytes of a 16-bit key-value cache for so many tokens."""
         sizes = (self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
-        return None if None in sizes else 4 * sizes[0] * sizes[1] * sizes[2] * tokens
+        return None if None in sizes else kv_cache_bytes(*sizes, tokens)
 
 
-class Scores(_Record):
-    """Accuracy on a subject or a category; `correct` has a 1 or 0 for each question."""
-
-    accuracy: float
-    stderr: float | None = None
-    questions: int | None = None
-    correct: str = Field(default="", pattern="^[01]*$")
-
-
-class Mmlu(Scores):
-    """The result of the task `mmlu`."""
-
-    subjects: dict[str, Scores] = Field(default_factory=dict)
-    categories: dict[str, Scores] = Field(default_factory=dict)
+Mmlu = MmluScores[Scores]
+"""The result of the task `mmlu`; its questions are in `evaluations/`."""
 
 
 class Row(_Record):

@@ -1,0 +1,44 @@
+"""What an evaluation keeps on disk until it is whole: the states of the walk it is in, the scores of those before."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.evaluation.batches import Batch
+
+SPARE = 4
+"""How many times the bytes of the states must be free for them to go to the disk."""
+
+
+class WalkStore:
+    """One walk within a work folder, known by a hash of its batches and of what is asked of them."""
+
+    def __init__(self, work: Path, batches: list[Batch], asked: list[Any]) -> None:
+        described = json.dumps([[[batch.shared, batch.rows] for batch in batches], asked])
+        name = hashlib.sha256(described.encode()).hexdigest()[:20]
+        self._work = work
+        self._states = work / f"walk-{name}"
+        self._scores = work / f"walk-{name}.json"
+
+    def states(self, nbytes: int) -> Path | None:
+        """Where the walk keeps so many bytes of states; None, so that they stay in memory, if the disk is nearly full.
+
+        A walk that cannot go on is better than none.
+        """
+        self._work.mkdir(parents=True, exist_ok=True)
+        return self._states if shutil.disk_usage(self._work).free > SPARE * nbytes else None
+
+    def scores(self) -> dict[int, tuple[float, bool]] | None:
+        """The score of each request by its number, None if the walk was never finished."""
+        if not self._scores.exists():
+            return None
+        found = json.loads(self._scores.read_text(encoding="utf-8"))
+        return {number: (value, greedy) for number, value, greedy in found}
+
+    def keep(self, scores: dict[int, tuple[float, bool]]) -> None:
+        """Write the scores of a finished walk, and let go of its states."""
+        write_json(self._scores, [[number, *score] for number, score in scores.items()], indent=None)
+        shutil.rmtree(self._states, ignore_errors=True)

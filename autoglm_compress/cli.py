@@ -132,7 +132,8 @@ def plan(
         console = Console()
         console.print(plan_table(planned))
         typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
-        typer.echo(f"disk: {human(planned.disk_bytes)}B needed, {human(planned.free_bytes)}B free")
+        kept = "" if loaded.keep == "all" else f" at most, {human(planned.kept_bytes)}B for what is kept"
+        typer.echo(f"disk: {human(planned.disk_bytes)}B needed{kept}, {human(planned.free_bytes)}B free")
         for warning in planned.warnings():
             typer.echo(f"warning: {warning}")
 

@@ -13,6 +13,7 @@ from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.calibration import calibration_files
+from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.reconstruction.refit import HELD_OUT_EVERY
 from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
@@ -53,16 +54,17 @@ class PlannedCheckpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """The source and every stage, with the disk the run needs and has."""
+    """The source and every stage, with the disk the run needs and has.
+
+    `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
+    `kept_bytes` what the checkpoints take that it leaves.
+    """
 
     checkpoints: tuple[PlannedCheckpoint, ...]
+    disk_bytes: int
     scratch_bytes: int
+    kept_bytes: int
     free_bytes: int
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes the run writes and keeps, and the most it needs beside them while it works."""
-        return sum(checkpoint.disk for checkpoint in self.checkpoints) + self.scratch_bytes
 
     def stage_warnings(self) -> list[str]:
         """The warnings about stages, each with the stage's name."""
@@ -80,6 +82,7 @@ class Plan:
         return {
             "checkpoints": [checkpoint.as_data() for checkpoint in self.checkpoints],
             "disk_bytes_needed": self.disk_bytes,
+            "disk_bytes_kept": self.kept_bytes,
             "disk_bytes_free": self.free_bytes,
             "warnings": self.warnings(),
         }
@@ -182,7 +185,15 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         # The statistics: a Gram matrix and the states of sampled tokens for each layer.
         per_layer = 4 * source.hidden_size**2 + 2 * SAMPLE_TOKENS * source.hidden_size
         scratch += per_layer * (source.num_hidden_layers + 1)
-    return Plan(tuple(checkpoints), 2 * SHARD_BYTES + scratch, free_bytes(output))
+    scratch += 2 * SHARD_BYTES
+    sizes = [checkpoint.disk for checkpoint in checkpoints[1:]]
+    return Plan(
+        checkpoints=tuple(checkpoints),
+        disk_bytes=most_bytes(recipe, sizes, range(len(sizes)), ()) + scratch,
+        scratch_bytes=scratch,
+        kept_bytes=kept_bytes(recipe, sizes),
+        free_bytes=free_bytes(output),
+    )
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:

@@ -6,12 +6,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from autoglm_compress.checkpoint.reader import INDEX
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LINEAGE = "lineage.json"
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a checkpoint goes when its weights are dropped."""
+    return name.endswith(".safetensors") or name == INDEX
 
 
 def read_json(path: Path) -> Any:
@@ -86,7 +92,10 @@ class RunFolder:
         return [folder for folder in self._stage_folders() if folder.name not in names]
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
-        """The `stage.json` of a stage that is finished with this key and whose files are all there."""
+        """The `stage.json` of a stage that is finished with this key and whose files are all there.
+
+        Of one that says it was `dropped` the weights need not be.
+        """
         unfinished = self.stage_work(name) / "checkpoint"
         if self._record(unfinished, key) is not None:
             self.publish(name)  # killed between the last write and the rename
@@ -100,6 +109,7 @@ class RunFolder:
         whole = all(
             (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
             for name, file in record["files"].items()
+            if not (record.get("dropped") and is_weights(name))
         )
         return record if whole else None
 
@@ -128,6 +138,18 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.stage_work(name))
         return final
+
+    def drop(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Delete the weights of a finished stage and keep what says what they were.
+
+        `record` is its `stage.json`; returns what that is then.
+        """
+        folder, dropped = self.path / name, record | {"dropped": True}
+        if record != dropped:
+            write_json(folder / STAGE, dropped)
+        for file in filter(is_weights, record["files"]):
+            (folder / file).unlink(missing_ok=True)
+        return dropped
 
     def tidy(self, needed: Collection[str]) -> None:
         """Delete what is left of work, but for what is needed."""

@@ -52,7 +52,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter(dict.fromkeys(("flops_float32", "flops_bfloat16", "flops_float64"), 0.0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         cost = COSTS.get(func.overloadpacket.__name__)

@@ -33,6 +33,7 @@ class Resources:
         self._file = file
         self._process = psutil.Process()
         self._peak_rss_bytes = 0
+        self._result: dict[str, Any] | None = None
         self._closed = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
@@ -76,7 +77,7 @@ class Resources:
 
     def as_data(self) -> dict[str, Any]:
         """Plain data: seconds, bytes, and how many processes took part; of all since the work began."""
-        if self._closed.is_set() and hasattr(self, "_result"):
+        if self._result is not None:
             return self._result
         spent = {"seconds": time.monotonic() - self._began, "processes": 1}
         spent |= {name: value - self._before[name] for name, value in self._counters().items()}

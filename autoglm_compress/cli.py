@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import Terminated, UserError
 
 app = typer.Typer(
     help="Turn a large language model into one that fits a phone.",
@@ -45,13 +46,24 @@ Output = Annotated[
 
 
 @contextmanager
-def _one_message() -> Iterator[None]:
-    """Show what the user can put right as one message, with exit code 2."""
+def _one_message(stopped: str = "stopped") -> Iterator[None]:
+    """End in one message: what the user can put right with exit code 2, and `stopped` at Ctrl-C or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        typer.echo(f"\n{stopped}", err=True)
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 def _quiet_transformers() -> None:
@@ -95,7 +107,7 @@ def run(
     Every stage leaves a checkpoint that plain transformers loads.
     Finished stages are skipped, an interrupted one goes on where it was.
     """
-    with _one_message():
+    with _one_message("stopped: what is finished is kept, and the same command goes on at the layer it had reached"):
         from autoglm_compress.pipeline import RunOptions, run_recipe
         from autoglm_compress.progress import Progress
         from autoglm_compress.recipe import load_recipe

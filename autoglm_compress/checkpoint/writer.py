@@ -3,11 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.checkpoint.reader import INDEX, Checkpoint
@@ -29,6 +34,7 @@ class CheckpointWriter:
         self.folder = folder
         self.units = units
         folder.mkdir(parents=True, exist_ok=True)
+        remove_half_written(folder)
 
     def _unit(self, number: int) -> Path:
         return self.folder / f"unit-{number:05d}.safetensors"
@@ -94,18 +100,52 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that appears under its name only when it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
-    _sync(temporary)
-    temporary.replace(path)
+    with _appearing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from None
+        temporary.chmod(_usual_mode())  # safetensors lets nobody but the owner read it
 
 
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
     """Write JSON that appears under its name only when it is complete and on the disk."""
+    with _appearing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that gets its own when it is complete and on the disk, or is deleted if it fails."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete what a killed process was writing: files under our temporary names, or under those of safetensors."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink()
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """The error of the system that safetensors tells only as text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else EIO
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file has."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from autoglm_compress.pipeline.metrics import metrics_table, row
 from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
-from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, read_json
+from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
 from autoglm_compress.pipeline.schedule import Schedule
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
@@ -55,7 +55,12 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
         UserError: something about the recipe, the source, the output folder or the disk does not allow it; nothing
             is half-written.
     """
-    return _Run(recipe, options, progress).run()
+    try:
+        return _Run(recipe, options, progress).run()
+    except OSError as error:
+        if problem := disk_problem(options.output, error):
+            raise UserError(problem) from None
+        raise
 
 
 def choose_device(name: str) -> torch.device:
@@ -95,6 +100,27 @@ class _Run:
         return range(first, last + 1)
 
     def run(self) -> Path:
+        new = not self.folder.path.exists()
+        if new:
+            self._prepare()  # before there is a folder: what is refused leaves nothing behind
+        with self.folder.claimed():
+            if not new:
+                self._prepare()
+            self._write_manifest()
+            torch.manual_seed(self.recipe.seed)
+            self._evaluate(None, tasks_of(self.recipe, self.chosen[-1]))
+            for number in range(self.chosen[-1] + 1):
+                self._run_stage(number)
+                self._drop_served(number)
+                self._write_metrics()
+                self._write_manifest()
+            self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
+            self.progress.console.print(metrics_table(self._rows()))
+            write_report(self.folder.path, self.progress)
+        return self.folder.path
+
+    def _prepare(self) -> None:
+        """See what is to be done, and refuse what cannot be; deletes what --fresh says."""
         known = self.folder.manifest.get("source", {})
         same_folder = known.get("folder") == str(self.source.folder)
         self.source_files = hash_source(self.source, known["files"] if same_folder else {})
@@ -110,18 +136,6 @@ class _Run:
             self.folder.clear()
         self._announce(left_over)
         self._check_disk()
-        self._write_manifest()
-        torch.manual_seed(self.recipe.seed)
-        self._evaluate(None, tasks_of(self.recipe, self.chosen[-1]))
-        for number in range(self.chosen[-1] + 1):
-            self._run_stage(number)
-            self._drop_served(number)
-            self._write_metrics()
-            self._write_manifest()
-        self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
-        self.progress.console.print(metrics_table(self._rows()))
-        write_report(self.folder.path, self.progress)
-        return self.folder.path
 
     def _names(self) -> list[str]:
         return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
@@ -138,7 +152,7 @@ class _Run:
             if finished and not forced and number in self.schedule.to_make:
                 self.progress.note(f"{name}: finished before, but not kept: done again for those that need it")
             elif finished and not forced:
-                self.progress.note(f"{name}: finished before, reused")
+                self.progress.note(f"{name}: finished before, reused{_made_elsewhere(finished, stage.label)}")
             elif number < self.chosen[0]:
                 first = self.options.first
                 raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
@@ -250,7 +264,7 @@ class _Run:
     def _make_checkpoint(self, number: int) -> dict[str, Any]:
         """Run one stage in its work folder and publish the result; returns its `stage.json`."""
         stage, name, key = self.recipe.stages[number], self.recipe.folder_name(number), self.keys[number]
-        work, resumed = self.folder.begin(name, key)
+        work, resumed = self.folder.begin(name, key, result_versions())
         resources = Resources(work / "spent.json")
         self.progress.note(f"{name}: {'going on where an earlier run stopped' if resumed else 'running'}")
         shape: ModelShape = self.plan.checkpoints[number + 1].shape
@@ -258,6 +272,8 @@ class _Run:
         context = self._context(number, target, work / "scratch")
         with resources:
             stage.run(context)
+        for checkpoint in (self.source, context.source):
+            checkpoint.require_unchanged()
         context.lineage.save(target.folder / LINEAGE)
         files = sorted(path for path in target.folder.iterdir() if STAGE not in path.name)
         record = {
@@ -304,7 +320,8 @@ class _Run:
         return calibration_batches(self.recipe.calibration, self.calibration_files, self.source, self.progress)
 
     def _statistics_name(self) -> str:
-        return f"statistics-{key_of([STATISTICS_REVISION, self.source_key, self.calibration])}"
+        key = key_of([STATISTICS_REVISION, self.source_key, self.calibration, result_versions()])
+        return f"statistics-{key}"
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -333,6 +350,20 @@ class _Run:
                 "stages": stages,
             }
         )
+
+
+def result_versions() -> dict[str, str]:
+    """The versions of the packages that compute: others may round in another way."""
+    return {package: package_versions()[package] for package in ("torch", "transformers")}
+
+
+def _made_elsewhere(record: dict[str, Any], label: str) -> str:
+    """What to know of a finished stage that other versions made."""
+    now, then = result_versions(), record["versions"]
+    other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
+    if not other:
+        return ""
+    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"
 
 
 @cache

@@ -2,9 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from autoglm_compress.checkpoint.reader import INDEX
 from autoglm_compress.checkpoint.writer import write_json
@@ -13,6 +17,9 @@ from autoglm_compress.errors import UserError
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LINEAGE = "lineage.json"
+LOCK = ".lock"
+UNOWNED = (LOCK, ".partial")
+"""How names end of what a run leaves that was killed before it wrote a manifest."""
 
 
 def is_weights(name: str) -> bool:
@@ -26,6 +33,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def disk_problem(folder: Path, error: OSError) -> str | None:
+    """What to say of an error in writing a run; None if it is not the disk's, and so a fault of ours."""
+    if error.errno in (ENOSPC, EDQUOT):
+        return (
+            f"{folder}: the disk is full. Free some space and give the same command again: it goes on where it "
+            "stopped, and nothing is half-written."
+        )
+    return _no_writing(folder, error) if error.errno in (EACCES, EPERM, EROFS) else None
+
+
+def _no_writing(folder: Path, error: OSError) -> str:
+    return f"{folder}: cannot write there: {error.strerror or error}. Give another folder with --output."
 
 
 class RunFolder:
@@ -47,13 +68,36 @@ class RunFolder:
         owner = recipe.get("name") if isinstance(recipe, dict) else None
         self.manifest: dict[str, Any] = manifest if owner is not None else {}
         # A first run that was killed at once leaves a manifest under its temporary name.
-        if owner is None and path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
+        if owner is None and path.exists() and any(not entry.name.endswith(UNOWNED) for entry in path.iterdir()):
             raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
         if owner not in (None, recipe_name):
             raise UserError(
                 f"{path}: belongs to the recipe {owner!r}, not {recipe_name!r}. "
                 "Give another folder with --output, or delete this one."
             )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made if it is not there; a killed process claims nothing.
+
+        Raises:
+            UserError: another run is at work there, or the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another run is at work there. Wait until it is done, stop it, or give another folder "
+                "with --output."
+            ) from None
+        except OSError as error:
+            raise UserError(_no_writing(self.path, error)) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Delete what earlier runs of this recipe made."""
@@ -73,11 +117,9 @@ class RunFolder:
             UserError: the folder cannot be written to.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / MANIFEST, manifest)
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{self.path}: cannot write there: {reason}. Give another folder with --output.") from None
+            raise UserError(_no_writing(self.path, error)) from None
 
     def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
@@ -117,14 +159,17 @@ class RunFolder:
         """Where a stage works: `checkpoint/` becomes its folder, `scratch/` is removed with the rest."""
         return self.work / name
 
-    def begin(self, name: str, key: str) -> tuple[Path, bool]:
-        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with."""
-        folder = self.stage_work(name)
-        resumed = read_json(folder / "key.json") == key
+    def begin(self, name: str, key: str, versions: dict[str, str]) -> tuple[Path, bool]:
+        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with.
+
+        It cannot if other versions of packages did it: a checkpoint is not to be half theirs.
+        """
+        folder, wanted = self.stage_work(name), {"key": key, "versions": versions}
+        resumed = read_json(folder / "key.json") == wanted
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "scratch").mkdir(parents=True)
-            write_json(folder / "key.json", key)
+            write_json(folder / "key.json", wanted)
         return folder, resumed
 
     def publish(self, name: str) -> Path:

@@ -22,16 +22,17 @@ def article_config(
     heads: int = 32,
     key_value_heads: int = 8,
     tied: bool = False,
+    vocab_size: int = 151_552,
 ) -> GlmConfig:
-    """The seed article's source, or what becomes of it."""
+    """The seed article's source, what becomes of it, or something smaller of its kind."""
     return GlmConfig(
-        vocab_size=151_552,
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
-        head_dim=128,
+        head_dim=hidden_size // heads,
         attention_bias=True,
         tie_word_embeddings=tied,
         pad_token_id=0,

@@ -35,6 +35,10 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Refuse stages that may need more memory, such as 8GB. \\[default: none]"),
+]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/demo.yaml.")]
 Assignments = Annotated[
     list[str] | None,
@@ -101,6 +105,7 @@ def run(
     ] = None,
     last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what earlier runs of the recipe made first.")] = False,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Run a recipe, stage by stage.
 
@@ -114,7 +119,7 @@ def run(
 
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
-        options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh)
+        options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh, memory_limit)
         folder = run_recipe(loaded, options, Progress(Console()))
         typer.echo(f"results: {folder}")
 
@@ -124,6 +129,7 @@ def plan(
     recipe: RecipeFile,
     output: Output = None,
     assignments: Assignments = None,
+    memory_limit: MemoryLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
     """Show what a recipe will do, reading no weights.
@@ -133,11 +139,14 @@ def plan(
     with _one_message():
         from autoglm_compress.pipeline import plan_recipe
         from autoglm_compress.pipeline.metrics import human, plan_table
+        from autoglm_compress.pipeline.plan import bytes_of
         from autoglm_compress.recipe import load_recipe
 
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
         planned = plan_recipe(loaded, output or Path("runs") / loaded.name)
+        if memory_limit is not None:
+            planned.require_memory(bytes_of(memory_limit), range(len(loaded.stages)))
         if as_json:
             typer.echo(json.dumps(planned.as_data(), indent=2))
             return

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from errno import EIO
 from pathlib import Path
@@ -47,9 +47,15 @@ class CheckpointWriter:
     def _sealed(self) -> bool:
         return (self.folder / INDEX).exists()
 
-    def write(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Write one unit; it appears under its name only when all of it is there."""
-        save_atomically(self._unit(number), tensors)
+    def write(self, number: int, tensors: dict[str, torch.Tensor], same_as: Checkpoint | None = None) -> None:
+        """Write one unit; it appears under its name only when all of it is there.
+
+        `same_as` is a checkpoint that this package wrote and that has the same tensors, if there is one: a shard of
+        it that holds them and no others gets a second name and is not copied.
+        """
+        shard = None if same_as is None else _shard_of(same_as, tensors)
+        if shard is None or not _link(shard, self._unit(number)):
+            save_atomically(self._unit(number), tensors)
 
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config and the tokenizer files of `like`."""
@@ -72,7 +78,8 @@ class CheckpointWriter:
             weight_map |= dict.fromkeys(infos, shard.name)
             total += sum(info.nbytes for info in infos.values())
             if len(group) == 1:
-                _link_or_copy(group[0], shard)
+                if not _link(group[0], shard):
+                    shutil.copyfile(group[0], shard)
             else:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -89,13 +96,21 @@ class CheckpointWriter:
         return groups
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; some file systems cannot, and get a copy."""
-    target.unlink(missing_ok=True)
+def _link(file: Path, name: Path) -> bool:
+    """Give a file a second name, if the file system can."""
+    name.unlink(missing_ok=True)
     try:
-        target.hardlink_to(source)
+        name.hardlink_to(file)
     except OSError:
-        shutil.copyfile(source, target)
+        return False
+    return True
+
+
+def _shard_of(checkpoint: Checkpoint, tensors: Collection[str]) -> Path | None:
+    """The file that holds these tensors of a checkpoint and no others, if there is one."""
+    files = {checkpoint.infos[name].file for name in tensors}
+    held = [name for name, info in checkpoint.infos.items() if info.file in files]
+    return files.pop() if len(files) == 1 and len(held) == len(tensors) else None
 
 
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:

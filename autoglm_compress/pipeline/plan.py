@@ -1,6 +1,8 @@
 """What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and what will not work."""
 
+import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -65,6 +67,17 @@ class Plan:
     scratch_bytes: int
     kept_bytes: int
     free_bytes: int
+
+    def require_memory(self, limit: int, stages: Collection[int]) -> None:
+        """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
+        chosen = [self.checkpoints[number + 1] for number in stages]
+        beyond = [f"{entry.name}: {entry.peak_memory / 1e9:.2f} GB" for entry in chosen if entry.peak_memory > limit]
+        if beyond:
+            listed = "\n  ".join(beyond)
+            raise UserError(
+                f"--memory-limit: {limit / 1e9:.2f} GB may not be enough for\n  {listed}\n"
+                "Raise the limit, leave these stages out, or choose cheaper options for them, such as logit_passes: 0."
+            )
 
     def stage_warnings(self) -> list[str]:
         """The warnings about stages, each with the stage's name."""
@@ -234,6 +247,19 @@ def _calibration_warnings(calibration: CalibrationOptions, fan_in: int) -> list[
             f"inputs: raise calibration.samples to {ceil(enough / length)} or more"
         )
     return found
+
+
+def bytes_of(text: str) -> int:
+    """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
+    if not found:
+        raise UserError(f"--memory-limit: given {text!r}: expected a size such as 8GB, 7.5GiB or 900MB.")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (2 if unit in "mM" else 3))
 
 
 def free_bytes(folder: Path) -> int:

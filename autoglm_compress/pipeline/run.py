@@ -19,7 +19,7 @@ from autoglm_compress.pipeline.calibration import calibration_batches, calibrati
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
 from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table, row
-from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
+from autoglm_compress.pipeline.plan import SOURCE, bytes_of, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
@@ -46,6 +46,7 @@ class RunOptions:
     first: str | None = None
     last: str | None = None
     fresh: bool = False
+    memory_limit: str | None = None
 
 
 def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
@@ -132,6 +133,7 @@ class _Run:
         to_make = [self.recipe.stages[number] for number in self.schedule.to_make]
         if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
+        self._check_memory()
         if self.options.fresh:
             self.folder.clear()
         self._announce(left_over)
@@ -178,6 +180,11 @@ class _Run:
             later = [user for user in users(self.recipe, number) if user > reached]
             if number <= reached and all(self.schedule.done(user) for user in later):
                 self.records[number] = self.folder.drop(self.recipe.folder_name(number), self.records[number])
+
+    def _check_memory(self) -> None:
+        if self.options.memory_limit is not None:
+            looking = [number for number in self.chosen if not self.recipe.stages[number].makes_checkpoint]
+            self.plan.require_memory(bytes_of(self.options.memory_limit), [*self.schedule.to_make, *looking])
 
     def _check_disk(self) -> None:
         sizes, to_make = [checkpoint.disk for checkpoint in self.plan.checkpoints[1:]], self.schedule.to_make

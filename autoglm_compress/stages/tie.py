@@ -55,9 +55,9 @@ class Tie(Stage):
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return changed[name].to(tensor.dtype) if name in changed else tensor
 
-        Rewrite(range(context.source.shape.num_hidden_layers), {}, lambda _: {}, change).run(
-            context.source, context.target, context.shape, context.progress
-        )
+        layers = range(context.source.shape.num_hidden_layers)
+        rewrite = Rewrite(layers, {}, lambda _: {}, change, linked=context.made_by_the_run)
+        rewrite.run(context.source, context.target, context.shape, context.progress)
 
     def _changed(self, context: StageContext) -> dict[str, torch.Tensor]:
         """The tensors that tying changes, by name."""

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from errno import EIO
 from pathlib import Path
@@ -121,6 +121,13 @@ def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         except SafetensorError as error:
             raise _as_os_error(error, path) from None
         temporary.chmod(_usual_mode())  # safetensors lets nobody but the owner read it
+
+
+def computed_once(file: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What a long computation gives, kept in a file so that a killed stage need not do it again."""
+    if not file.exists():
+        save_atomically(file, compute())
+    return load_file(file)
 
 
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:

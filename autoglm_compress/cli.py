@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import Terminated, UserError
 
 app = typer.Typer(
     help="Turn a large language model into one that fits a phone.",
@@ -34,6 +35,10 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Refuse stages that may need more memory, such as 8GB. \\[default: none]"),
+]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/demo.yaml.")]
 Assignments = Annotated[
     list[str] | None,
@@ -45,13 +50,24 @@ Output = Annotated[
 
 
 @contextmanager
-def _one_message() -> Iterator[None]:
-    """Show what the user can put right as one message, with exit code 2."""
+def _one_message(stopped: str = "stopped") -> Iterator[None]:
+    """End in one message: what the user can put right with exit code 2, and `stopped` at Ctrl-C or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        typer.echo(f"\n{stopped}", err=True)
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 def _quiet_transformers() -> None:
@@ -89,20 +105,21 @@ def run(
     ] = None,
     last: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what earlier runs of the recipe made first.")] = False,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Run a recipe, stage by stage.
 
     Every stage leaves a checkpoint that plain transformers loads.
     Finished stages are skipped, an interrupted one goes on where it was.
     """
-    with _one_message():
+    with _one_message("stopped: what is finished is kept, and the same command goes on at the layer it had reached"):
         from autoglm_compress.pipeline import RunOptions, run_recipe
         from autoglm_compress.progress import Progress
         from autoglm_compress.recipe import load_recipe
 
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
-        options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh)
+        options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh, memory_limit)
         run_recipe(loaded, options, Progress(Console()))
 
 
@@ -111,6 +128,7 @@ def plan(
     recipe: RecipeFile,
     output: Output = None,
     assignments: Assignments = None,
+    memory_limit: MemoryLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
     """Show what a recipe will do, reading no weights.
@@ -120,18 +138,22 @@ def plan(
     with _one_message():
         from autoglm_compress.pipeline import plan_recipe
         from autoglm_compress.pipeline.metrics import human, plan_table
+        from autoglm_compress.pipeline.plan import bytes_of
         from autoglm_compress.recipe import load_recipe
 
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
         planned = plan_recipe(loaded, output or Path("runs") / loaded.name)
+        if memory_limit is not None:
+            planned.require_memory(bytes_of(memory_limit), range(len(loaded.stages)))
         if as_json:
             typer.echo(json.dumps(planned.as_data(), indent=2))
             return
         console = Console()
         console.print(plan_table(planned))
         typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
-        typer.echo(f"disk: {human(planned.disk_bytes)}B needed, {human(planned.free_bytes)}B free")
+        kept = "" if loaded.keep == "all" else f" at most, {human(planned.kept_bytes)}B for what is kept"
+        typer.echo(f"disk: {human(planned.disk_bytes)}B needed{kept}, {human(planned.free_bytes)}B free")
         for warning in planned.warnings():
             typer.echo(f"warning: {warning}")
 

@@ -8,76 +8,20 @@ for time and memory, not for quality. Prints seconds and peak resident memory of
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
 import yaml
-from chains import REFERENCE, write_results
+from chains import write_results
+from random_models import article_config, matmul_peak, write_checkpoint
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, GlmConfig
 
-from autoglm_compress.architecture import ModelShape, family_of
 from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import load_recipe
 
 LENGTH = 512
-CALIBRATION_SPEED_SIZE = 4096
-
-
-def article_config(
-    layers: int, hidden_size: int = 4096, intermediate_size: int = 16_384, heads: int = 32, tied: bool = False
-) -> GlmConfig:
-    """The seed article's source, or what becomes of it."""
-    return GlmConfig(
-        vocab_size=151_552,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        attention_bias=True,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        eos_token_id=0,
-        dtype="bfloat16",
-        architectures=["GlmForCausalLM"],
-    )
-
-
-def write_checkpoint(folder: Path, config: GlmConfig) -> None:
-    """A checkpoint of random weights, written tensor by tensor; activations stay finite."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(folder)
-    shape = ModelShape.of(family_of(json.loads((folder / "config.json").read_text()), "config.json"), config)
-    generator = torch.Generator().manual_seed(0)
-    index: dict[str, str] = {}
-    for number, (name, size) in enumerate(shape.tensors()):
-        tensor = torch.empty(size, dtype=torch.bfloat16)
-        if len(size) == 1:
-            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            tensor.normal_(0, size[1] ** -0.5, generator=generator)
-        file = f"model-{number:05d}.safetensors"
-        save_file({name: tensor}, folder / file, metadata={"format": "pt"})
-        index[name] = file
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-
-
-def matmul_peak() -> float:
-    """fp32 GFLOP/s of a large product here, the best of three."""
-    a, b = torch.randn(2, CALIBRATION_SPEED_SIZE, CALIBRATION_SPEED_SIZE)
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2 * CALIBRATION_SPEED_SIZE**3 / best / 1e9
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
-from article_shape import article_config, write_checkpoint
 from chains import write_results
 from quantization_peers import make_llama
+from random_models import article_config, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 

@@ -172,6 +172,22 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
     assert plan(recipe)["warnings"] == []
 
 
+def test_a_limit_of_memory_refuses_the_stages_that_may_need_more(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    recipe = recipe_of(
+        tmp_path, make_checkpoint("glm"), "depth, layers: [0, 1]", "refit", "evaluate, tasks: [perplexity]"
+    )
+    memory = {entry["name"]: entry["peak_memory_bytes_estimate"] for entry in plan(recipe)["checkpoints"][1:]}
+    assert memory["01-depth"] < memory["02-refit"]
+    between = f"{(memory['01-depth'] + memory['02-refit']) / 2e6:.0f}MB"
+    for command in (["plan"], ["run", "--output", tmp_path / "out"]):
+        message = refusal(command[0], recipe, *command[1:], "--memory-limit", between)
+        assert_says(message, "--memory-limit", "02-refit")
+        assert "01-depth" not in message
+    assert not (tmp_path / "out").exists()
+    plan(recipe, "--memory-limit", f"{max(memory.values()) / 2**30 + 0.01:.2f}GiB")
+    assert_says(refusal("plan", recipe, "--memory-limit", "8"), "--memory-limit", "'8'", "8GB")
+
+
 def test_every_stage_that_cannot_work_is_said_at_once(tmp_path: Path):
     recipe = recipe_of(
         tmp_path,

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from running import Kill, compress, digests, load, logits, run, run_until_killed, same_tensors, write_recipe
 from transformers import PreTrainedTokenizerFast
 
-from autoglm_compress.reconstruction.ridge import InputMoments, Moments, NotFiniteError, fit, ridge
+from autoglm_compress.reconstruction.ridge import (
+    Examples,
+    InputExamples,
+    InputMoments,
+    Moments,
+    NotFiniteError,
+    fit,
+    ridge,
+)
 from autoglm_compress.reconstruction.rotation import principal_directions
 from autoglm_compress.reconstruction.tying import pair_moments, tie_least_squares
 
@@ -54,6 +62,22 @@ def test_input_moments_give_the_moments_of_any_target():
     found, expected = sums.for_targets(weight), moments_of(x, other @ weight.T)
     for name in ("gram", "cross", "target_square"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-3)
+
+
+def test_examples_judge_a_fit_as_sums_over_them_do():
+    torch.manual_seed(0)
+    x, other, fixed, weight = torch.randn(12, 20), torch.randn(12, 9), torch.randn(4, 9), torch.randn(4, 20)
+    sums, examples = InputMoments(20, 9, x.device, for_errors=True), InputExamples()
+    for part in (slice(0, 5), slice(5, 5), slice(5, 12)):
+        sums.add(x[part], other[part])
+        examples.add(x[part], other[part])
+    expected, found = sums.for_targets(fixed), examples.for_targets(fixed)
+    torch.testing.assert_close(found.errors(weight), expected.errors(weight), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.target_square, expected.target_square, rtol=1e-4, atol=1e-3)
+    weighted, targets, weights = Examples(), torch.randn(12, 4), torch.rand(12)
+    weighted.add(x, targets, weights)
+    expected = moments_of(x, targets, weights).errors(weight)
+    torch.testing.assert_close(weighted.errors(weight), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_dead_and_dependent_inputs_keep_what_the_prior_says_about_them():

@@ -472,6 +472,23 @@ def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(
     assert loaded[: len(expected)] == expected
 
 
+def test_what_a_stage_leaves_as_it_is_takes_no_room_again(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autoglm_compress.checkpoint.writer.SHARD_BYTES", 1)  # a shard for each layer
+    run(write(tmp_path), "--until", "refit")
+    width, tied, refitted = (tmp_path / "out" / name for name in NAMES[3:6])
+    files = {
+        folder: {file.stat().st_ino for file in folder.glob("*.safetensors")} for folder in (width, tied, refitted)
+    }
+    assert len(files[width] & files[tied]) == 3  # the layers
+    assert len(files[tied] & files[refitted]) == 1  # the embedding
+    elsewhere = write(tmp_path / "elsewhere")
+    monkeypatch.setattr(Path, "hardlink_to", refuse_links)
+    run(elsewhere, "--until", "refit")
+    assert digests(tmp_path / "out") == digests(tmp_path / "elsewhere" / "out")
+
+
 def refuse_links(*_: object) -> None:
     raise OSError("Operation not permitted")
 

@@ -3,11 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.checkpoint.reader import INDEX, Checkpoint
@@ -29,6 +34,7 @@ class CheckpointWriter:
         self.folder = folder
         self.units = units
         folder.mkdir(parents=True, exist_ok=True)
+        remove_half_written(folder)
 
     def _unit(self, number: int) -> Path:
         return self.folder / f"unit-{number:05d}.safetensors"
@@ -41,9 +47,15 @@ class CheckpointWriter:
     def _sealed(self) -> bool:
         return (self.folder / INDEX).exists()
 
-    def write(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Write one unit; it appears under its name only when all of it is there."""
-        save_atomically(self._unit(number), tensors)
+    def write(self, number: int, tensors: dict[str, torch.Tensor], same_as: Checkpoint | None = None) -> None:
+        """Write one unit; it appears under its name only when all of it is there.
+
+        `same_as` is a checkpoint that this package wrote and that has the same tensors, if there is one: a shard of
+        it that holds them and no others gets a second name and is not copied.
+        """
+        shard = None if same_as is None else _shard_of(same_as, tensors)
+        if shard is None or not _link(shard, self._unit(number)):
+            save_atomically(self._unit(number), tensors)
 
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config and the tokenizer files of `like`."""
@@ -66,7 +78,8 @@ class CheckpointWriter:
             weight_map |= dict.fromkeys(infos, shard.name)
             total += sum(info.nbytes for info in infos.values())
             if len(group) == 1:
-                _link_or_copy(group[0], shard)
+                if not _link(group[0], shard):
+                    shutil.copyfile(group[0], shard)
             else:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -83,29 +96,78 @@ class CheckpointWriter:
         return groups
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; some file systems cannot, and get a copy."""
-    target.unlink(missing_ok=True)
+def _link(file: Path, name: Path) -> bool:
+    """Give a file a second name, if the file system can."""
+    name.unlink(missing_ok=True)
     try:
-        target.hardlink_to(source)
+        name.hardlink_to(file)
     except OSError:
-        shutil.copyfile(source, target)
+        return False
+    return True
+
+
+def _shard_of(checkpoint: Checkpoint, tensors: Collection[str]) -> Path | None:
+    """The file that holds these tensors of a checkpoint and no others, if there is one."""
+    files = {checkpoint.infos[name].file for name in tensors}
+    held = [name for name, info in checkpoint.infos.items() if info.file in files]
+    return files.pop() if len(files) == 1 and len(held) == len(tensors) else None
 
 
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that appears under its name only when it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
-    _sync(temporary)
-    temporary.replace(path)
+    with _appearing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from None
+        temporary.chmod(_usual_mode())  # safetensors lets nobody but the owner read it
+
+
+def computed_once(file: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What a long computation gives, kept in a file so that a killed stage need not do it again."""
+    if not file.exists():
+        save_atomically(file, compute())
+    return load_file(file)
 
 
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
     """Write JSON that appears under its name only when it is complete and on the disk."""
+    with _appearing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that gets its own when it is complete and on the disk, or is deleted if it fails."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete what a killed process was writing: files under our temporary names, or under those of safetensors."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink()
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """The error of the system that safetensors tells only as text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else EIO
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file has."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _sync(path: Path) -> None:

@@ -4,8 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from autoglm_compress.architecture import ModelShape
-from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
+from autoglm_compress.pipeline.plan import SOURCE, Plan
 from autoglm_compress.report.numbers import human
 
 MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accuracy")}
@@ -14,19 +13,20 @@ MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accurac
 def row(
     name: str,
     stage: str,
-    shape: ModelShape,
+    shape: dict[str, Any],
+    parameters: int,
     file_bytes: int,
     resources: dict[str, Any],
     results: dict[str, Any],
     source: dict[str, Any] | None,
     previous: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """One row of `metrics.json`. `source` and `previous` are the rows that deltas are taken against."""
+    """One row of `metrics.json`; `shape` is plain data, and deltas are taken against `source` and `previous`."""
     data: dict[str, Any] = {
         "name": name,
         "stage": stage,
-        "shape": shape_data(shape),
-        "parameters": shape.parameters,
+        "shape": shape,
+        "parameters": parameters,
         "bytes": file_bytes,
         **resources,
     }

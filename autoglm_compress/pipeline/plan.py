@@ -1,6 +1,8 @@
 """What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and what will not work."""
 
+import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -13,6 +15,7 @@ from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.calibration import calibration_files
+from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.reconstruction.refit import HELD_OUT_EVERY
 from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
@@ -53,16 +56,28 @@ class PlannedCheckpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """The source and every stage, with the disk the run needs and has."""
+    """The source and every stage, with the disk the run needs and has.
+
+    `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
+    `kept_bytes` what the checkpoints take that it leaves.
+    """
 
     checkpoints: tuple[PlannedCheckpoint, ...]
+    disk_bytes: int
     scratch_bytes: int
+    kept_bytes: int
     free_bytes: int
 
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes the run writes and keeps, and the most it needs beside them while it works."""
-        return sum(checkpoint.disk for checkpoint in self.checkpoints) + self.scratch_bytes
+    def require_memory(self, limit: int, stages: Collection[int]) -> None:
+        """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
+        chosen = [self.checkpoints[number + 1] for number in stages]
+        beyond = [f"{entry.name}: {entry.peak_memory / 1e9:.2f} GB" for entry in chosen if entry.peak_memory > limit]
+        if beyond:
+            listed = "\n  ".join(beyond)
+            raise UserError(
+                f"--memory-limit: {limit / 1e9:.2f} GB may not be enough for\n  {listed}\n"
+                "Raise the limit, leave these stages out, or choose cheaper options for them, such as logit_passes: 0."
+            )
 
     def stage_warnings(self) -> list[str]:
         """The warnings about stages, each with the stage's name."""
@@ -80,6 +95,7 @@ class Plan:
         return {
             "checkpoints": [checkpoint.as_data() for checkpoint in self.checkpoints],
             "disk_bytes_needed": self.disk_bytes,
+            "disk_bytes_kept": self.kept_bytes,
             "disk_bytes_free": self.free_bytes,
             "warnings": self.warnings(),
         }
@@ -179,14 +195,22 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         raise RecipeError(recipe.file, problems, recipe.locations)
     scratch = 0
     for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
-        if stage.uses_calibration:
-            own = stage.scratch_bytes(source if parent is None else shapes[parent], source, tokens)
-            scratch = max(scratch, own or 2 * 4 * tokens * source.hidden_size)
+        own = stage.scratch_bytes(source if parent is None else shapes[parent], source, tokens)
+        walked = 2 * 4 * tokens * source.hidden_size if stage.uses_calibration else 0
+        scratch = max(scratch, own or walked)
     if scratch:
         # The statistics: a Gram matrix and the states of sampled tokens for each layer.
         per_layer = 4 * source.hidden_size**2 + 2 * SAMPLE_TOKENS * source.hidden_size
         scratch += per_layer * (source.num_hidden_layers + 1)
-    return Plan(tuple(checkpoints), 2 * SHARD_BYTES + scratch, free_bytes(output))
+    scratch += 2 * SHARD_BYTES
+    sizes = [checkpoint.disk for checkpoint in checkpoints[1:]]
+    return Plan(
+        checkpoints=tuple(checkpoints),
+        disk_bytes=most_bytes(recipe, sizes, range(len(sizes)), ()) + scratch,
+        scratch_bytes=scratch,
+        kept_bytes=kept_bytes(recipe, sizes),
+        free_bytes=free_bytes(output),
+    )
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:
@@ -227,6 +251,19 @@ def _calibration_warnings(calibration: CalibrationOptions, fan_in: int) -> list[
             f"inputs: raise calibration.samples to {ceil(enough / length)} or more"
         )
     return found
+
+
+def bytes_of(text: str) -> int:
+    """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
+    if not found:
+        raise UserError(f"--memory-limit: given {text!r}: expected a size such as 8GB, 7.5GiB or 900MB.")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (2 if unit in "mM" else 3))
 
 
 def free_bytes(folder: Path) -> int:

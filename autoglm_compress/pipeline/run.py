@@ -23,10 +23,12 @@ from autoglm_compress.pipeline.calibration import (
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
 from autoglm_compress.pipeline.keys import calibration_key, checkpoint_key, hash_source, key_of, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table, row
-from autoglm_compress.pipeline.plan import SOURCE, plan_recipe, shape_data
+from autoglm_compress.pipeline.plan import SOURCE, bytes_of, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, read_json
-from autoglm_compress.pipeline.versions import package_versions
+from autoglm_compress.pipeline.retention import most_bytes, passing, users
+from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
+from autoglm_compress.pipeline.schedule import Schedule
+from autoglm_compress.pipeline.versions import package_versions, result_versions
 from autoglm_compress.processes import Processes, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
@@ -49,6 +51,7 @@ class RunOptions:
     first: str | None = None
     last: str | None = None
     fresh: bool = False
+    memory_limit: str | None = None
 
 
 def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
@@ -59,13 +62,18 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
             is half-written.
     """
     processes, device = join_processes(choose_device(options.device))
-    if processes.is_first:
-        run = _Run(recipe, options, progress, device, processes)
-        run.run()
-        processes.tell(None)
-    else:
-        run = _Run(recipe, options, Progress(Console(quiet=True)), device, processes)
-        run.follow()
+    try:
+        if processes.is_first:
+            run = _Run(recipe, options, progress, device, processes)
+            run.run()
+            processes.tell(None)
+        else:
+            run = _Run(recipe, options, Progress(Console(quiet=True)), device, processes)
+            run.follow()
+    except OSError as error:
+        if problem := disk_problem(options.output, error):
+            raise UserError(problem) from None
+        raise
     return run.folder.path
 
 
@@ -116,6 +124,28 @@ class _Run:
             self.recipe.stages[number].run(self._context(number, None, self.folder.stage_work(name) / "scratch"))
 
     def run(self) -> None:
+        """Run the stages, and write what is said of them."""
+        new = not self.folder.path.exists()
+        if new:
+            self._prepare()  # before there is a folder: what is refused leaves nothing behind
+        with self.folder.claimed():
+            if not new:
+                self._prepare()
+            self._write_manifest()
+            torch.manual_seed(self.recipe.seed)
+            self._evaluate(None, tasks_of(self.recipe, self.chosen[-1]))
+            for number in range(self.chosen[-1] + 1):
+                self._run_stage(number)
+                self._drop_served(number)
+                self._write_metrics()
+                self._write_manifest()
+            self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
+            self.progress.console.print(metrics_table(self._rows()))
+            write_report(self.folder.path, self.progress)
+        self.progress.console.print(f"results: {self.folder.path}", soft_wrap=True, highlight=False, markup=False)
+
+    def _prepare(self) -> None:
+        """See what is to be done, and refuse what cannot be; deletes what --fresh says."""
         known = self.folder.manifest.get("source", {})
         same_folder = known.get("folder") == str(self.source.folder)
         self.source_files = hash_source(self.source, known["files"] if same_folder else {})
@@ -126,31 +156,23 @@ class _Run:
             for option, name in stage.other_checkpoints.items()
         }
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration, others)
-        unfinished = [self.recipe.stages[number] for number in self._unfinished()]
-        if self.options.fresh or any(stage.uses_calibration or stage.makes_quantized for stage in unfinished):
+        left_over = [] if self.options.fresh else self.folder.adopt(self._names(), self.keys)
+        again = self.chosen if self.options.fresh or self.options.first is not None else ()
+        self.schedule = Schedule(self.recipe, self.folder, self.keys, self._known, again, self.chosen[-1])
+        to_make = [self.recipe.stages[number] for number in self.schedule.to_make]
+        if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
+        self._check_memory()
         if self.options.fresh:
             self.folder.clear()
-        self._announce()
-        self._check_disk(self._unfinished())
-        self._write_manifest()
-        torch.manual_seed(self.recipe.seed)
-        self._evaluate(None, tasks_of(self.recipe, self.chosen[-1]))
-        for number in range(self.chosen[-1] + 1):
-            self._run_stage(number)
-            self._write_metrics()
-            self._write_manifest()
-        self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
-        self.progress.console.print(metrics_table(self._rows()))
-        write_report(self.folder.path, self.progress)
-        self.progress.console.print(f"results: {self.folder.path}", soft_wrap=True, highlight=False, markup=False)
+        self._announce(left_over)
+        self._check_disk()
 
     def _names(self) -> list[str]:
         return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
 
-    def _announce(self) -> None:
+    def _announce(self, left_over: Sequence[Path]) -> None:
         """Say which stages are reused, which have to be done again and why, and what is left over."""
-        left_over = self.folder.adopt(self._names(), self.keys)
         before = {entry["name"]: entry for entry in self.folder.manifest.get("stages", [])}
         for number, name in enumerate(self._names()):
             stage = self.recipe.stages[number]
@@ -158,8 +180,10 @@ class _Run:
                 continue
             finished = self.folder.finished(name, self.keys[number])
             forced = self.options.first is not None and number >= self.chosen[0]
-            if finished and not forced:
-                self.progress.note(f"{name}: finished before, reused")
+            if finished and not forced and number in self.schedule.to_make:
+                self.progress.note(f"{name}: finished before, but not kept: done again for those that need it")
+            elif finished and not forced:
+                self.progress.note(f"{name}: finished before, reused{_made_elsewhere(finished, stage.label)}")
             elif number < self.chosen[0]:
                 first = self.options.first
                 raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
@@ -174,21 +198,32 @@ class _Run:
         for warning in self.plan.stage_warnings():
             self.progress.note(f"warning: {warning}")
 
-    def _unfinished(self) -> list[int]:
-        """The stages, as far as this run goes, whose checkpoints are still to be made."""
-        return [
-            number
-            for number, name in enumerate(self._names()[: self.chosen[-1] + 1])
-            if self.recipe.stages[number].makes_checkpoint and not self.folder.finished(name, self.keys[number])
-        ]
+    def _known(self, number: int | None, tasks: Sequence[str]) -> bool:
+        """Whether a checkpoint was evaluated on tasks, and that counts."""
+        name, key, _ = self._checkpoint_of(number)
+        return set(tasks) <= self.evaluations.known(name, key).keys()
 
-    def _check_disk(self, unfinished: Sequence[int]) -> None:
-        kept = sum(self.plan.checkpoints[number + 1].disk for number in unfinished)
-        needed = kept + (self.plan.scratch_bytes if unfinished else 0)
+    def _drop_served(self, reached: int) -> None:
+        """Delete the weights that the recipe does not keep and, this stage being done, nothing needs any more."""
+        for number in passing(self.recipe):
+            later = [user for user in users(self.recipe, number) if user > reached]
+            if number <= reached and all(self.schedule.done(user) for user in later):
+                self.records[number] = self.folder.drop(self.recipe.folder_name(number), self.records[number])
+
+    def _check_memory(self) -> None:
+        if self.options.memory_limit is not None:
+            looking = [number for number in self.chosen if not self.recipe.stages[number].makes_checkpoint]
+            self.plan.require_memory(bytes_of(self.options.memory_limit), [*self.schedule.to_make, *looking])
+
+    def _check_disk(self) -> None:
+        sizes, to_make = [checkpoint.disk for checkpoint in self.plan.checkpoints[1:]], self.schedule.to_make
+        needed = most_bytes(self.recipe, sizes, to_make, self.schedule.with_weights())
+        needed += self.plan.scratch_bytes if to_make else 0
         if needed > self.plan.free_bytes:
+            hint = ", or keep fewer checkpoints with --set keep=none" if self.recipe.keep != "none" else ""
             raise UserError(
                 f"{self.folder.path}: the run needs {needed / 1e9:.2f} GB of disk and {self.plan.free_bytes / 1e9:.2f} "
-                "GB are free. Free some, or give a folder on another disk with --output."
+                f"GB are free. Free some, or give a folder on another disk with --output{hint}."
             )
 
     def _evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
@@ -211,30 +246,37 @@ class _Run:
         if not stage.makes_checkpoint:
             if redo and isinstance(stage, Evaluate):
                 self.evaluations.forget(self._checkpoint_of(self.recipe.parents[number])[0], stage.tasks)
-            context = self._context(number, target=None, work=self.folder.work)
-            stage.run(context)
-            cost = self.evaluations.resources(self._checkpoint_of(self.recipe.parents[number])[0])
-            self.records.append({"results": context.decisions, **cost})
+            parent = self.recipe.parents[number]
+            if self.schedule.done(number):  # what is known needs no checkpoint, which may have been dropped
+                results = self._evaluate(parent, stage.tasks)
+            else:
+                context = self._context(number, target=None, work=self.folder.work)
+                stage.run(context)
+                results = context.decisions
+            self.records.append({"results": results, **self.evaluations.resources(self._checkpoint_of(parent)[0])})
             write_json(self.folder.path / f"{name}.json", {"name": name, "stage": stage.stage, **self.records[-1]})
             return
-        finished = self.folder.finished(name, self.keys[number])
-        self.records.append(finished if finished and not redo else self._make_checkpoint(number))
+        finished = None if number in self.schedule.to_make else self.schedule.finished(number)
+        self.records.append(finished or self._make_checkpoint(number))
         draw_missing(self.folder.path / name / STAGE, self.progress)
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
     def _rows(self) -> list[dict[str, Any]]:
         """A row for the source and for every finished stage, with all that was measured of its checkpoint."""
-        source = self._row(None, SOURCE, SOURCE, self.evaluations.resources(SOURCE_FOLDER_NAME), None, None)
+        cost = self.evaluations.resources(SOURCE_FOLDER_NAME)
+        source = self._row(None, SOURCE, SOURCE, cost, None, None)
         rows: list[dict[str, Any]] = []
-        for number, record in enumerate([*self.records, *self._finished_later()]):
+        records = [*self.records, *self._finished_later()]
+        for number, record in enumerate(records):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
-            resources = {field: record[field] for field in ("seconds", "peak_rss_bytes")}
+            resources = {field: record.get(field) for field in Resources.FIELDS}
             checkpoint = number if stage.makes_checkpoint else parent
             # What a stage that only looks is compared with is what the checkpoint it looks at is compared with.
             before = parent if stage.makes_checkpoint or parent is None else self.recipe.parents[parent]
             previous = source if before is None else rows[before]
             name = self.recipe.folder_name(number)
-            rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous))
+            made = None if checkpoint is None else records[checkpoint]
+            rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous, made))
         return [source, *rows]
 
     def _finished_later(self) -> Iterator[dict[str, Any]]:
@@ -258,12 +300,17 @@ class _Run:
         resources: dict[str, Any],
         source: dict[str, Any] | None,
         previous: dict[str, Any] | None,
+        made: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        checkpoint_name, key, folder = self._checkpoint_of(number)
-        checkpoint = Checkpoint(folder)
-        size = sum(file.stat().st_size for file in checkpoint.files())
+        checkpoint_name, key, _ = self._checkpoint_of(number)
         results = self.evaluations.known(checkpoint_name, key)
-        return row(name, stage, checkpoint.shape, size, resources, results, source, previous)
+        if made is None:
+            shape, size = shape_data(self.source.shape), sum(file.stat().st_size for file in self.source.files())
+        else:  # the weights themselves may have been dropped
+            shape, files = made["shape"], made["files"]
+            size = sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors"))
+        parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
+        return row(name, stage, shape, parameters, size, resources, results, source, previous)
 
     def _write_metrics(self) -> None:
         write_json(self.folder.path / "metrics.json", {"recipe": self.recipe.name, "stages": self._rows()})
@@ -271,15 +318,18 @@ class _Run:
     def _make_checkpoint(self, number: int) -> dict[str, Any]:
         """Run one stage in its work folder and publish the result; returns its `stage.json`."""
         stage, name, key = self.recipe.stages[number], self.recipe.folder_name(number), self.keys[number]
-        work, resumed = self.folder.begin(name, key)
+        work, resumed = self.folder.begin(name, key, result_versions())
+        resources = Resources(work / "spent.json")
         self.progress.note(f"{name}: {'going on where an earlier run stopped' if resumed else 'running'}")
         shape: ModelShape = self.plan.checkpoints[number + 1].shape
         target = CheckpointWriter(work / "checkpoint", units=shape.num_hidden_layers + 2)
         context = self._context(number, target, work / "scratch")
         if stage.runs_in_all_processes:
             self.processes.tell(number)
-        with Resources() as resources:
+        with resources:
             stage.run(context)
+        for checkpoint in (self.source, context.source):
+            checkpoint.require_unchanged()
         context.lineage.save(target.folder / LINEAGE)
         files = sorted(path for path in target.folder.iterdir() if STAGE not in path.name)
         record = {
@@ -331,7 +381,8 @@ class _Run:
         return calibration_batches(self.recipe.calibration, self.calibration_files, self.source, self.progress)
 
     def _statistics_name(self) -> str:
-        return f"statistics-{key_of([STATISTICS_REVISION, self.source_key, self.calibration])}"
+        key = key_of([STATISTICS_REVISION, self.source_key, self.calibration, result_versions()])
+        return f"statistics-{key}"
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -345,7 +396,8 @@ class _Run:
             record = read_json(self.folder.path / name / STAGE) or {}
             finished = record.get("key") == self.keys[number]
             entry = {"name": name, "key": self.keys[number], "finished": finished}
-            stages.append(entry | ({"files": record["files"]} if finished else {}))
+            kept = {field: record[field] for field in ("files", "dropped") if finished and field in record}
+            stages.append(entry | kept)
         self.folder.write_manifest(
             {
                 "recipe": self.recipe.as_data(),
@@ -359,3 +411,12 @@ class _Run:
                 "stages": stages,
             }
         )
+
+
+def _made_elsewhere(record: dict[str, Any], label: str) -> str:
+    """What to know of a finished stage that other versions made."""
+    now, then = result_versions(), record["versions"]
+    other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
+    if not other:
+        return ""
+    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"

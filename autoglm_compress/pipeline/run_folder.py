@@ -2,16 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from autoglm_compress.checkpoint.reader import INDEX
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LINEAGE = "lineage.json"
+LOCK = ".lock"
+UNOWNED = (LOCK, ".partial")
+"""How names end of what a run leaves that was killed before it wrote a manifest."""
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a checkpoint goes when its weights are dropped."""
+    return name.endswith(".safetensors") or name == INDEX
 
 
 def read_json(path: Path) -> Any:
@@ -20,6 +33,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def disk_problem(folder: Path, error: OSError) -> str | None:
+    """What to say of an error in writing a run; None if it is not the disk's, and so a fault of ours."""
+    if error.errno in (ENOSPC, EDQUOT):
+        return (
+            f"{folder}: the disk is full. Free some space and give the same command again: it goes on where it "
+            "stopped, and nothing is half-written."
+        )
+    return _no_writing(folder, error) if error.errno in (EACCES, EPERM, EROFS) else None
+
+
+def _no_writing(folder: Path, error: OSError) -> str:
+    return f"{folder}: cannot write there: {error.strerror or error}. Give another folder with --output."
 
 
 class RunFolder:
@@ -41,13 +68,36 @@ class RunFolder:
         owner = recipe.get("name") if isinstance(recipe, dict) else None
         self.manifest: dict[str, Any] = manifest if owner is not None else {}
         # A first run that was killed at once leaves a manifest under its temporary name.
-        if owner is None and path.exists() and any(entry.suffix != ".partial" for entry in path.iterdir()):
+        if owner is None and path.exists() and any(not entry.name.endswith(UNOWNED) for entry in path.iterdir()):
             raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
         if owner not in (None, recipe_name):
             raise UserError(
                 f"{path}: belongs to the recipe {owner!r}, not {recipe_name!r}. "
                 "Give another folder with --output, or delete this one."
             )
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made if it is not there; a killed process claims nothing.
+
+        Raises:
+            UserError: another run is at work there, or the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path}: another run is at work there. Wait until it is done, stop it, or give another folder "
+                "with --output."
+            ) from None
+        except OSError as error:
+            raise UserError(_no_writing(self.path, error)) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Delete what earlier runs of this recipe made."""
@@ -67,11 +117,9 @@ class RunFolder:
             UserError: the folder cannot be written to.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / MANIFEST, manifest)
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{self.path}: cannot write there: {reason}. Give another folder with --output.") from None
+            raise UserError(_no_writing(self.path, error)) from None
 
     def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
@@ -101,7 +149,10 @@ class RunFolder:
                 write_json(folder / STAGE, record | renamed)
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
-        """The `stage.json` of a stage that is finished with this key and whose files are all there."""
+        """The `stage.json` of a stage that is finished with this key and whose files are all there.
+
+        Of one that says it was `dropped` the weights need not be.
+        """
         unfinished = self.stage_work(name) / "checkpoint"
         if self._record(unfinished, key) is not None:
             self.publish(name)  # killed between the last write and the rename
@@ -115,6 +166,7 @@ class RunFolder:
         whole = all(
             (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
             for name, file in record["files"].items()
+            if not (record.get("dropped") and is_weights(name))
         )
         return record if whole else None
 
@@ -122,14 +174,17 @@ class RunFolder:
         """Where a stage works: `checkpoint/` becomes its folder, `scratch/` is removed with the rest."""
         return self.work / name
 
-    def begin(self, name: str, key: str) -> tuple[Path, bool]:
-        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with."""
-        folder = self.stage_work(name)
-        resumed = read_json(folder / "key.json") == key
+    def begin(self, name: str, key: str, versions: dict[str, str]) -> tuple[Path, bool]:
+        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with.
+
+        It cannot if other versions of packages did it: a checkpoint is not to be half theirs.
+        """
+        folder, wanted = self.stage_work(name), {"key": key, "versions": versions}
+        resumed = read_json(folder / "key.json") == wanted
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "scratch").mkdir(parents=True)
-            write_json(folder / "key.json", key)
+            write_json(folder / "key.json", wanted)
         return folder, resumed
 
     def publish(self, name: str) -> Path:
@@ -143,6 +198,18 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.stage_work(name))
         return final
+
+    def drop(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Delete the weights of a finished stage and keep what says what they were.
+
+        `record` is its `stage.json`; returns what that is then.
+        """
+        folder, dropped = self.path / name, record | {"dropped": True}
+        if record != dropped:
+            write_json(folder / STAGE, dropped)
+        for file in filter(is_weights, record["files"]):
+            (folder / file).unlink(missing_ok=True)
+        return dropped
 
     def tidy(self, needed: Collection[str]) -> None:
         """Delete what is left of work, but for what is needed."""

@@ -39,7 +39,7 @@ def load_recipe(file: Path, assignments: Sequence[str] = ()) -> Recipe:
         stages=tuple(stages),
         parents=parents,
         locations=document.locations,
-        **{name: getattr(header, name) for name in ("name", "model", "calibration", "evaluation", "seed")},
+        **{name: getattr(header, name) for name in ("name", "model", "calibration", "evaluation", "keep", "seed")},
     )
 
 

@@ -1,7 +1,7 @@
 """What a valid recipe is."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,10 @@ from autoglm_compress.stages import Stage
 
 SOURCE = "source"
 """What the run's source is called among its checkpoints; a stage takes it with `from: source`."""
+
+
+Keep = Literal["all", "last", "none"]
+"""Which of the checkpoints that others are made from stay when nothing needs them any more."""
 
 
 class ModelOptions(BaseModel):
@@ -30,6 +34,7 @@ class RecipeHeader(BaseModel):
     model: ModelOptions
     calibration: CalibrationOptions = CalibrationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    keep: Keep = "all"
     seed: int = Field(default=0, ge=0)
     stages: list[dict[str, Any]] = Field(min_length=1)
 
@@ -44,6 +49,7 @@ class Recipe(BaseModel):
     model: ModelOptions
     calibration: CalibrationOptions
     evaluation: EvaluationOptions
+    keep: Keep
     seed: int
     stages: tuple[Stage, ...]
     parents: tuple[int | None, ...]
@@ -64,5 +70,5 @@ class Recipe(BaseModel):
 
     def as_data(self) -> dict[str, Any]:
         """The recipe with all defaults filled in, as plain data for the manifest."""
-        data = self.model_dump(mode="json", include={"name", "model", "calibration", "evaluation", "seed"})
+        data = self.model_dump(mode="json", include={"name", "model", "calibration", "evaluation", "keep", "seed"})
         return data | {"stages": [stage.model_dump(mode="json", by_alias=True) for stage in self.stages]}

@@ -37,7 +37,16 @@ from autoglm_compress.reconstruction.distillation import (
 )
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
-from autoglm_compress.reconstruction.ridge import Fit, InputMoments, Moments, NotFiniteError, fit, ridge
+from autoglm_compress.reconstruction.ridge import (
+    Examples,
+    Fit,
+    InputExamples,
+    InputMoments,
+    Moments,
+    NotFiniteError,
+    fit,
+    ridge,
+)
 from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, row_slices, slice_axes
 from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype, final_norm
 
@@ -308,17 +317,24 @@ class PairedWalk:
 
     def _input_moments(
         self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[InputMoments, InputMoments]:
-        sums: list[InputMoments] = []
-        for (ours, original), held_out in zip(examples, self.held_out, strict=True):
-            if not sums:
-                sums = [
-                    InputMoments(ours.shape[-1], original.shape[-1], ours.device, for_errors)
-                    for for_errors in (False, True)
-                ]
-            for moments, rows in zip(sums, (~held_out, held_out), strict=True):
+    ) -> tuple[InputMoments, InputMoments | InputExamples]:
+        """What readers are fitted to, and what decides about the fits; examples are inputs of both, ours first."""
+        train: InputMoments | None = None
+        for (ours, original), decides in zip(examples, self.held_out, strict=True):
+            if train is None:
+                sizes = ours.shape[-1], original.shape[-1], ours.device
+                train = InputMoments(*sizes, for_errors=False)
+                held_out = InputExamples() if self._few(sizes[0]) else InputMoments(*sizes, for_errors=True)
+            for moments, rows in ((train, ~decides), (held_out, decides)):
                 moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
-        return sums[0], sums[1]
+        return train, held_out
+
+    def _few(self, inputs: int) -> bool:
+        """Whether the tokens that decide about a fit are fewer than its inputs."""
+        return (
+            sum(int(rows.sum()) * batch.shape[1] for rows, batch in zip(self.held_out, self.batches, strict=True))
+            < inputs
+        )
 
     def _fit_writer(
         self,
@@ -333,7 +349,8 @@ class PairedWalk:
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_submodule(norm).weight if norm else None
-        train, held_out = (Moments.zeros(prior.shape[1], prior.shape[0], prior.device) for _ in range(2))
+        train = Moments.zeros(prior.shape[1], prior.shape[0], prior.device)
+        held_out = Examples() if self._few(prior.shape[1]) else Moments.zeros(*reversed(prior.shape), prior.device)
         for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
             original = self.lineage.project(original.to(self.device).float())
             target = original - residual.to(self.device).float()

@@ -75,6 +75,48 @@ class InputMoments:
         return Moments(self.gram, weight @ self.cross, square)
 
 
+class Examples:
+    """Inputs x [tokens, in], targets y [tokens, out] and weights w [tokens] themselves, to judge fits by.
+
+    Where there are fewer tokens than inputs they take less room than sums over them, and errors less time.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
+        if len(inputs):
+            self._parts.append((inputs, targets, weights))
+
+    @property
+    def target_square(self) -> torch.Tensor:
+        """Sum w y^2 per output, [out]."""
+        return sum(w @ y.square() for _, y, w in self._parts)
+
+    def errors(self, weight: torch.Tensor) -> torch.Tensor:
+        """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
+        return sum(w @ (y - x @ weight.T).square_() for x, y, w in self._parts)
+
+
+class InputExamples:
+    """The same for targets y = V t that are linear in the inputs t of another model."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, inputs: torch.Tensor, other: torch.Tensor) -> None:
+        """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""
+        self._parts.append((inputs, other))
+
+    def for_targets(self, weight: torch.Tensor) -> Examples:
+        """The examples for y = V t, V [out, other]."""
+        examples = Examples()
+        for inputs, other in self._parts:
+            examples.add(inputs, other @ weight.T, torch.ones_like(inputs[:, 0]))
+        return examples
+
+
 @dataclass(frozen=True)
 class Fit:
     """A fitted weight [out, in]; the strength it was fitted with (None: the weight was kept); relative errors."""
@@ -93,21 +135,27 @@ def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength
     Raises:
         NotFiniteError: the sums are not finite.
     """
-    if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(cross).all()):
+    return prior + _update(gram, cross - prior @ gram, strength)
+
+
+def _update(gram: torch.Tensor, missing: torch.Tensor, strength: float) -> torch.Tensor:
+    """M (G + mu I)^-1 [out, in], what ridge adds to the prior; M [out, in] is C - W0 G."""
+    if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(missing).all()):
         raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
     scale = gram.diagonal().mean().clamp_min(1e-30)
     while True:
         damped = gram.clone()
         damped.diagonal().add_(strength * scale)
         factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
-            return prior + torch.cholesky_solve((cross - prior @ gram).T, factor).T
+            return torch.cholesky_solve(missing.T, factor).T
         strength = max(10 * strength, SMALLEST_STRENGTH)
 
 
 def fit(
     train: Moments,
-    held_out: Moments,
+    held_out: Moments | Examples,
     prior: torch.Tensor,
     groups: Sequence[slice] = (slice(None),),
     strengths: Sequence[float] = STRENGTHS,
@@ -116,7 +164,7 @@ def fit(
 
     Args:
         train: sums over the tokens to fit on.
-        held_out: sums over the tokens that decide.
+        held_out: the tokens that decide, or sums over them.
         prior: the weight that is there, [out, in].
         groups: rows that are decided about together; they share the work.
         strengths: ridge strengths to try.
@@ -128,8 +176,9 @@ def fit(
         return [float(each[rows].sum()) / scale for rows, scale in zip(groups, scales, strict=True)]
 
     best = [Fit(prior[rows], None, error, error) for rows, error in zip(groups, errors(prior), strict=True)]
+    missing = train.cross - prior @ train.gram
     for strength in strengths:
-        weight = ridge(train.gram, train.cross, prior, strength)
+        weight = prior + _update(train.gram, missing, strength)
         for number, (rows, error) in enumerate(zip(groups, errors(weight), strict=True)):
             if error < best[number].error_after - SMALLEST_GAIN:
                 best[number] = Fit(weight[rows].clone(), strength, best[number].error_before, error)

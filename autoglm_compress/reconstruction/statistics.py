@@ -27,7 +27,7 @@ from safetensors import safe_open
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.checkpoint.writer import remove_half_written, save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import walk
@@ -77,6 +77,7 @@ def measure(
     A folder that is complete is used as it is; one whose walk was killed is gone on with.
     """
     work = folder / "walk"
+    remove_half_written(folder)
     if not (folder / "final.safetensors").exists():
         sample = _sample(batches)
         visitor = _Measure(checkpoint, folder, sample)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 
 import torch
 
@@ -51,13 +52,15 @@ def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 class Rewrite:
     """A checkpoint written anew: `layers` kept, `cut_model` outside them, `cut_layer` in each, then `change` on each.
 
-    Layers are numbered as in the source, and names given to `change` are the source's.
+    Layers are numbered as in the source, and names given to `change` are the source's. `linked` says that files of the
+    source whose tensors stay as they are may be shared with it: it is no one else's.
     """
 
     layers: Sequence[int]
     cut_model: Cut
     cut_layer: Callable[[int], Cut]
     change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
+    linked: bool = False
 
     def run(self, source: Checkpoint, target: CheckpointWriter, shape: ModelShape, progress: Progress) -> None:
         """Read the source tensor by tensor and write the target unit by unit, leaving out units already written."""
@@ -72,12 +75,18 @@ class Rewrite:
         with progress.task("write", total=len(units), unit="units") as advance:
             for number, (names, cut) in enumerate(units):
                 if not target.has(number):
-                    target.write(number, {new: self._tensor(source, old, cut) for old, new in names.items()})
+                    found = {new: self._tensor(source, old, cut) for old, new in names.items()}
+                    same = all(unchanged for _, unchanged in found.values()) and all(map(eq, names, found))
+                    tensors = {name: tensor for name, (tensor, _) in found.items()}
+                    target.write(number, tensors, same_as=source if same and self.linked else None)
                 advance(1)
         config = source.config
         if getattr(source.model_config, "layer_types", None):
             config = config | {"layer_types": source.model_config.layer_types}
         target.finish(resized_config(config, shape, self.layers), like=source)
 
-    def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> torch.Tensor:
-        return self.change(name, slice_axes(source.read(name), source.family.axes_of(name), cut))
+    def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
+        """A tensor as it is to be written, and whether that is what was read."""
+        before = source.read(name)
+        after = self.change(name, slice_axes(before, source.family.axes_of(name), cut))
+        return after, after is before

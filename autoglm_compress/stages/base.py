@@ -77,6 +77,11 @@ class StageContext:
     processes: Processes = field(default_factory=Processes)
     decisions: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def made_by_the_run(self) -> bool:
+        """Whether an earlier stage wrote what this one reads, so that files can be shared."""
+        return self.source.folder != self.origin.folder
+
 
 class Stage(BaseModel):
     """The options of a stage as a recipe gives them, and what the stage does."""

@@ -33,7 +33,7 @@ class Refit(Stage):
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     @property
     def uses_calibration(self) -> bool:
@@ -84,7 +84,8 @@ class Refit(Stage):
             layer_passes=self.layer_passes,
             logit_passes=self.logit_passes,
         )
-        target.write(0, {family.embedding: source.read(family.embedding)})
+        shared = source if context.made_by_the_run else None
+        target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
         self._write_layers(context, walk)
         self._write_last(context, walk, target, source)
         target.finish(source.config, like=source)

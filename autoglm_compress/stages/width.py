@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.reconstruction.importance import choose_channels, random_scores, top
 from autoglm_compress.reconstruction.rotation import Rotation, principal_directions, reader_directions, reconstruction
 from autoglm_compress.reconstruction.surgery import Cut, Rewrite, row_slices
@@ -14,6 +15,7 @@ from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, t
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 TURNING = ("readers", "pca")
+GAIN = "gain of "
 
 
 class Width(Stage):
@@ -79,18 +81,24 @@ class Width(Stage):
 
     def _turn(self, context: StageContext, method: str) -> None:
         source, keep = context.source, context.shape.hidden_size
-        total = _sum_of_grams(context)
-        if method == "pca":
-            basis = reading = principal_directions(total, keep)
-        else:
-            basis = reader_directions(total, _reader_metric(context), keep)
-            reading = reconstruction(total, basis)
-        # Another pass over the statistics, so that one layer's Gram matrix is in memory and not all of them.
-        gains = {
-            name: float(_energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
-            for name, gram in _residual_grams(context)
-        }
-        rotation = Rotation(source, basis, reading, gains)
+
+        def compute() -> dict[str, torch.Tensor]:
+            total = _sum_of_grams(context)
+            if method == "pca":
+                basis = reading = principal_directions(total, keep)
+            else:
+                basis = reader_directions(total, _reader_metric(context), keep)
+                reading = reconstruction(total, basis)
+            found = {"basis": basis, "reading": reading.clone(), "share": _energy(basis, total) / total.trace()}
+            # Another pass over the statistics, so that one layer's Gram matrix is in memory and not all of them.
+            for name, gram in _residual_grams(context):
+                gain = float(_energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
+                found[GAIN + name] = torch.tensor(gain, dtype=torch.float64)
+            return found
+
+        found = computed_once(context.work / "turn.safetensors", compute)
+        basis, gains = found["basis"], {n.removeprefix(GAIN): float(found[n]) for n in found if n.startswith(GAIN)}
+        rotation = Rotation(source, basis, found["reading"], gains)
         tied = _tie_again(context, rotation) if source.shape.tie_word_embeddings else {}
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -98,8 +106,7 @@ class Width(Stage):
 
         self._write(context, {}, change=change)
         context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
-        share = float(_energy(basis, total) / total.trace())
-        context.decisions = {"method": method, "share_of_energy": share, "gains": gains}
+        context.decisions = {"method": method, "share_of_energy": float(found["share"]), "gains": gains}
 
     def _select(self, context: StageContext, method: str) -> None:
         keep = context.shape.hidden_size

@@ -1,0 +1,37 @@
+"""Which checkpoints of a run go once they have served, and the disk that is needed at most when they do."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from autoglm_compress.recipe import Recipe
+
+
+def passing(recipe: Recipe) -> list[int]:
+    """The stages whose checkpoints are not kept: those that others are made from, as far as `keep` says so."""
+    stages = zip(recipe.stages, recipe.parents, strict=True)
+    taken = sorted({parent for stage, parent in stages if stage.makes_checkpoint and parent is not None})
+    return {"all": [], "last": taken[:-1], "none": taken}[recipe.keep]
+
+
+def users(recipe: Recipe, number: int) -> list[int]:
+    """The stages that take the checkpoint of a stage, whether they make another or look at it."""
+    return [user for user, parent in enumerate(recipe.parents) if parent == number]
+
+
+def most_bytes(recipe: Recipe, sizes: Sequence[int], to_make: Collection[int], there: Collection[int]) -> int:
+    """Bytes that checkpoints take at most beside those that are there, while those to be made are made in order.
+
+    `sizes` are those of the checkpoints of all stages.
+    """
+    last_user: Mapping[int, int] = {number: max(users(recipe, number)) for number in passing(recipe)}
+    held = most = 0
+    for number, size in enumerate(sizes):
+        if number in to_make:
+            held += size
+            most = max(most, held)
+        held -= sum(sizes[old] for old, last in last_user.items() if last == number and old in {*to_make, *there})
+    return most
+
+
+def kept_bytes(recipe: Recipe, sizes: Sequence[int]) -> int:
+    """Bytes of the checkpoints that a whole run leaves."""
+    return sum(sizes) - sum(sizes[number] for number in passing(recipe))

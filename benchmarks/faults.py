@@ -1,0 +1,153 @@
+"""A run killed with SIGKILL at random moments, again and again, against one that nothing disturbs: the same bytes?
+
+    python benchmarks/faults.py [--kills 20] [--seed 0] [--output DIR]
+
+A random model of 8 layers, 512 wide, goes through all structural stages, a refit and two quantizations. Each process is
+killed a random time after it has said its first word, and the same command is given again, until one gets to the end;
+if that took too few kills, it begins once more in another folder. Exit code 1 if a byte of a checkpoint differs, or
+something is left over that the undisturbed run does not leave.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from chains import REFERENCE, write_results
+from random_models import article_config, write_checkpoint
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.pipeline.run_folder import LOCK
+
+STAGES: list[dict[str, Any]] = [
+    {"stage": "depth", "num_hidden_layers": 6},
+    {"stage": "heads", "num_attention_heads": 6, "kv_heads": 6},
+    {"stage": "ffn", "intermediate_size": "0.75x"},
+    {"stage": "width", "hidden_size": "0.75x"},
+    {"stage": "tie"},
+    {"stage": "refit"},
+    {"stage": "evaluate", "tasks": ["perplexity"]},
+    {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 128},
+    {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 128},
+]
+SHARE = 0.12
+"""A process lives for up to this share of the time that an undisturbed run works."""
+
+
+TIMED = ("stage.json", "manifest.json", "metrics.json", "report.html")
+"""Files, beside those in evaluations/, that say when things were done or how long they took."""
+
+
+def start(recipe: Path, output: Path) -> tuple[subprocess.Popen[str], str]:
+    """The run, in a process of its own, and its first line."""
+    command = [sys.executable, "-u", "-m", "autoglm_compress.cli", "run", str(recipe), "--output", str(output)]
+    environment = os.environ | {"COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return process, process.stdout.readline()
+
+
+def left(output: Path) -> dict[str, str]:
+    """Every file of a run, with the hash of those that do not hold times."""
+    found = {}
+    for file in sorted(path for path in output.rglob("*") if path.is_file()):
+        name = str(file.relative_to(output))
+        timed = file.name in TIMED or name.startswith("evaluations/") or name == "07-evaluate.json"
+        found[name] = "" if timed else sha256(file)
+    return found
+
+
+def half_written(output: Path) -> list[str]:
+    """The files under temporary names."""
+    return [str(path.relative_to(output)) for path in output.rglob(".*") if path.is_file() and path.name != LOCK]
+
+
+def undisturbed(recipe: Path, output: Path) -> float:
+    """Run once without kills; seconds from its first word."""
+    shutil.rmtree(output, ignore_errors=True)
+    process, first = start(recipe, output)
+    began = time.monotonic()
+    said, _ = process.communicate()
+    if process.returncode:
+        sys.exit(first + said)
+    return time.monotonic() - began
+
+
+def disturbed(recipe: Path, output: Path, span: float, draw: random.Random) -> list[dict[str, Any]]:
+    """Run with kills until one process is done; when each was killed, and what it had said last."""
+    shutil.rmtree(output, ignore_errors=True)
+    kills = []
+    while True:
+        process, first = start(recipe, output)
+        after = draw.uniform(0, span)
+        try:
+            said, _ = process.communicate(timeout=after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            last = (first + said).strip().splitlines()[-1]
+            found = {"after_seconds": round(after, 2), "said_last": last, "half_written": half_written(output)}
+            kills.append(found)
+            continue
+        if process.returncode:
+            sys.exit(first + said)
+        return kills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark-faults"))
+    arguments = parser.parse_args()
+    model = arguments.output / "source"
+    vocabulary = -(-len(AutoTokenizer.from_pretrained(REFERENCE)) // 64) * 64
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "heads": 8, "key_value_heads": 8}
+    shape = write_checkpoint(model, article_config(8, vocab_size=vocabulary, **sizes))
+    recipe = {
+        "name": "faults",
+        "model": {"source": str(model.resolve())},
+        "calibration": {"source": "python-docs", "samples": 16, "sequence_length": 128},
+        "evaluation": {"perplexity": {"samples": 4, "sequence_length": 128}, "every_stage": ["perplexity"]},
+        "stages": STAGES,
+    }
+    file = arguments.output / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    seconds = undisturbed(file, arguments.output / "undisturbed")
+    expected = left(arguments.output / "undisturbed")
+    draw, rounds = random.Random(arguments.seed), []
+    while sum(len(found["kills"]) for found in rounds) < arguments.kills:
+        kills = disturbed(file, arguments.output / "disturbed", SHARE * seconds, draw)
+        found = left(arguments.output / "disturbed")
+        differ = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        rounds.append({"kills": kills, "differing_files": differ})
+    kills = [kill for found in rounds for kill in found["kills"]]
+    differ = sorted({name for found in rounds for name in found["differing_files"]})
+    results = {
+        "parameters": shape.parameters,
+        "undisturbed_seconds": round(seconds, 1),
+        "files": len(expected),
+        "hashed_files": sum(bool(digest) for digest in expected.values()),
+        "kills": len(kills),
+        "killed_while_writing": sum(bool(kill["half_written"]) for kill in kills),
+        "differing_files": differ,
+        "rounds": rounds,
+    }
+    write_results(arguments.output / "faults.json", results)
+    Console(width=120).print(
+        f"{results['kills']} kills, {results['killed_while_writing']} of them in the middle of a file, in "
+        f"{len(rounds)} runs of {results['hashed_files']} hashed files: {len(differ)} differ",
+        highlight=False,
+    )
+    sys.exit(bool(differ))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What the benchmarks of time and memory share: random weights in the article's shape, and what a machine can do."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from chains import REFERENCE
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, GlmConfig
+
+from autoglm_compress.architecture import ModelShape, family_of
+from autoglm_compress.checkpoint.reader import INDEX
+
+PEAK_SIZE = 4096
+
+
+def article_config(
+    layers: int,
+    hidden_size: int = 4096,
+    intermediate_size: int = 16_384,
+    heads: int = 32,
+    key_value_heads: int = 8,
+    tied: bool = False,
+    vocab_size: int = 151_552,
+) -> GlmConfig:
+    """The seed article's source, what becomes of it, or something smaller of its kind."""
+    return GlmConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=hidden_size // heads,
+        attention_bias=True,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        eos_token_id=0,
+        dtype="bfloat16",
+        architectures=["GlmForCausalLM"],
+    )
+
+
+def write_checkpoint(folder: Path, config: GlmConfig) -> ModelShape:
+    """Random weights with the embedded model's tokenizer, a shard for each layer and for what stands outside them.
+
+    Shards that are there are left, so a run that was killed goes on. The linears that write to the residual stream are
+    scaled by (2 layers)^-1/2, as GPT-2's were at the start, so that it keeps its size through any number of layers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(folder)
+    family = family_of(json.loads((folder / "config.json").read_text()), "config.json")
+    shape = ModelShape.of(family, config)
+    writers = (f"{family.attention_output}.weight", f"{family.mlp_output}.weight")
+    shards: dict[str, dict[str, int]] = {}
+    for number, (name, _) in enumerate(shape.tensors()):
+        layer = name.split(".")[2] if name.startswith("model.layers.") else name
+        shards.setdefault(layer, {})[name] = number
+    sizes, index = dict(shape.tensors()), {}
+    for shard, numbers in enumerate(shards.values(), 1):
+        file = f"model-{shard:05d}-of-{len(shards):05d}.safetensors"
+        index |= dict.fromkeys(numbers, file)
+        if (folder / file).exists():
+            continue
+        tensors = {}
+        for name, number in numbers.items():
+            scale = (2 * config.num_hidden_layers) ** -0.5 if name.endswith(writers) else 1.0
+            tensors[name] = _random(name, sizes[name], scale, seed=number)
+        save_file(tensors, folder / f"{file}.partial", metadata={"format": "pt"})
+        (folder / f"{file}.partial").rename(folder / file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": shape.bytes}, "weight_map": index}))
+    return shape
+
+
+def _random(name: str, size: tuple[int, ...], scale: float, seed: int) -> torch.Tensor:
+    """A tensor that keeps the size of its input: normal with variance scale^2 / inputs, gains 1, biases 0."""
+    tensor = torch.empty(size, dtype=torch.bfloat16)
+    if len(size) == 1:
+        return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+    return tensor.normal_(0, scale * size[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+
+
+def matmul_peak(dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of a large product here with the threads there are, the best of three."""
+    a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE).to(dtype)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    return 2 * PEAK_SIZE**3 / best / 1e9

@@ -1,57 +1,74 @@
-"""Text that the teacher writes itself: healing without any data."""
+"""Text that the teacher writes itself, from the openings of other text on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import save_atomically
-from autoglm_compress.errors import UserError
+from autoglm_compress.healing.data import TextPart, rows_to_fetch
 from autoglm_compress.progress import Progress
 
-ROWS_AT_ONCE = 64
+CACHE_BYTES, MOST_ROWS = 2**31, 512
+"""The key-value cache of the rows that are written at once takes so much at most, and they are so many."""
+OPENING = 8
+"""One in so many tokens of a row is given, so that what is written has the subjects and formats of the text."""
 
 
 @torch.no_grad()
-def sample_rows(
-    model: Any, start: int | None, rows: int, length: int, seed: int, folder: Path, progress: Progress
-) -> torch.Tensor:
-    """Rows [rows, length] drawn from a model's own distribution, each from the token that ends a text on.
+def continued(
+    model: Any, shape: ModelShape, parts: Sequence[TextPart], seed: int, folder: Path, progress: Progress
+) -> list[TextPart]:
+    """Rows as many as are wanted, each the opening of one of a source's rows as the model goes on with it.
 
-    A text that ends within a row is followed by another, as in rows packed from documents. What is in `folder` from a
-    run that was killed is used again.
+    The model draws from its own distribution, as it is (LLM-QAT, Liu et al. 2023, does so too); a text that ends within
+    a row is followed by another, as in rows packed from documents. So it tells what it knows, of which the source's
+    own text may hold little. What is in `folder` from a run that was killed is used again.
 
-    Raises:
-        UserError: the tokenizer has no token that starts or ends a text.
+    Args:
+        model: a causal language model of transformers.
+        shape: its shape.
+        parts: the text; of a source with few rows, an opening is gone on with several times.
+        seed: decides what is drawn.
+        folder: keeps what was written.
+        progress: shows how much was.
     """
-    if start is None:
-        raise UserError("data: teacher_samples: the tokenizer has no bos_token and no eos_token to begin a text with.")
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    with progress.task("teacher writes text", total=rows * length, unit="tokens") as advance:
-        for number, first in enumerate(range(0, rows, ROWS_AT_ONCE)):
-            count = min(ROWS_AT_ONCE, rows - first)
-            file = folder / f"samples-{number:05d}.safetensors"
-            if not file.exists():
-                torch.manual_seed(seed + number)
-                save_atomically(file, {"rows": _sample(model, start, count, length).to(torch.int32).cpu()})
-            found.append(load_file(file)["rows"])
-            advance(count * length)
-    return torch.cat(found)
+    length = parts[0].rows.shape[1]
+    at_once = min(MOST_ROWS, max(1, CACHE_BYTES // shape.kv_cache_bytes(length)))
+    found, number = [], 0
+    total = sum(rows_to_fetch(part.wanted, length) for part in parts) * length
+    with progress.task("teacher writes text", total=total, unit="tokens") as advance:
+        for part in parts:
+            rows = torch.arange(rows_to_fetch(part.wanted, length)) % len(part.rows)
+            openings = part.rows[rows, : max(1, length // OPENING)]
+            written = []
+            for some in openings.split(at_once):
+                file = folder / f"written-{number:05d}.safetensors"
+                if not file.exists():
+                    torch.manual_seed(seed + number)
+                    save_atomically(file, {"rows": _continue(model, some, length).to(torch.int32).cpu()})
+                written.append(load_file(file)["rows"])
+                number += 1
+                advance(written[-1].numel())
+            found.append(TextPart(torch.cat(written), part.wanted))
+    return found
 
 
-def _sample(model: Any, start: int, rows: int, length: int) -> torch.Tensor:
-    prompt = torch.full((rows, 1), start, device=model.device)
+def _continue(model: Any, openings: torch.Tensor, length: int) -> torch.Tensor:
+    openings = openings.long().to(model.device)
     return model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        min_new_tokens=length - 1,
-        max_new_tokens=length - 1,
+        input_ids=openings,
+        attention_mask=torch.ones_like(openings),
+        min_new_tokens=length - openings.shape[1],
+        max_new_tokens=length - openings.shape[1],
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
         eos_token_id=None,
-        pad_token_id=start,
+        pad_token_id=0,
     )

@@ -17,7 +17,7 @@ from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.sharding import require_equal_parts, shard
 from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
-from autoglm_compress.healing.teacher_samples import sample_rows
+from autoglm_compress.healing.teacher_samples import continued
 from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
@@ -30,12 +30,13 @@ FP32 = 4
 class Heal(Stage, HealingOptions):
     """Train the checkpoint to give the next-token distributions of the run's source, or of another `teacher`.
 
-    The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of text that the
-    teacher writes itself, or of a dataset; `cross_entropy` is the share of the text's own next tokens in it and
-    `residual` the weight of the residual stream's relative error. All weights are trained, or low-rank adapters with
-    `lora`; of a quantized checkpoint norms, biases and scales, and its integers stay. `teacher_top_k` keeps that many
-    of the teacher's likeliest tokens on disk, made a layer at a time, so that the teacher is not in memory. The weights
-    of the best of `checks` on rows held out are kept, the start's if none is better.
+    The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of what the teacher
+    writes from their openings on (`teacher_samples`), or of a dataset. `cross_entropy` is the share of the text's own
+    next tokens in it, and `residual` the weight of the residual stream's relative error. All weights are trained, or
+    low-rank adapters with `lora`; of a quantized checkpoint norms, biases and scales, and its integers stay.
+    `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
+    teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
+    better.
     """
 
     stage: Literal["heal"]
@@ -45,8 +46,8 @@ class Heal(Stage, HealingOptions):
 
     @property
     def uses_calibration(self) -> bool:
-        """Whether the text is that of the calibration sources."""
-        return self.data == "calibration"
+        """Whether the text is that of the calibration sources, or goes on from it."""
+        return not isinstance(self.data, Dataset)
 
     @property
     def other_checkpoints(self) -> dict[str, str]:
@@ -142,6 +143,11 @@ class Heal(Stage, HealingOptions):
             teacher: Teacher = resident or CachedTeacher(
                 original, data.rows.long(), self.teacher_top_k, context.work / "teacher", device, context.progress
             )
+        if len(data.order) < self.batch_size:
+            raise UserError(
+                f"tokens: {self.tokens} fill {len(data.order)} rows of {data.rows.shape[1]}, fewer than the batch_size of "
+                f"{self.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
+            )
         fast = fast_dtype(source, device)
         model = load_model(source, device, torch.float32 if self.lora is None else fast, keep_integers=True)
         quantized = source.shape.quantization is not None
@@ -158,18 +164,15 @@ class Heal(Stage, HealingOptions):
         return context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
 
     def _text(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
-        """The rows to train on, at least a batch of them."""
-        tokens = self.tokens
-        if self.data == "calibration":
-            return context.training_text(tokens, self.sequence_length)
-        length = self.sequence_length or context.calibration_batches()[0].shape[1]
-        wanted = max(tokens // length, self.batch_size)
-        enough = rows_to_fetch(wanted, length)
+        """The rows to train on."""
         if isinstance(self.data, Dataset):
-            return [TextPart(dataset_rows(self.data, original.tokenizer(), enough, length), wanted)]
+            length = self.sequence_length or context.calibration_batches()[0].shape[1]
+            wanted = max(self.tokens // length, 1)
+            rows = dataset_rows(self.data, original.tokenizer(), rows_to_fetch(wanted, length), length)
+            return [TextPart(rows, wanted)]
+        parts = context.training_text(self.tokens, self.sequence_length)
+        if self.data == "calibration":
+            return parts
         teacher = resident or ResidentTeacher(original, context.device, None)
-        tokenizer = original.tokenizer()
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        folder = context.work / "samples"
-        rows = sample_rows(teacher.model, start, enough, length, context.seed, folder, context.progress)
-        return [TextPart(rows, wanted)]
+        folder = context.work / "written"
+        return continued(teacher.model, original.shape, parts, context.seed, folder, context.progress)

@@ -145,8 +145,8 @@ class Heal(Stage, HealingOptions):
             )
         if len(data.order) < self.batch_size:
             raise UserError(
-                f"tokens: {self.tokens} fill {len(data.order)} rows of {data.rows.shape[1]}, fewer than the batch_size of "
-                f"{self.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
+                f"tokens: {self.tokens} fill {len(data.order)} rows of {data.rows.shape[1]}, fewer than the batch_size "
+                f"of {self.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
             )
         fast = fast_dtype(source, device)
         model = load_model(source, device, torch.float32 if self.lora is None else fast, keep_integers=True)

@@ -157,8 +157,8 @@ def stage_rows(run: Path, peaks: dict[str, float]) -> list[dict[str, Any]]:
 def layer_costs(folder: Path) -> dict[str, dict[str, float]]:
     """The mean over layers, kills left out, of what a layer takes: in `measure` and `quantize` the walk, then the rest.
 
-    Of a process that was killed the layer it was in is not there. `load`, which is reading and conversion, is in `refit`
-    once more. CPU seconds of walks were not taken.
+    Of a process that was killed the layer it was in is not there. `load` is reading and conversion, and in `refit` once
+    more. CPU seconds of walks were not taken.
     """
     events = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()]
     costs: dict[str, list[tuple[float, float, float]]] = {}

@@ -348,10 +348,9 @@ class PairedWalk:
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_submodule(norm).weight if norm else None
-        outputs, inputs = prior.shape
         train, held_out = (
-            Examples() if self._few(inputs, decides) else Moments.zeros(inputs, outputs, prior.device)
-            for decides in (False, True)
+            Examples() if self._few(prior.shape[1], kind) else Moments.zeros(prior.shape[1], len(prior), prior.device)
+            for kind in (False, True)
         )
         for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
             original = self.lineage.project(original.to(self.device).float())

@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--kills 20] [--seed 0] [--output DIR]
 
-A random model of 8 layers, 512 wide, goes through all structural stages, a refit and two quantizations. Each process is
+A random model of 6 layers, 384 wide, goes through all structural stages, a refit and two quantizations. Each process is
 killed a random time after it has said its first word, and the same command is given again, until one gets to the end;
 if that took too few kills, it begins once more in another folder. Exit code 1 if a byte of a checkpoint differs, or
 something is left over that the undisturbed run does not leave.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chains import REFERENCE, write_results
+from chains import REFERENCE, ROOT, write_results
 from random_models import article_config, write_checkpoint
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -28,17 +28,18 @@ from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.pipeline.run_folder import LOCK
 
 STAGES: list[dict[str, Any]] = [
-    {"stage": "depth", "num_hidden_layers": 6},
-    {"stage": "heads", "num_attention_heads": 6, "kv_heads": 6},
-    {"stage": "ffn", "intermediate_size": "0.75x"},
-    {"stage": "width", "hidden_size": "0.75x"},
+    {"stage": "depth", "num_hidden_layers": 4},
+    {"stage": "heads", "num_attention_heads": 4, "kv_heads": 4},
+    {"stage": "ffn", "intermediate_size": 1536},
+    {"stage": "width", "hidden_size": 256},
     {"stage": "tie"},
     {"stage": "refit"},
     {"stage": "evaluate", "tasks": ["perplexity"]},
     {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 128},
     {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 128},
 ]
-SHARE = 0.12
+TEXT = ROOT / "calib_data" / "quiz_prompts.jsonl"
+SHARE = 0.15
 """A process lives for up to this share of the time that an undisturbed run works."""
 
 
@@ -95,6 +96,7 @@ def disturbed(recipe: Path, output: Path, span: float, draw: random.Random) -> l
             last = (first + said).strip().splitlines()[-1]
             found = {"after_seconds": round(after, 2), "said_last": last, "half_written": half_written(output)}
             kills.append(found)
+            print(len(kills), found, flush=True)
             continue
         if process.returncode:
             sys.exit(first + said)
@@ -109,12 +111,12 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.output / "source"
     vocabulary = -(-len(AutoTokenizer.from_pretrained(REFERENCE)) // 64) * 64
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "heads": 8, "key_value_heads": 8}
-    shape = write_checkpoint(model, article_config(8, vocab_size=vocabulary, **sizes))
+    sizes = {"hidden_size": 384, "intermediate_size": 2048, "heads": 6, "key_value_heads": 6}
+    shape = write_checkpoint(model, article_config(6, vocab_size=vocabulary, **sizes))
     recipe = {
         "name": "faults",
         "model": {"source": str(model.resolve())},
-        "calibration": {"source": "python-docs", "samples": 16, "sequence_length": 128},
+        "calibration": {"source": str(TEXT), "samples": 16, "sequence_length": 128},
         "evaluation": {"perplexity": {"samples": 4, "sequence_length": 128}, "every_stage": ["perplexity"]},
         "stages": STAGES,
     }

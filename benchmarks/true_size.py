@@ -157,10 +157,11 @@ def stage_rows(run: Path, peaks: dict[str, float]) -> list[dict[str, Any]]:
 def layer_costs(folder: Path) -> dict[str, dict[str, float]]:
     """The mean over layers, kills left out, of what a layer takes: in `measure` and `quantize` the walk, then the rest.
 
-    Of a process that was killed the layer it was in is not there. `load` is counted in no other.
+    Of a process that was killed the layer it was in is not there. `load` is reading and conversion, and in `refit` once
+    more. CPU seconds of walks were not taken.
     """
     events = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()]
-    costs: dict[str, list[tuple[float, float]]] = {}
+    costs: dict[str, list[tuple[float, float, float]]] = {}
     entered: dict[str, Any] = {}
     for event in events:
         name, _, side = event["what"].partition(" ")
@@ -171,17 +172,24 @@ def layer_costs(folder: Path) -> dict[str, dict[str, float]]:
             before = entered.pop(name)
             walked = event["began"] - before["began"] - before["seconds"]
             flops = event["flops_so_far"] - event["flops"] - before["flops_so_far"]
-            costs.setdefault(f"{name}: walk", []).append((walked, flops))
+            costs.setdefault(f"{name}: walk", []).append((walked, 0.0, flops))
             name = f"{name}: rest"
-        costs.setdefault(name, []).append((event["seconds"], event["flops"]))
-    return {
-        name: {
-            "layers": len(found),
-            "seconds": sum(seconds for seconds, _ in found) / len(found),
-            "gflop": sum(flops for _, flops in found) / len(found) / 1e9,
-        }
-        for name, found in costs.items()
-    }
+        costs.setdefault(name, []).append((event["seconds"], event["cpu_seconds"], event["flops"]))
+    found = {}
+    for name, layers in costs.items():
+        seconds, cpu, flops = (sum(column) / len(layers) for column in zip(*layers, strict=True))
+        found[name] = {"layers": len(layers), "seconds": seconds, "cpu_seconds": cpu, "gflop": flops / 1e9}
+    return found
+
+
+def measure_peaks(file: Path) -> dict[str, float]:
+    """GFLOP/s of a large product by dtype, the best that was ever measured here: other work only makes it slower."""
+    peaks = read_json(file) or {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        peaks[name] = max(matmul_peak(dtype), peaks.get(name, 0.0))
+    write_results(file, peaks)
+    return peaks
 
 
 def print_tables(results: dict[str, Any]) -> None:
@@ -202,13 +210,14 @@ def print_tables(results: dict[str, Any]) -> None:
             str(row["processes"]),
         )
     console.print(table, highlight=False)
-    table = Table("per layer", "layers", "seconds", "GFLOP", "GFLOP/s", box=None)
+    table = Table("per layer", "layers", "seconds", "CPU seconds", "GFLOP", "GFLOP/s", box=None)
     for name, cost in results["layers"].items():
         speed = cost["gflop"] / cost["seconds"]
         table.add_row(
             name,
             str(cost["layers"]),
             f"{cost['seconds']:.2f}",
+            f"{cost['cpu_seconds']:.2f}",
             f"{cost['gflop']:,.0f}",
             f"{speed:.0f}" if speed else "",
         )
@@ -233,13 +242,9 @@ def main() -> None:
     shape = write_checkpoint(source, article_config(arguments.layers, key_value_heads=32))
     folder = arguments.output / f"{arguments.layers}-{arguments.rows * LENGTH}"
     write_recipe(folder, source, arguments.rows)
-    if not (folder / "peaks.json").exists():
-        dtypes = torch.float32, torch.bfloat16, torch.float64
-        write_results(
-            folder / "peaks.json", {str(dtype).removeprefix("torch."): matmul_peak(dtype) for dtype in dtypes}
-        )
-    peaks = json.loads((folder / "peaks.json").read_text())
+    measure_peaks(folder / "peaks.json")
     processes = run_with_kills(folder, arguments.kills)
+    peaks = measure_peaks(folder / "peaks.json")
     results = {
         "parameters": shape.parameters,
         "bytes": shape.bytes,

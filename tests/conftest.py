@@ -16,6 +16,7 @@ from transformers import logging as transformers_logging
 
 from autoglm_compress.calibration.text import documents
 
+pytest_plugins = ["resuming"]  # its fixtures serve several files, and one run is enough for all
 transformers_logging.disable_progress_bar()
 
 # Every family with the features that set it apart: sliding windows, biases, q/k norms, fused gates, sandwich norms.

@@ -44,7 +44,7 @@ def test_ridge_solves_its_normal_equations(seed: int, strength: float):
     mu = strength * (x**2).sum(0).mean()
     stacked = torch.cat([x, mu.sqrt() * torch.eye(6)]), torch.cat([y, mu.sqrt() * prior.T])
     expected = torch.linalg.lstsq(*stacked).solution.T
-    torch.testing.assert_close(ridge(moments.gram, moments.cross, prior, strength), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ridge(moments, prior, strength), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_errors_are_the_weighted_squares():
@@ -80,21 +80,36 @@ def test_examples_judge_a_fit_as_sums_over_them_do():
     torch.testing.assert_close(weighted.errors(weight), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_a_fit_among_few_tokens_is_that_of_their_sums():
+    torch.manual_seed(0)
+    x, y, w, prior = torch.randn(12, 20), torch.randn(12, 4), torch.rand(12), torch.randn(4, 20)
+    examples = Examples()
+    for part in (slice(0, 7), slice(7, 12)):
+        examples.add(x[part], y[part], w[part])
+    for strength in (1e-2, 1.0):
+        expected = ridge(moments_of(x, y, w), prior, strength)
+        torch.testing.assert_close(ridge(examples, prior, strength), expected, rtol=1e-3, atol=1e-4)
+    assert ridge(examples, prior, 0.0).isfinite().all()
+    examples.add(torch.full((1, 20), torch.inf), torch.ones(1, 4), torch.ones(1))
+    with pytest.raises(NotFiniteError, match="infinite"):
+        ridge(examples, prior, 1e-3)
+
+
 def test_dead_and_dependent_inputs_keep_what_the_prior_says_about_them():
     torch.manual_seed(0)
     x = torch.randn(50, 4)
     x = torch.cat([x, x[:, :1], torch.zeros(50, 1)], dim=1)
     prior = torch.randn(2, 6)
     moments = moments_of(x, x @ prior.T)
-    weight = ridge(moments.gram, moments.cross, prior, 1e-3)
+    weight = ridge(moments, prior, 1e-3)
     torch.testing.assert_close(weight, prior, rtol=1e-3, atol=1e-3)
-    assert ridge(moments.gram, moments.cross, prior, 0.0).isfinite().all()  # not even positive definite
+    assert ridge(moments, prior, 0.0).isfinite().all()  # not even positive definite
 
 
 def test_activations_that_overflow_are_an_error():
     moments = moments_of(torch.full((3, 2), torch.inf), torch.ones(3, 1))
     with pytest.raises(NotFiniteError, match="infinite"):
-        ridge(moments.gram, moments.cross, torch.zeros(1, 2), 1e-3)
+        ridge(moments, torch.zeros(1, 2), 1e-3)
 
 
 def test_held_out_rows_keep_the_prior_where_a_fit_does_not_help():

@@ -1,96 +1,17 @@
-"""Running again: what is finished stays, what changed is redone, and a killed run goes on to the same bytes."""
+"""Running again: what is finished stays, and exactly what changed is redone."""
 
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
-from running import (
-    Kill,
-    digests,
-    half_written,
-    invoke,
-    just_written,
-    load,
-    run,
-    run_until_killed,
-    stage_folders,
-    write_recipe,
-)
-
-from autoglm_compress.reconstruction.walk import OneLayerModel
+from resuming import NAMES, STAGES, Write, said, write_text
+from running import digests, invoke, load, run, stage_folders
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
-STAGES: list[dict[str, Any]] = [
-    {"stage": "depth", "num_hidden_layers": 3},
-    {"stage": "heads", "num_attention_heads": 6},
-    {"stage": "ffn", "intermediate_size": 96},
-    {"stage": "width", "hidden_size": 32},
-    {"stage": "tie"},
-    {"stage": "refit"},
-    {"stage": "evaluate", "tasks": ["perplexity"]},
-    {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32},
-    {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 32},
-]
-NAMES = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "06-refit", "08-int8", "09-int4"]
-
-
-@pytest.fixture(scope="module")
-def source(make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint("glm")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibration text of its own: to read the interpreter's takes every process seconds."""
-    file = tmp_path_factory.mktemp("text") / "text.jsonl"
-    return write_text(file, "This is about the number {}.")
-
-
-def write_text(file: Path, sentence: str) -> Path:
-    """Calibration text: a row for every number that a sentence has a place for."""
-    file.write_text("\n".join(json.dumps({"text": sentence.format(number)}) for number in range(300)))
-    return file
-
-
-Write = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def write(source: Path, text: Path) -> Write:
-    """Write the recipe into a folder, with changed options of stages by their names, or with other top-level keys."""
-
-    def write(folder: Path, changes: dict[str, dict[str, Any]] | None = None, **top: Any) -> Path:
-        stages = [stage | (changes or {}).get(stage.get("name", stage["stage"]), {}) for stage in STAGES]
-        calibration = {"source": str(text), "samples": 4, "sequence_length": 32}
-        return write_recipe(folder, source, **({"stages": stages, "calibration": calibration} | top))
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def quiet_run(write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe of a run that nothing disturbed, with its output beside it."""
-    recipe = write(tmp_path_factory.mktemp("undisturbed"))
-    run(recipe)
-    return recipe
-
-
-@pytest.fixture(scope="module")
-def undisturbed(quiet_run: Path) -> dict[str, str]:
-    """The hashes of what a run that nothing disturbs leaves."""
-    return digests(quiet_run.parent / "out")
-
-
-@pytest.fixture
-def finished(quiet_run: Path, write: Write, tmp_path: Path) -> Path:
-    """A copy of the finished run, to be changed."""
-    copytree(quiet_run.parent / "out", tmp_path / "out")
-    return write(tmp_path)
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -104,11 +25,6 @@ def run_and_compare(recipe: Path, *arguments: str) -> tuple[str, list[str]]:
     folders = {folder.name: state(folder) for folder in stage_folders(recipe.parent / "out")}
     output = run(recipe, *arguments)
     return output, [f.name for f in stage_folders(recipe.parent / "out") if folders.get(f.name) == state(f)]
-
-
-def said(output: str, what: str) -> list[str]:
-    """The stages of which a run said something."""
-    return re.findall(rf"(\d\d-\S+): {what}", output)
 
 
 # Nothing changed
@@ -336,140 +252,7 @@ def test_a_lost_manifest_is_no_reason_to_touch_the_folder(finished: Path):
     assert "not empty, and not the output of a run" in " ".join(result.output.split())
 
 
-# kill -9
-
-EVALUATION = "autoglm_compress.evaluation.layerwise_lm:LayerwiseLM.score"
-KILLS = [
-    half_written("out/manifest.json"),
-    Kill(EVALUATION),  # of the source
-    half_written("evaluation-", 3),
-    half_written("layer-00001.safetensors"),  # measuring
-    just_written("layer-00001.safetensors"),
-    half_written("walk/progress.json", 3),
-    half_written("final.safetensors"),
-    just_written("final.safetensors"),
-    half_written("01-depth/checkpoint/unit-00001"),
-    half_written("01-depth/checkpoint/model-00001"),
-    just_written("01-depth/checkpoint/model.safetensors.index"),
-    just_written("01-depth/checkpoint/stage.json"),
-    Kill("pathlib:Path.rename", "01-depth/checkpoint", before=False),
-    half_written("02-heads/checkpoint/unit-00002"),
-    half_written("02-heads/checkpoint/config.json"),
-    just_written("03-ffn/checkpoint/unit-00004"),
-    half_written("03-ffn/checkpoint/lineage.json"),
-    half_written("04-width/checkpoint/unit-00000"),
-    half_written("05-tie/checkpoint/unit-00003"),
-    half_written("06-refit/checkpoint/unit-00002"),
-    just_written("06-refit/checkpoint/unit-00003"),
-    half_written("06-refit/scratch/original/progress.json", 3),
-    just_written("06-refit/checkpoint/stage.json"),
-    half_written("evaluations/06-refit.json"),
-    half_written("08-int8/checkpoint/unit-00002"),
-    just_written("08-int8/checkpoint/unit-00002"),
-    half_written("08-int8/scratch/progress.json", 4),
-    just_written("08-int8/checkpoint/model.safetensors.index"),
-    half_written("09-int4/checkpoint/unit-00001"),
-    just_written("09-int4/checkpoint/stage.json"),
-    half_written("out/metrics.json", 9),
-]
-
-
-def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
-    assert digests(output) == undisturbed
-    strays = [
-        path
-        for path in output.rglob("*")
-        if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json|walk-", path.name)
-    ]
-    assert strays == []
-    assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())
-
-
-@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill.argument or kill.function} {kill.before}")
-def test_a_killed_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, undisturbed: dict[str, str], kill: Kill):
-    recipe = write(tmp_path)
-    assert run_until_killed(recipe, kill)
-    run(recipe)
-    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
-
-
-def test_what_was_finished_after_a_kill_is_finished(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
-    recipe = write(tmp_path)
-    assert run_until_killed(recipe, half_written("01-depth/checkpoint/stage.json"))
-    run(recipe)
-    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
-    assert said(run(recipe), "finished before, reused") == NAMES
-
-
-@pytest.mark.parametrize(("first", "step"), [(1, 4), (2, 5)])
-def test_a_run_that_is_killed_again_and_again_arrives(
-    write: Write, tmp_path: Path, undisturbed: dict[str, str], first: int, step: int
-):
-    """Each run gets a few files further; each is killed when a file is written under its temporary name."""
-    recipe = write(tmp_path)
-    kills = 0
-    while run_until_killed(recipe, Kill("os:fsync", call=first + kills * step)):
-        kills += 1
-    assert kills > 5
-    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
-
-
-def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed: dict[str, str]):
-    assert run_until_killed(finished, half_written("04-width/checkpoint/unit-00002"), "--from", "width")
-    assert digests(finished.parent / "out") == undisturbed
-    run(finished)
-    assert_as_if_undisturbed(finished.parent / "out", undisturbed)
-
-
-def test_a_stage_whose_work_was_not_tidied_can_be_redone(finished: Path, undisturbed: dict[str, str]):
-    published = Kill("pathlib:Path.rename", "08-int8/checkpoint", before=False)
-    assert run_until_killed(finished, published, "--from", "int8")
-    assert said(run(finished, "--from", "int8"), "running") == ["08-int8", "09-int4"]
-    assert_as_if_undisturbed(finished.parent / "out", undisturbed)
-
-
-def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(
-    write: Write, tmp_path: Path, undisturbed: dict[str, str]
-):
-    recipe = write(tmp_path, {"ffn": {"method": "magnitude"}})
-    assert run_until_killed(recipe, half_written("03-ffn/checkpoint/unit-00003"))
-    assert "03-ffn: running" in run(write(tmp_path))
-    assert_as_if_undisturbed(tmp_path / "out", undisturbed)
-
-
-@pytest.mark.parametrize(
-    ("kill", "name", "walked", "expected"),
-    [
-        (half_written("layer-00002.safetensors"), "01-depth", None, [2, 3]),
-        (half_written("06-refit/checkpoint/unit-00002"), "06-refit", "05-tie", [1, 2]),
-        (just_written("08-int8/checkpoint/unit-00002"), "08-int8", "06-refit", [1, 2]),
-    ],
-)
-def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(
-    source: Path,
-    write: Write,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kill: Kill,
-    name: str,
-    walked: str | None,
-    expected: list[int],
-):
-    recipe = write(tmp_path)
-    assert run_until_killed(recipe, kill)
-    folder = tmp_path / "out" / walked if walked else source
-    loaded: list[int] = []
-    original = OneLayerModel.load
-
-    def load_noted(model: OneLayerModel, layer: int) -> Any:
-        if model.checkpoint.folder == folder:
-            loaded.append(layer)
-        return original(model, layer)
-
-    monkeypatch.setattr(OneLayerModel, "load", load_noted)
-    output = run(recipe, "--until", name[3:])
-    assert said(output, "going on where an earlier run stopped") == [name]
-    assert loaded[: len(expected)] == expected
+# Shards
 
 
 def test_what_a_stage_leaves_as_it_is_takes_no_room_again(

@@ -180,8 +180,8 @@ class PairedWalk:
         if chosen.strength is not None:
             head = torch.empty_like(prior)
             for rows in row_slices(len(prior)):
-                cross = train.for_targets(target[rows].to(self.device).float()).cross
-                head[rows] = ridge(train.gram, cross, prior[rows].to(self.device).float(), chosen.strength).to(head)
+                moments = train.for_targets(target[rows].to(self.device).float())
+                head[rows] = ridge(moments, prior[rows].to(self.device).float(), chosen.strength).to(head)
         if not self.logit_passes:
             return head, chosen, None
         del prior, train, held_out, some  # with a large vocabulary each is a good part of what there is
@@ -317,24 +317,23 @@ class PairedWalk:
 
     def _input_moments(
         self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[InputMoments, InputMoments | InputExamples]:
+    ) -> list[InputMoments | InputExamples]:
         """What readers are fitted to, and what decides about the fits; examples are inputs of both, ours first."""
-        train: InputMoments | None = None
+        found: list[InputMoments | InputExamples] = []
         for (ours, original), decides in zip(examples, self.held_out, strict=True):
-            if train is None:
+            if not found:
                 sizes = ours.shape[-1], original.shape[-1], ours.device
-                train = InputMoments(*sizes, for_errors=False)
-                held_out = InputExamples() if self._few(sizes[0]) else InputMoments(*sizes, for_errors=True)
-            for moments, rows in ((train, ~decides), (held_out, decides)):
+                for held_out in (False, True):
+                    few = self._few(sizes[0], held_out)
+                    found.append(InputExamples() if few else InputMoments(*sizes, for_errors=held_out))
+            for moments, rows in zip(found, (~decides, decides), strict=True):
                 moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
-        return train, held_out
+        return found
 
-    def _few(self, inputs: int) -> bool:
-        """Whether the tokens that decide about a fit are fewer than its inputs."""
-        return (
-            sum(int(rows.sum()) * batch.shape[1] for rows, batch in zip(self.held_out, self.batches, strict=True))
-            < inputs
-        )
+    def _few(self, inputs: int, held_out: bool) -> bool:
+        """Whether there are fewer tokens to fit to, or to decide, than a linear has inputs."""
+        rows = zip(self.held_out, self.batches, strict=True)
+        return sum(int((chosen == held_out).sum()) * batch.shape[1] for chosen, batch in rows) < inputs
 
     def _fit_writer(
         self,
@@ -349,8 +348,10 @@ class PairedWalk:
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_submodule(norm).weight if norm else None
-        train = Moments.zeros(prior.shape[1], prior.shape[0], prior.device)
-        held_out = Examples() if self._few(prior.shape[1]) else Moments.zeros(*reversed(prior.shape), prior.device)
+        train, held_out = (
+            Examples() if self._few(prior.shape[1], kind) else Moments.zeros(prior.shape[1], len(prior), prior.device)
+            for kind in (False, True)
+        )
         for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
             original = self.lineage.project(original.to(self.device).float())
             target = original - residual.to(self.device).float()

@@ -5,10 +5,13 @@ needs. Ridge pulls towards the weight that is there, never towards zero:
 
     W = (C + mu W0) (G + mu I)^-1,  mu = strength * mean(diag G)
 
-so directions that calibration hardly excites keep what they had.
+so directions that calibration hardly excites keep what they had. Where there are fewer tokens than inputs, it is the
+tokens X [tokens, in] and residuals E = Y - X W0^T that are kept, and the same weight is found among them:
+
+    W = W0 + E^T (X X^T + mu I)^-1 X
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +53,11 @@ class Moments:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
         return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
 
+    def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
+        """What ridge of some strength adds to a prior [out, in]."""
+        missing, scale = self.cross - prior @ self.gram, self.gram.diagonal().mean()
+        return lambda strength: torch.cholesky_solve(missing.T, _factor(self.gram, missing, strength, scale)).T
+
 
 class InputMoments:
     """The same for targets y = V t that are linear in the inputs t of another model: V may be large or come later.
@@ -76,9 +84,9 @@ class InputMoments:
 
 
 class Examples:
-    """Inputs x [tokens, in], targets y [tokens, out] and weights w [tokens] themselves, to judge fits by.
+    """Inputs x [tokens, in], targets y [tokens, out] and weights w [tokens] themselves.
 
-    Where there are fewer tokens than inputs they take less room than sums over them, and errors less time.
+    Where there are fewer tokens than inputs they take less room than sums over them, and fits and errors less time.
     """
 
     def __init__(self) -> None:
@@ -97,6 +105,13 @@ class Examples:
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
         return sum(w @ (y - x @ weight.T).square_() for x, y, w in self._parts)
+
+    def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
+        """What ridge of some strength adds to a prior [out, in]."""
+        inputs = torch.cat([x * w.sqrt()[:, None] for x, _, w in self._parts])
+        missing = torch.cat([(y - x @ prior.T) * w.sqrt()[:, None] for x, y, w in self._parts])
+        gram, scale = inputs @ inputs.T, inputs.square().sum() / inputs.shape[1]
+        return lambda strength: torch.cholesky_solve(missing, _factor(gram, missing, strength, scale)).T @ inputs
 
 
 class InputExamples:
@@ -127,34 +142,32 @@ class Fit:
     error_after: float
 
 
-def ridge(gram: torch.Tensor, cross: torch.Tensor, prior: torch.Tensor, strength: float) -> torch.Tensor:
-    """The weight [out, in] that fits the sums G [in, in] and C [out, in], pulled towards a prior [out, in].
+def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> torch.Tensor:
+    """The weight [out, in] that fits what there is to fit to, pulled towards a prior [out, in].
 
     A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
 
     Raises:
-        NotFiniteError: the sums are not finite.
+        NotFiniteError: activations are not finite.
     """
-    return prior + _update(gram, cross - prior @ gram, strength)
+    return prior + train.updates(prior)(strength)
 
 
-def _update(gram: torch.Tensor, missing: torch.Tensor, strength: float) -> torch.Tensor:
-    """M (G + mu I)^-1 [out, in], what ridge adds to the prior; M [out, in] is C - W0 G."""
+def _factor(gram: torch.Tensor, missing: torch.Tensor, strength: float, scale: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of G + strength * scale * I; `missing` is only looked at for what is not finite."""
     if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(missing).all()):
         raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
-    scale = gram.diagonal().mean().clamp_min(1e-30)
     while True:
         damped = gram.clone()
-        damped.diagonal().add_(strength * scale)
+        damped.diagonal().add_(strength * scale.clamp_min(1e-30))
         factor, failed = torch.linalg.cholesky_ex(damped)
-        del damped
         if not failed:
-            return torch.cholesky_solve(missing.T, factor).T
+            return factor
         strength = max(10 * strength, SMALLEST_STRENGTH)
 
 
 def fit(
-    train: Moments,
+    train: Moments | Examples,
     held_out: Moments | Examples,
     prior: torch.Tensor,
     groups: Sequence[slice] = (slice(None),),
@@ -163,8 +176,8 @@ def fit(
     """Fit on some tokens and let others decide how much to pull, or whether to keep the prior.
 
     Args:
-        train: sums over the tokens to fit on.
-        held_out: the tokens that decide, or sums over them.
+        train: the tokens to fit on, or sums over them.
+        held_out: the same for those that decide.
         prior: the weight that is there, [out, in].
         groups: rows that are decided about together; they share the work.
         strengths: ridge strengths to try.
@@ -176,9 +189,9 @@ def fit(
         return [float(each[rows].sum()) / scale for rows, scale in zip(groups, scales, strict=True)]
 
     best = [Fit(prior[rows], None, error, error) for rows, error in zip(groups, errors(prior), strict=True)]
-    missing = train.cross - prior @ train.gram
+    update = train.updates(prior)
     for strength in strengths:
-        weight = prior + _update(train.gram, missing, strength)
+        weight = prior + update(strength)
         for number, (rows, error) in enumerate(zip(groups, errors(weight), strict=True)):
             if error < best[number].error_after - SMALLEST_GAIN:
                 best[number] = Fit(weight[rows].clone(), strength, best[number].error_before, error)

@@ -33,7 +33,7 @@ class Refit(Stage):
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     @property
     def uses_calibration(self) -> bool:

@@ -231,8 +231,9 @@ def compare(
     Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
     """
     with _one_message():
-        from autoglm_compress.comparison import Limits, summaries
-        from autoglm_compress.comparison import compare as compare_results
+        from autoglm_compress.comparison import summaries
+        from autoglm_compress.comparison.compare import Limits
+        from autoglm_compress.comparison.compare import compare as compare_results
         from autoglm_compress.comparison.results_file import read_results
 
         limits = Limits(max_drop, max_perplexity_increase, confidence)

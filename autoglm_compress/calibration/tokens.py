@@ -1,6 +1,5 @@
 """From documents to rows of tokens."""
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
 
 from autoglm_compress.calibration.python_docs import Split
-from autoglm_compress.calibration.text import PYTHON_DOCS, Document, documents
+from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
 
 BATCH_TOKENS = 4096
@@ -95,11 +94,9 @@ def token_rows(
     Raises:
         UserError: the source does not fill a single row.
     """
-    order = documents(path, split)
-    random.Random(seed).shuffle(order)
     needed = samples * sequence_length
     stream: list[int] = []
-    for ids in _encode(tokenizer, order):
+    for ids in _encode(tokenizer, shuffled(path, split, seed)):
         stream += ids
         if len(stream) >= needed:
             break
@@ -112,9 +109,9 @@ def token_rows(
     return torch.tensor(stream[: rows * sequence_length]).view(rows, sequence_length)
 
 
-def _encode(tokenizer: Any, order: Iterable[Document]) -> Iterable[list[int]]:
+def _encode(tokenizer: Any, documents: Iterable[Document]) -> Iterable[list[int]]:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for document in order:
+    for document in documents:
         if isinstance(document, str):
             text = document
         elif tokenizer.chat_template:

@@ -74,7 +74,7 @@ class Quantize(Stage):
     max_divergence: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     makes_quantized = True
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     @property
     def uses_calibration(self) -> bool:

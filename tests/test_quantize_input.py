@@ -26,6 +26,8 @@ WRONG = {
         ["group_size: 128 does not divide the 64 input features", "more; sizes that do for all linears: 64, 32, -1"],
     ),
     "3 bits": (INT4 | {"bits": 3}, ["bits: given 3", "4, 8 or 'auto'"]),
+    "bits in quotes": (INT4 | {"bits": "4"}, ["bits: given '4'", "4, 8 or 'auto'; write 4 without quotes"]),
+    "bits misspelt": (INT4 | {"bits": "atuo"}, ["bits: given 'atuo'", "4, 8 or 'auto'"]),
     "no bits": ({"stage": "quantize"}, ["bits: missing"]),
     "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: goes with `bits: auto`"]),
     "auto without budget": (INT4 | {"bits": "auto"}, ["budget: goes with `bits: auto`", "bytes", "average_bits"]),

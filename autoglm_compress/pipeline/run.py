@@ -188,6 +188,8 @@ class _Run:
             write_json(self.folder.path / f"{name}.json", {"name": name, "stage": stage.stage, **self.records[-1]})
             return
         finished = self.folder.finished(name, self.keys[number])
+        if finished and not redo:
+            stage.accept(finished["decisions"], self._checkpoint_of(self.recipe.parents[number])[2])
         self.records.append(finished if finished and not redo else self._make_checkpoint(number))
         draw_missing(self.folder.path / name / STAGE, self.progress)
         self._evaluate(number, self.recipe.evaluation.every_stage)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoglm_compress.architecture import Scheme
-from autoglm_compress.quantization import error_feedback
+from autoglm_compress.quantization import error_feedback, input_statistics
 from autoglm_compress.quantization.error_feedback import DAMPING, Feedback, feedback_of, round_with_feedback
 from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
 
@@ -142,7 +142,9 @@ def test_output_error_is_that_of_the_damped_gram(tokens: int):
     assert float(found) == pytest.approx(error_of(delta, torch.zeros_like(delta), damped(gram)), rel=1e-3)
 
 
-def test_conditional_is_what_is_left_after_the_features_before_it():
+@pytest.mark.parametrize("block", [7, 256])
+def test_conditional_is_what_is_left_after_the_features_before_it(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
     inputs = correlated(300, 48)
     gram = inputs.T @ inputs
     feedback, full = feedback_of(gram.clone()), damped(gram)
@@ -237,7 +239,9 @@ def test_degenerate_inputs(kind: str, symmetric: bool):
         assert torch.equal(integers, grid.integers(weight))
 
 
-def test_a_gram_matrix_that_is_not_positive_definite_gets_more_damping():
+@pytest.mark.parametrize("block", [7, 256])
+def test_a_gram_matrix_that_is_not_positive_definite_gets_more_damping(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
     gram = torch.ones(32, 32) - 0.5 * torch.eye(32)  # 31 eigenvalues of -0.5
     feedback = feedback_of(gram.clone())
     assert isinstance(feedback, Feedback)

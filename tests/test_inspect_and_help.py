@@ -91,7 +91,7 @@ def test_a_checkpoint_of_mixed_bits(make_checkpoint: MakeCheckpoint, tmp_path: P
     assert quantization["bits"] == [4, 8]
     assert quantization["bits_by_linear"]["lm_head"] == 8
     assert found["transformers"]["loads"]
-    assert_says(inspect(tmp_path / "out/01-quantize"), "INT4", "INT8")
+    assert_says(inspect(tmp_path / "out/01-quantize"), "INT4", "INT8", "lm_head", "-1: lm_head")
 
 
 def test_a_checkpoint_quantized_by_someone_else(make_checkpoint: MakeCheckpoint, tmp_path: Path):

@@ -169,3 +169,15 @@ def test_a_plan_says_what_the_bits_are(make_checkpoint: MakeCheckpoint, tmp_path
     warned = plan(write_recipe(tmp_path, make_checkpoint("llama"), [INT4 | {"symmetric": False}]))["warnings"]
     assert len(warned) == 1
     assert_says(warned[0], "01-quantize: asymmetric compressed-tensors", "dequantize=True")
+
+
+def test_a_plan_warns_where_error_feedback_has_too_few_tokens(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    few = {"source": "python-docs", "samples": 2, "sequence_length": 32}
+
+    def warned(stage: dict) -> list[str]:
+        return plan(write_recipe(tmp_path, make_checkpoint("llama"), [stage], calibration=few))["warnings"]
+
+    [warning] = warned(INT4)
+    assert_says(warning, "01-quantize", "64 calibration tokens are few for linears of 128 inputs", "samples to 4")
+    assert not warned(INT4 | {"error_feedback": False})
+    assert not warned(INT4 | {"method": "round_to_nearest"})

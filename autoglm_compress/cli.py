@@ -265,9 +265,9 @@ def compare(
     Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
     """
     with _one_message():
-        from autoglm_compress.comparison import Limits, summaries
-        from autoglm_compress.comparison import compare as compare_results
-        from autoglm_compress.comparison.limits import parse_losses
+        from autoglm_compress.comparison import summaries
+        from autoglm_compress.comparison.compare import compare as compare_results
+        from autoglm_compress.comparison.limits import Limits, parse_losses
         from autoglm_compress.comparison.results_file import read_results
 
         losses = parse_losses(max_loss or ())

@@ -98,9 +98,22 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
 def _quantization(found: dict[str, Any]) -> str:
     """The quantization of a checkpoint in a line."""
     bits = found["bits"] if isinstance(found["bits"], list) else [found["bits"]]
-    sizes = ", ".join(f"{linear} {size}" for linear, size in found["group_sizes"].items())
+    sizes = _by_value(found["group_sizes"])
     kind = "symmetric" if found["symmetric"] else "asymmetric"
-    return f"{' and '.join(f'INT{number}' for number in bits)}, {kind}, {found['format']}, group sizes {sizes}"
+    by_bits = f" ({_by_value(found['bits_by_linear'])})" if len(bits) > 1 else ""
+    names = " and ".join(f"INT{number}" for number in bits)
+    return f"{names}{by_bits}, {kind}, {found['format']}, group size {sizes}"
+
+
+def _by_value(values: dict[str, int | list[int]]) -> str:
+    """A value if all linears have it, otherwise each with its linears; a list differs between layers."""
+    linears: dict[str, list[str]] = {}
+    for linear, value in values.items():
+        spelled = " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+        linears.setdefault(spelled, []).append(linear.rpartition(".")[2])
+    if len(linears) == 1:
+        return next(iter(linears))
+    return ", ".join(f"{value}: {' '.join(names)}" for value, names in linears.items())
 
 
 def _needs(quantization: dict[str, Any] | None) -> str:

@@ -275,7 +275,7 @@ def main() -> None:
                 continue
             try:
                 found[name][side] = benchmark.row(side, name)
-            except RuntimeError as error:
+            except (RuntimeError, subprocess.CalledProcessError) as error:
                 found[name][side] = {"error": str(error)}
             write_results(
                 output / f"quantization_peers-{model.name}.json",

@@ -1,6 +1,7 @@
 """Calibration text: what is read, how it is split for good, and how it becomes rows of tokens."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.calibration import python_docs
-from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate, shuffled
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, batched, token_rows
 from autoglm_compress.errors import UserError
 
@@ -118,6 +119,25 @@ def test_the_interpreters_documentation_is_split_by_module():
     modules = [{text.split()[1].split(".")[0] for text in side if text.startswith("module ")} for side in both(None)]
     assert all(modules)
     assert not modules[0] & modules[1]
+
+
+def test_what_has_text_in_the_interpreters_documentation_is_told_from_its_first_lines():
+    titles = {*python_docs.titles("calibration"), *python_docs.titles("held-out")}
+    modules = [python_docs.Title(name, path) for name, path in python_docs.module_files().items()]
+    with_text = {title for title in modules if python_docs.document(title)}
+    assert with_text == {title for title in titles if title.path}
+    assert len(with_text) < len(modules)
+
+
+def test_the_interpreters_documents_come_shuffled_as_if_they_had_all_been_made(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    document = python_docs.document
+    monkeypatch.setattr(python_docs, "document", lambda title: made.append(title) or document(title))
+    first = next(shuffled(None, "calibration", seed=3))
+    assert len(made) == 1
+    order = python_docs.documents("calibration")
+    random.Random(3).shuffle(order)
+    assert first == order[0]
 
 
 # Finding files

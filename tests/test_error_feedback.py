@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoglm_compress.architecture import Scheme
-from autoglm_compress.quantization import error_feedback
+from autoglm_compress.quantization import error_feedback, input_statistics
 from autoglm_compress.quantization.error_feedback import DAMPING, Feedback, feedback_of, round_with_feedback
 from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
 
@@ -62,7 +62,7 @@ def test_the_integers_are_those_of_gptq(scheme: Scheme, tokens: int):
     inputs, weight = correlated(tokens, 96), random_weight(40, 96)
     gram = inputs.T @ inputs
     grid = grid_for(weight, scheme, torch.bfloat16)
-    feedback = feedback_of(gram)
+    feedback = feedback_of(gram.clone())
     found = round_with_feedback(weight, grid, feedback)
     assert found.dtype == torch.int8
     expected = gptq(weight, grid, gram, feedback.order.flip(0))
@@ -75,7 +75,7 @@ def test_the_integers_are_those_of_gptq(scheme: Scheme, tokens: int):
 def test_the_largest_features_are_rounded_first():
     inputs = correlated(100, 64)
     gram = inputs.T @ inputs
-    sizes = gram.diagonal()[feedback_of(gram).order]
+    sizes = gram.diagonal()[feedback_of(gram.clone()).order]
     assert (sizes.diff() >= 0).all()
 
 
@@ -84,7 +84,7 @@ def test_without_correlation_it_is_plain_rounding():
     gram = torch.diag(torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.1)
     for scheme in SCHEMES:
         grid = grid_for(weight, scheme, torch.bfloat16)
-        assert torch.equal(round_with_feedback(weight, grid, feedback_of(gram)), grid.integers(weight))
+        assert torch.equal(round_with_feedback(weight, grid, feedback_of(gram.clone())), grid.integers(weight))
 
 
 @pytest.mark.parametrize("block", [1, 7, 32, 95])
@@ -92,7 +92,7 @@ def test_without_correlation_it_is_plain_rounding():
 def test_blocks_change_nothing(block: int, scheme: Scheme, monkeypatch: pytest.MonkeyPatch):
     inputs, weight = correlated(200, 96), random_weight(30, 96)
     grid, feedback = grid_for(weight, scheme, torch.bfloat16), feedback_of(inputs.T @ inputs)
-    assert error_feedback.BLOCK >= 96
+    monkeypatch.setattr(error_feedback, "BLOCK", 96)
     whole = round_with_feedback(weight, grid, feedback)
     monkeypatch.setattr(error_feedback, "BLOCK", block)
     parts = round_with_feedback(weight, grid, feedback)
@@ -113,7 +113,7 @@ def test_blocks_change_nothing(block: int, scheme: Scheme, monkeypatch: pytest.M
 def test_it_is_hardly_ever_worse_than_plain_rounding(seed: int, tokens: int, rank: int, noise: float, scheme: Scheme):
     inputs, weight = correlated(tokens, 64, seed, rank, noise), random_weight(16, 64, seed)
     gram = inputs.T @ inputs
-    feedback = feedback_of(gram)
+    feedback = feedback_of(gram.clone())
     grid = clipped_grid(weight, scheme, torch.bfloat16, feedback.conditional)
     found = error_of(grid.values(round_with_feedback(weight, grid, feedback), torch.float32), weight, damped(gram))
     assert found <= 1.02 * error_of(grid.rounded(weight), weight, damped(gram))
@@ -124,7 +124,7 @@ def test_it_is_much_better_on_correlated_inputs(scheme: Scheme):
     inputs, weight = correlated(400, 96), random_weight(40, 96)
     gram = inputs.T @ inputs
     grid = grid_for(weight, scheme, torch.bfloat16)
-    found = grid.values(round_with_feedback(weight, grid, feedback_of(gram)), torch.float32)
+    found = grid.values(round_with_feedback(weight, grid, feedback_of(gram.clone())), torch.float32)
     plain = error_of(grid.rounded(weight), weight, gram)
     assert error_of(found, weight, gram) < 0.6 * plain
     explicit = float((inputs @ (found - weight).T).square().sum())
@@ -138,14 +138,16 @@ def test_it_is_much_better_on_correlated_inputs(scheme: Scheme):
 def test_output_error_is_that_of_the_damped_gram(tokens: int):
     inputs, delta = correlated(tokens, 64), random_weight(10, 64, 3)
     gram = inputs.T @ inputs
-    found = feedback_of(gram).output_error(delta)
+    found = feedback_of(gram.clone()).output_error(delta)
     assert float(found) == pytest.approx(error_of(delta, torch.zeros_like(delta), damped(gram)), rel=1e-3)
 
 
-def test_conditional_is_what_is_left_after_the_features_before_it():
+@pytest.mark.parametrize("block", [7, 256])
+def test_conditional_is_what_is_left_after_the_features_before_it(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
     inputs = correlated(300, 48)
     gram = inputs.T @ inputs
-    feedback, full = feedback_of(gram), damped(gram)
+    feedback, full = feedback_of(gram.clone()), damped(gram)
     for place, feature in enumerate(feedback.order.tolist()):
         before = feedback.order[:place]
         explained = full[feature, before] @ torch.linalg.solve(full[before][:, before], full[before, feature])
@@ -157,7 +159,7 @@ def test_scaled_is_the_factor_of_the_scaled_gram():
     inputs = correlated(300, 48)
     gram = inputs.T @ inputs
     scale = torch.rand(48, generator=torch.Generator().manual_seed(2)) * 3 + 0.2
-    feedback = feedback_of(gram)
+    feedback = feedback_of(gram.clone())
     order = feedback.order.clone()
     scaled = feedback.scaled(scale)
     assert torch.equal(scaled.order, order)
@@ -168,7 +170,7 @@ def test_scaled_is_the_factor_of_the_scaled_gram():
     torch.testing.assert_close(scaled.conditional[order], factor.diagonal().square().float(), rtol=1e-3, atol=0)
     delta = random_weight(10, 48, 3)
     assert float(scaled.output_error(delta)) == pytest.approx(
-        float(feedback_of(gram).output_error(delta / scale)), 1e-3
+        float(feedback_of(gram.clone()).output_error(delta / scale)), 1e-3
     )
 
 
@@ -220,7 +222,7 @@ def test_degenerate_inputs(kind: str, symmetric: bool):
     inputs, weight = degenerate(kind), random_weight(24, 64)
     weight[5] = 0
     gram = inputs.T @ inputs
-    feedback = feedback_of(gram)
+    feedback = feedback_of(gram.clone())
     assert feedback.unit.isfinite().all()
     assert feedback.conditional.isfinite().all()
     assert (feedback.conditional > 0).all()
@@ -237,9 +239,11 @@ def test_degenerate_inputs(kind: str, symmetric: bool):
         assert torch.equal(integers, grid.integers(weight))
 
 
-def test_a_gram_matrix_that_is_not_positive_definite_gets_more_damping():
+@pytest.mark.parametrize("block", [7, 256])
+def test_a_gram_matrix_that_is_not_positive_definite_gets_more_damping(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(input_statistics, "BLOCK", block)
     gram = torch.ones(32, 32) - 0.5 * torch.eye(32)  # 31 eigenvalues of -0.5
-    feedback = feedback_of(gram)
+    feedback = feedback_of(gram.clone())
     assert isinstance(feedback, Feedback)
     assert feedback.unit.isfinite().all()
     delta = random_weight(4, 32)

@@ -70,7 +70,7 @@ def test_a_quantized_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path)
     assert found["parameters"] == inspect_json(make_checkpoint("glm"))["parameters"]
     assert set(found["bytes_by_dtype"]) == {"bfloat16", "int32", "int64"}
     assert found["transformers"]["loads"]
-    assert_says(inspect(checkpoint), "quantization INT4", "mlp.down_proj 32", "plain transformers loads it")
+    assert_says(inspect(checkpoint), "quantization INT4", "group size 32", "plain transformers loads it")
 
 
 def test_an_awq_checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path):
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_mixed_bits(make_checkpoint: MakeCheckpoint, tmp_path: P
     assert quantization["bits"] == [4, 8]
     assert quantization["bits_by_linear"]["lm_head"] == 8
     assert found["transformers"]["loads"]
-    assert_says(inspect(tmp_path / "out/01-quantize"), "INT4", "INT8")
+    assert_says(inspect(tmp_path / "out/01-quantize"), "INT4", "INT8", "lm_head", "-1: lm_head")
 
 
 def test_a_checkpoint_quantized_by_someone_else(make_checkpoint: MakeCheckpoint, tmp_path: Path):

@@ -76,6 +76,27 @@ def test_max_divergence_decides(tmp_path: Path):
     assert_says(str(caught.value), "stage quantize", source, "nats over 128 held-out tokens", "%", "max_divergence")
 
 
+def test_another_max_divergence_does_not_quantize_again(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    def recipe(limit: float) -> Path:
+        return write_recipe(tmp_path, make_checkpoint("glm"), [QUANTIZE | {"bits": 4, "max_divergence": limit}])
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("model*.safetensors")}
+
+    command = ("--output", tmp_path / "out", "--device", "cpu")
+    message = refusal("run", recipe(1e-9), *command)
+    assert_says(message, "stage quantize", "1e-09 is allowed", "max_divergence")
+    before = sorted(written().values())
+    assert before
+    run(recipe(0.5))
+    assert sorted(written().values()) == before
+    assert [folder.name for folder in stage_folders(tmp_path / "out")] == ["01-quantize"]
+    message = refusal("run", recipe(1e-9), *command)  # a lower one is held against what was measured
+    assert_says(message, "stage quantize", "1e-09 is allowed")
+    run(recipe(0.5))
+    assert sorted(written().values()) == before
+
+
 def corrupt(monkeypatch: pytest.MonkeyPatch, form: object, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     pack = form.pack
     monkeypatch.setattr(form, "pack", lambda *args: pack(*args[:3], change(args[3]), *args[4:]))

@@ -26,6 +26,8 @@ WRONG = {
         ["group_size: 128 does not divide the 64 input features", "more; sizes that do for all linears: 64, 32, -1"],
     ),
     "3 bits": (INT4 | {"bits": 3}, ["bits: given 3", "4, 8 or 'auto'"]),
+    "bits in quotes": (INT4 | {"bits": "4"}, ["bits: given '4'", "4, 8 or 'auto'; write 4 without quotes"]),
+    "bits misspelt": (INT4 | {"bits": "atuo"}, ["bits: given 'atuo'", "4, 8 or 'auto'"]),
     "no bits": ({"stage": "quantize"}, ["bits: missing"]),
     "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: goes with `bits: auto`"]),
     "auto without budget": (INT4 | {"bits": "auto"}, ["budget: goes with `bits: auto`", "bytes", "average_bits"]),
@@ -167,3 +169,15 @@ def test_a_plan_says_what_the_bits_are(make_checkpoint: MakeCheckpoint, tmp_path
     warned = plan(write_recipe(tmp_path, make_checkpoint("llama"), [INT4 | {"symmetric": False}]))["warnings"]
     assert len(warned) == 1
     assert_says(warned[0], "01-quantize: asymmetric compressed-tensors", "dequantize=True")
+
+
+def test_a_plan_warns_where_error_feedback_has_too_few_tokens(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    few = {"source": "python-docs", "samples": 2, "sequence_length": 32}
+
+    def warned(stage: dict) -> list[str]:
+        return plan(write_recipe(tmp_path, make_checkpoint("llama"), [stage], calibration=few))["warnings"]
+
+    [warning] = warned(INT4)
+    assert_says(warning, "01-quantize", "64 calibration tokens are few for linears of 128 inputs", "samples to 4")
+    assert not warned(INT4 | {"error_feedback": False})
+    assert not warned(INT4 | {"method": "round_to_nearest"})

@@ -10,10 +10,13 @@ Every document belongs to one split for good: a hash of its topic or top-level m
 from __future__ import annotations
 
 import ast
+import os
+import re
 import sysconfig
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -37,6 +40,15 @@ SKIPPED_PARTS = frozenset(
     }
 )
 HELD_OUT_PERCENT = 10
+STARTS_WITH_DOCSTRING = re.compile(rb"(\s*#.*\n)*\s*[rR]?(\"\"\"|\'\'\')\s*\w")
+
+
+@dataclass(frozen=True)
+class Title:
+    """A document by the name of its topic, or of its module and where that is."""
+
+    name: str
+    path: Path | None = None
 
 
 def split_of(name: str) -> Split:
@@ -49,14 +61,16 @@ def module_files(stdlib: Path | None = None) -> dict[str, Path]:
     """Map the dotted names of the standard library's pure-Python modules to their source files, sorted by name."""
     root = stdlib or Path(sysconfig.get_path("stdlib"))
     found: dict[str, Path] = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED_PARTS.intersection(parts) or not all(part.isidentifier() for part in parts):
-            continue
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
-        if parts:
-            found[".".join(parts)] = path
+    for folder, inner, files in os.walk(root):
+        inner[:] = set(inner) - SKIPPED_PARTS
+        for path in (Path(folder, file) for file in files if file.endswith(".py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if SKIPPED_PARTS.intersection(parts) or not all(part.isidentifier() for part in parts):
+                continue
+            if parts[-1] == "__init__":
+                parts = parts[:-1]
+            if parts:
+                found[".".join(parts)] = path
     return dict(sorted(found.items()))
 
 
@@ -105,21 +119,38 @@ def documents(split: Split) -> list[str]:
     Raises:
         ValueError: if the split is unknown.
     """
+    return [document(title) for title in titles(split)]
+
+
+def titles(split: Split) -> list[Title]:
+    """Return the documents of one split by their titles, in the order of `documents`, without making them all.
+
+    Raises:
+        ValueError: if the split is unknown.
+    """
     if split not in ("calibration", "held-out"):
         raise ValueError(f"unknown split {split!r}: expected 'calibration' or 'held-out'")
-    return [text for name, text in _all_documents() if split_of(name) == split]
+    found = [Title(name) for name in sorted(_topics())]
+    found += [Title(name, path) for name, path in module_files().items()]
+    return [title for title in found if split_of(title.name) == split and _has_text(title)]
 
 
 @cache
-def _all_documents() -> tuple[tuple[str, str], ...]:
-    """Read every document, once per process: (topic or module name, text)."""
-    found = [(name, text.strip() + "\n") for name, text in sorted(_topics().items()) if text.strip()]
-    for name, path in module_files().items():
-        tree = parse_module(path)
-        text = module_document(name, tree) if tree else ""
-        if text:
-            found.append((name, text))
-    return tuple(found)
+def document(title: Title) -> str:
+    """Return the text of a document, or an empty string where there is none."""
+    if title.path is None:
+        text = _topics()[title.name].strip()
+        return text + "\n" if text else ""
+    tree = parse_module(title.path)
+    return module_document(title.name, tree) if tree else ""
+
+
+@cache
+def _has_text(title: Title) -> bool:
+    """Whether a document is not empty; of most modules the first lines tell."""
+    if title.path is not None and STARTS_WITH_DOCSTRING.match(title.path.read_bytes()):
+        return True
+    return bool(document(title))
 
 
 def _topics() -> dict[str, str]:

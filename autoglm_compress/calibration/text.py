@@ -1,8 +1,10 @@
 """Calibration text: documents from a file or a built-in source, split into calibration and held-out for good."""
 
 import json
+import random
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ def documents(path: Path | None, split: Split) -> list[Document]:
         return list(python_docs.documents(split))
     found = _read_jsonl(path) if path.suffix == ".jsonl" else _read_plain(path)
     return [document for document in found if _split_of(document) == split]
+
+
+def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
+    """The documents of one split, as `documents` gives them, in an order that the seed decides.
+
+    Those of the built-in source are made when their turn comes: most callers need a small part of them.
+    """
+    order = python_docs.titles(split) if path is None else documents(path, split)
+    random.Random(seed).shuffle(order)
+    return map(python_docs.document, order) if path is None else iter(order)
 
 
 def _split_of(document: Document) -> Split:

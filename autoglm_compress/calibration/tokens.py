@@ -1,6 +1,5 @@
 """From documents to rows of tokens."""
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
 
 from autoglm_compress.calibration.python_docs import Split
-from autoglm_compress.calibration.text import PYTHON_DOCS, Document, documents
+from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
 
 BATCH_TOKENS = 4096
@@ -95,11 +94,9 @@ def token_rows(
     Raises:
         UserError: the source does not fill a single row.
     """
-    order = documents(path, split)
-    random.Random(seed).shuffle(order)
-    rows = packed_rows(tokenizer, order, samples, sequence_length)
+    rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
-        tokens = sum(map(len, _encode(tokenizer, order)))
+        tokens = sum(map(len, _encode(tokenizer, shuffled(path, split, seed))))
         raise UserError(
             f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
             f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
@@ -107,11 +104,11 @@ def token_rows(
     return rows
 
 
-def packed_rows(tokenizer: Any, order: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
+def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
     """Token ids [rows, sequence_length] of documents one after the other: `samples` rows, fewer if the text ends."""
     needed = samples * sequence_length
     stream: list[int] = []
-    for ids in _encode(tokenizer, order):
+    for ids in _encode(tokenizer, documents):
         stream += ids
         if len(stream) >= needed:
             break
@@ -119,9 +116,9 @@ def packed_rows(tokenizer: Any, order: Iterable[Document], samples: int, sequenc
     return torch.tensor(stream[: rows * sequence_length], dtype=torch.long).view(rows, sequence_length)
 
 
-def _encode(tokenizer: Any, order: Iterable[Document]) -> Iterable[list[int]]:
+def _encode(tokenizer: Any, documents: Iterable[Document]) -> Iterable[list[int]]:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for document in order:
+    for document in documents:
         if isinstance(document, str):
             text = document
         elif tokenizer.chat_template:

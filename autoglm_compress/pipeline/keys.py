@@ -67,7 +67,7 @@ def stage_keys(
     source_key = key_of({name: file["sha256"] for name, file in source_files.items()})
     keys: list[str] = []
     for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
-        options = stage.model_dump(mode="json", exclude={"name", "source"})
+        options = stage.model_dump(mode="json", exclude={"name", "source", *stage.accepting})
         depends = [REVISION, stage.revision, options, recipe.seed, source_key if parent is None else keys[parent]]
         if stage.uses_calibration:
             depends += [source_key, calibration, STATISTICS_REVISION]

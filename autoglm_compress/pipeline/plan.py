@@ -23,8 +23,6 @@ from autoglm_compress.stages import PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded and nothing to do."""
-TOKENS_PER_INPUT = 2
-"""Calibration tokens per input of a linear, below which a fit of it is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))
             warnings = stage.warnings(before) + _loader_warnings(before, after)
-            warnings += _calibration_warnings(recipe.calibration, stage.largest_fan_in(before))
+            warnings += _calibration_warnings(recipe.calibration, stage, stage.largest_fan_in(before))
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
             after, warnings = before, []
@@ -235,12 +233,12 @@ def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
     ]
 
 
-def _calibration_warnings(calibration: CalibrationOptions, fan_in: int) -> list[str]:
-    """What to do where a fit of so many inputs has too few tokens to go by."""
+def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in: int) -> list[str]:
+    """What to do where a stage has too few tokens to go by for linears of so many inputs."""
     samples, length = calibration.samples, calibration.sequence_length
-    enough = TOKENS_PER_INPUT * fan_in
+    enough = stage.tokens_per_input * fan_in
     found = []
-    if fan_in and samples < HELD_OUT_EVERY:
+    if stage.holds_out_samples and samples < HELD_OUT_EVERY:
         found.append(
             f"of {samples} samples one only decides about fits, which leaves {samples - 1} to fit to: "
             f"raise calibration.samples to {HELD_OUT_EVERY} or more"

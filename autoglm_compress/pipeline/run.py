@@ -257,6 +257,8 @@ class _Run:
             write_json(self.folder.path / f"{name}.json", {"name": name, "stage": stage.stage, **self.records[-1]})
             return
         finished = None if number in self.schedule.to_make else self.schedule.finished(number)
+        if finished:
+            stage.accept(finished["decisions"], self._folder_of(self.recipe.parents[number]))
         self.records.append(finished or self._make_checkpoint(number))
         draw_missing(self.folder.path / name / STAGE, self.progress)
         self._evaluate(number, self.recipe.evaluation.every_stage)

@@ -35,9 +35,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best candidate, and the error of the outputs relative to their size, with plain rounding and with it."""
+    """The best candidate, the outputs' squared size, and the error relative to it with plain rounding and with it."""
 
     candidate: Candidate
+    size: float
     error_rounding: float
     error: float
 
@@ -78,7 +79,7 @@ def search_scale(
     scheme: Scheme,
     dtype: torch.dtype,
 ) -> Choice:
-    """The candidate with the least output error over the weights [out, in] (fp32) that read the same inputs.
+    """The candidate with the least output error over the weights [out, in] that read the same inputs.
 
     The errors are those of `sampled_rows`, which rank the candidates as all rows do. The identity is among the
     candidates, so on these rows the best is no worse than plain rounding.
@@ -92,7 +93,7 @@ def search_scale(
         scheme: how they are to be quantized.
         dtype: of the scales of their groups.
     """
-    sample = torch.cat([sampled_rows(weight) for weight in weights])
+    sample = torch.cat([sampled_rows(weight) for weight in weights]).float()
     size = measure.output_error(sample).clamp(min=torch.finfo(sample.dtype).tiny)
     conditional = measure.conditional if isinstance(measure, Feedback) else None
     absolute = pair.averaged(absolute)
@@ -105,7 +106,7 @@ def search_scale(
         error = measure.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
         tried.append((float(error / size), candidate))
     error, best = min(tried, key=lambda entry: entry[0])
-    return Choice(best, error_rounding=tried[0][0], error=error)
+    return Choice(best, float(size), error_rounding=tried[0][0], error=error)
 
 
 def sampled_rows(weight: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from autoglm_compress.quantization.grid import Grid
+from autoglm_compress.quantization.grid import Grid, row_parts
+from autoglm_compress.quantization.input_statistics import blocks, fast_products
 
 DAMPING = 1e-2
 """Of the mean of the Gram matrix's diagonal, added to it."""
-BLOCK = 128
+BLOCK = 16
+"""Features that are rounded one after the other; between more than that, errors are passed on by products."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,13 @@ class Feedback:
 
     def output_error(self, delta: torch.Tensor) -> torch.Tensor:
         """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in]; G is damped."""
-        products = delta[:, self.order] @ self.unit
-        return products.square_().mul_(self.conditional[self.order]).sum()
+        delta, conditional = delta[:, self.order], self.conditional[self.order]
+        error = torch.zeros((), device=delta.device)
+        with fast_products():
+            for block in blocks(len(self.order)):
+                products = delta[:, block.start :] @ self.unit[block.start :, block]
+                error += products.square_().mul_(conditional[block]).sum()
+        return error
 
     def scaled(self, scale: torch.Tensor) -> "Feedback":
         """That of the inputs divided by a scale [features]. It takes the place of this one, whose memory it uses."""
@@ -44,26 +51,47 @@ class Feedback:
 
 
 def feedback_of(gram: torch.Tensor) -> Feedback:
-    """Factor a Gram matrix [features, features], fp32.
+    """Factor a Gram matrix [features, features], fp32. The result takes its place and uses its memory.
 
     A matrix that is not positive definite in fp32 (dead features, fewer tokens than features) gets ten times the
     damping until it is.
     """
     order = gram.diagonal().argsort(stable=True)
-    ordered = gram.index_select(0, order)
     damping = DAMPING * float(gram.diagonal().double().mean().clamp(min=torch.finfo(gram.dtype).tiny))
-    for rows in ordered.split(BLOCK):
-        rows.copy_(rows.index_select(1, order))
-    ordered.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(ordered)
-    while failed:
-        ordered.diagonal().add_(9 * damping)
+    for block in blocks(len(gram)):
+        gram[:, block] = gram[:, block].index_select(0, order)
+    for block in blocks(len(gram)):
+        gram[block] = gram[block].index_select(1, order)
+    diagonal = gram.diagonal().clone()
+    while not _factor(gram, diagonal + damping):
         damping *= 10
-        factor, failed = torch.linalg.cholesky_ex(ordered)
-    diagonal = factor.diagonal().clone()
+    diagonal = gram.diagonal().clone()
     conditional = torch.empty_like(diagonal)
     conditional[order] = diagonal.square()
-    return Feedback(order, factor.div_(diagonal), conditional)
+    return Feedback(order, gram.tril_().div_(diagonal), conditional)
+
+
+def _factor(matrix: torch.Tensor, diagonal: torch.Tensor) -> bool:
+    """Cholesky, in place: L of matrix = L L^T takes the lower triangle and the diagonal.
+
+    What the matrix is, is read off its upper triangle, which stays, and a diagonal given beside it.
+
+    Returns:
+        Whether the matrix is positive definite; if not, the lower triangle holds nothing of use.
+    """
+    for block in blocks(len(matrix)):
+        corner, below = matrix[block, block], matrix[block.stop :, block]
+        above = corner.triu(1)
+        corner.copy_(above.T + diagonal[block].diag())
+        corner.addmm_(matrix[block, : block.start], matrix[block, : block.start].T, alpha=-1)
+        factor, failed = torch.linalg.cholesky_ex(corner)
+        corner.copy_(factor + above)
+        if failed:
+            return False
+        below.copy_(matrix[block, block.stop :].T)
+        below.addmm_(matrix[block.stop :, : block.start], matrix[block, : block.start].T, alpha=-1)
+        below.copy_(torch.linalg.solve_triangular(factor.T, below, upper=True, left=False))
+    return True
 
 
 def round_with_feedback(weight: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
@@ -72,26 +100,37 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, feedback: Feedback) ->
     Returns:
         int8 integers [out, in].
     """
+    parts = row_parts(weight)
+    # An aim need not be exact: what it was off by is part of the error that those before it make up for.
+    with fast_products():
+        return torch.cat([_round_rows(weight[rows], grid.rows(rows), feedback) for rows in parts])
+
+
+def _round_rows(weight: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
     features = weight.shape[1]
     lowest, highest = -(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1
-    columns = weight.T[feedback.order]
     group_of = (feedback.order // (features // grid.scales.shape[1])).tolist()
     scales = grid.scales.T.to(weight.dtype).contiguous()
     zeros = None if grid.zeros is None else grid.zeros.T.to(weight.dtype).contiguous()
-    errors, integers = torch.empty_like(columns), torch.empty_like(columns, dtype=torch.int8)
-    for stop in range(features, 0, -BLOCK):
+    aims, unit = weight.T[feedback.order], feedback.unit
+    errors = aims.clone()  # of features that are rounded; of the others, their values
+    integers = torch.empty_like(aims, dtype=torch.int8)
+
+    for done, stop in enumerate(range(features, 0, -BLOCK), 1):
         start = max(0, stop - BLOCK)
-        aims = columns[start:stop] - feedback.unit[stop:, start:stop].T @ errors[stop:]
         for feature in range(stop - 1, start - 1, -1):
-            aim, scale = aims[feature - start], scales[group_of[feature]]
+            aim, scale, after = aims[feature], scales[group_of[feature]], slice(feature + 1, stop)
             if feature + 1 < stop:
-                aim = torch.addmv(
-                    aim, errors[feature + 1 : stop].T, feedback.unit[feature + 1 : stop, feature], alpha=-1
-                )
+                aim = torch.addmv(aim, errors[after].T, unit[after, feature], alpha=-1)
             zero = 0 if zeros is None else zeros[group_of[feature]]
             nearest = (aim / scale).add_(zero).round_().clamp_(lowest, highest)
             integers[feature] = nearest
-            torch.sub(nearest.sub_(zero).mul_(scale), columns[feature], out=errors[feature])
+            torch.sub(nearest.sub_(zero).mul_(scale), errors[feature], out=errors[feature])
+        # As many blocks as 2 divides their number by, at the end of it, go to as many before them: every block gets
+        # all errors after it in time, in few and large products.
+        span = (done & -done) * BLOCK
+        later, earlier = slice(start, start + span), slice(max(0, start - span), start)
+        aims[earlier].addmm_(unit[later, earlier].T, errors[later], alpha=-1)
     rounded = torch.empty_like(integers)
     rounded[feedback.order] = integers
     return rounded.T.contiguous()

@@ -5,6 +5,7 @@ points. Scales are rounded to the dtype they are stored in before anything is ro
 dequantizes is what was rounded for.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -93,10 +94,15 @@ def clipped_grid(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, colum
         dtype: of the scales.
         column_weights: what the squared error of each input feature counts, [in].
     """
-    parts = weight.split(max(1, ELEMENTS_AT_ONCE // weight.shape[1]))
-    grids = [_clipped(part, scheme, dtype, column_weights) for part in parts]
+    grids = [_clipped(weight[rows], scheme, dtype, column_weights) for rows in row_parts(weight)]
     zeros = None if scheme.symmetric else torch.cat([grid.zeros for grid in grids])
     return Grid(scheme.bits, torch.cat([grid.scales for grid in grids]), zeros)
+
+
+def row_parts(weight: torch.Tensor) -> Iterator[slice]:
+    """Slices of the rows of a weight [out, in], of so many elements that working with a few copies takes little."""
+    rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
+    return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
 
 
 def _clipped(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_weights: torch.Tensor) -> Grid:

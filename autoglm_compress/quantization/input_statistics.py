@@ -1,7 +1,7 @@
 """What quantization needs to know of the inputs of linears, whatever the number of tokens."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -23,7 +23,8 @@ class InputStatistics:
         """Add the inputs [..., features] of some tokens."""
         x = inputs.flatten(0, -2).float()
         self.absolute += x.abs().sum(0)
-        with _products_of(inputs.dtype):
+        # Values that were bf16 have exact products in the units for bf16.
+        with fast_products() if inputs.dtype == torch.bfloat16 else nullcontext():
             for block in blocks(x.shape[1]):
                 self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
 
@@ -43,6 +44,12 @@ class InputStatistics:
             self.upper[block.stop :, block] = self.upper[block, block.stop :].T
         return self.upper
 
+    def scaled(self, scale: torch.Tensor) -> "InputStatistics":
+        """Those of the inputs divided by a scale [features]. They take the place of these."""
+        self.absolute.div_(scale)
+        self.upper.div_(scale).div_(scale[:, None])
+        return self
+
     def output_error(self, delta: torch.Tensor) -> torch.Tensor:
         """The squared size of the outputs' change, tr(delta G delta^T), for a change [rows, in] of the weights."""
         error = torch.zeros((), device=delta.device)
@@ -55,13 +62,10 @@ class InputStatistics:
 
 
 @contextmanager
-def _products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Multiply fp32 matrices as fast as the values in them allow, and add up in fp32.
-
-    Values that were bf16 have exact products in the units for bf16, which are several times faster.
-    """
+def fast_products() -> Iterator[None]:
+    """Multiply fp32 matrices by the units for bf16 where there are any, and add up in fp32: several times faster."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else before)
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
@@ -69,5 +73,5 @@ def _products_of(dtype: torch.dtype) -> Iterator[None]:
 
 
 def blocks(features: int) -> Iterator[slice]:
-    """The blocks of rows and columns that a Gram matrix is computed in."""
+    """The blocks of rows and columns that a Gram matrix is computed and factored in."""
     return (slice(start, min(start + BLOCK, features)) for start in range(0, features, BLOCK))

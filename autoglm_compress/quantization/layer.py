@@ -29,7 +29,7 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A layer's quantized linears, its other tensors in fp32, by names relative to it, and what was decided."""
+    """A layer's quantized linears, its other tensors, by names relative to it, and what was decided."""
 
     linears: dict[str, QuantizedLinear]
     others: dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ def round_layer(
         weight = weights[f"{name}.weight"]
         grid = grid_for(weight, scheme, scale_dtype)
         linears[name] = QuantizedLinear(grid.integers(weight), grid)
-        errors[name] = _weight_error(linears[name], weight)
+        errors[name] = _relative(linears[name].values(weight.dtype).sub_(weight), weight)
     return QuantizedLayer(linears, _others(weights, schemes), {"weight_error": errors})
 
 
@@ -62,8 +62,8 @@ def quantize_layer(
     """Scale, clip and round a layer's linears so that their outputs on the measured inputs change little.
 
     Args:
-        weights: the layer's tensors in fp32, by names relative to it. The tensors stay as they are, but the dictionary
-            is emptied, for they take much memory.
+        weights: the layer's tensors, by names relative to it. The tensors stay as they are, but the dictionary loses
+            those of the linears, for they take much memory.
         inputs: what the readers of each pair read, by the pair's producer; emptied as well.
         pairs: the layer's smoothing pairs; the readers of a pair share a scheme.
         schemes: how to quantize each linear.
@@ -71,43 +71,32 @@ def quantize_layer(
         scale_dtype: that of the grids' scales.
         error_feedback: whether what rounding a feature does is made up for by those after it.
     """
-    measures: dict[str, Feedback | InputStatistics] = {}
-    choices: dict[str, Choice] = {}
-    for pair in pairs:
-        measure = inputs.pop(pair.producer)
+    linears: dict[str, QuantizedLinear] = {}
+    found, weight_errors = {}, {}
+    # From the last, so that the rows of a producer are divided by its scale before it is rounded itself.
+    for pair in reversed(pairs):
+        measure, scheme = inputs.pop(pair.producer), schemes[pair.readers[0]]
         absolute = measure.absolute
         if error_feedback:
             measure = feedback_of(measure.whole_gram())
         readers = [weights[f"{reader}.weight"] for reader in pair.readers]
-        scheme = schemes[pair.readers[0]]
-        choices[pair.producer] = search_scale(readers, absolute, measure, pair, scheme, scale_dtype)
-        measures[pair.producer] = measure
-    del readers
-    scales = {}
-    for pair in pairs:
-        folded, scale = fold(weights, pair, choices[pair.producer].candidate.scale, dtypes)
+        choice = search_scale(readers, absolute, measure, pair, scheme, scale_dtype)
+        folded, scale = fold(weights, pair, choice.candidate.scale, dtypes)
         weights |= folded
-        scales[pair.producer] = pair.spread(scale)
-    del folded
-    others = _others(weights, schemes)
-    linears: dict[str, QuantizedLinear] = {}
-    output_errors, weight_errors = {}, {}
-    for pair in pairs:
-        measure, scale = measures.pop(pair.producer), scales[pair.producer]
+        del readers, folded
         stacked, rows = _stacked([weights.pop(f"{reader}.weight") for reader in pair.readers])
-        rounded, error = _round(stacked, schemes[pair.readers[0]], scale_dtype, scale, measure)
+        measure = measure.scaled(pair.spread(scale))
+        rounded = _round(stacked, scheme, scale_dtype, measure)
+        deltas = []
         for reader, part in zip(pair.readers, rows, strict=True):
             linears[reader] = QuantizedLinear(rounded.integers[part], rounded.grid.rows(part))
-            weight_errors[reader] = _weight_error(linears[reader], stacked[part])
-        output_errors[pair.producer] = _compact(error)
-    decisions = {
-        "pairs": {
-            producer: _summary(choice) | {"output_error": output_errors[producer]}
-            for producer, choice in choices.items()
-        },
-        "weight_error": weight_errors,
-    }
-    return QuantizedLayer(linears, others, decisions)
+            delta = linears[reader].values(stacked.dtype).sub_(stacked[part])
+            weight_errors[reader] = _relative(delta, stacked[part])
+            deltas.append(sampled_rows(delta))
+        error = float(measure.output_error(torch.cat(deltas))) / choice.size
+        found[pair.producer] = _summary(choice) | {"output_error": _compact(error)}
+    decisions = {"pairs": {pair.producer: found[pair.producer] for pair in pairs}, "weight_error": weight_errors}
+    return QuantizedLayer(linears, weights, decisions)
 
 
 def _stacked(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[slice]]:
@@ -118,38 +107,22 @@ def _stacked(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[slice]
 
 
 def _round(
-    weight: torch.Tensor,
-    scheme: Scheme,
-    scale_dtype: torch.dtype,
-    scale: torch.Tensor,
-    measure: Feedback | InputStatistics,
-) -> tuple[QuantizedLinear, float]:
-    """Round a weight [out, in] whose input's features were divided by a scale [in] since they were measured.
-
-    Also the squared error of the outputs on `sampled_rows`, relative to their squared size.
-    """
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype, measure: Feedback | InputStatistics
+) -> QuantizedLinear:
+    """Round a weight [out, in] by what its errors do to the outputs."""
     if isinstance(measure, Feedback):
-        measure = measure.scaled(scale)
         grid = clipped_grid(weight, scheme, scale_dtype, measure.conditional)
-        integers = round_with_feedback(weight, grid, measure)
-        unscaled = torch.ones_like(scale)
-    else:
-        grid = clipped_grid(weight, scheme, scale_dtype, measure.squares / scale.square())
-        integers = grid.integers(weight)
-        unscaled = scale
-    sample = sampled_rows(weight)
-    rows = sampled_rows(torch.arange(len(weight), device=weight.device)[:, None]).flatten()
-    delta = grid.rows(rows).values(integers[rows], weight.dtype) - sample
-    size = measure.output_error(sample / unscaled).clamp(min=torch.finfo(weight.dtype).tiny)
-    return QuantizedLinear(integers, grid), float(measure.output_error(delta / unscaled) / size)
+        return QuantizedLinear(round_with_feedback(weight, grid, measure), grid)
+    grid = clipped_grid(weight, scheme, scale_dtype, measure.squares)
+    return QuantizedLinear(grid.integers(weight), grid)
 
 
 def _others(weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in weights.items() if name.removesuffix(".weight") not in schemes}
 
 
-def _weight_error(linear: QuantizedLinear, weight: torch.Tensor) -> float:
-    return _compact((linear.values(weight.dtype) - weight).norm() / weight.norm().clamp(min=1e-30))
+def _relative(delta: torch.Tensor, weight: torch.Tensor) -> float:
+    return _compact(delta.norm() / weight.norm().clamp(min=1e-30))
 
 
 def _summary(choice: Choice) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class QuantizingVisitor:
         """Quantize the layer; the tokens are to go through it again, if another layer comes after it."""
         source = self.writer.source
         inputs = self.listener.leave(layer)
-        weights = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
+        weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
         compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
         module.to("meta")  # so that a weight that was scaled does not stay in memory as it was
         quantized = quantize_layer(

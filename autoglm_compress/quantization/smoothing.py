@@ -59,8 +59,9 @@ def fold(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Divide the producer's channels by a scale [channels] and multiply the readers' columns by it.
 
-    `weights` are the tensors of one layer in fp32. The producer's gain or bias will be stored in `dtypes[its name]`,
-    so it is rounded to that first and the scale becomes what the rounded values are smaller by: the fold stays exact.
+    `weights` are the tensors of one layer; those that change become fp32. The producer's gain or bias will be stored in
+    `dtypes[its name]`, so it is rounded to that first and the scale becomes what the rounded values are smaller by: the
+    fold stays exact.
 
     Returns:
         The tensors that change, by name, and the scale as applied; `weights`, which may be a view of a file, stays as
@@ -70,15 +71,15 @@ def fold(
     matrix = weights[f"{pair.producer}.weight"]
     vector_name = f"{pair.producer}.{'weight' if matrix.ndim == 1 else 'bias'}"
     if vector_name in weights:
-        untouched, part = weights[vector_name].tensor_split([pair.first_row])
+        untouched, part = weights[vector_name].float().tensor_split([pair.first_row])
         stored = (part / scale).to(dtypes[vector_name]).to(part.dtype)
         # A value that leaves the stored range at either end stays as it is; a zero tells nothing about its scale.
         stored = torch.where(stored.isfinite() & (stored != 0), stored, part)
         scale = torch.where(part == 0, scale, part / stored)
         folded[vector_name] = torch.cat([untouched, stored])
     if matrix.ndim == 2:
-        untouched, part = matrix.tensor_split([pair.first_row])
-        folded[f"{pair.producer}.weight"] = torch.cat([untouched, part / scale.unsqueeze(1)])
+        divided = folded[f"{pair.producer}.weight"] = matrix.to(torch.float32, copy=True)
+        divided[pair.first_row :] /= scale.unsqueeze(1)
     columns = pair.spread(scale)
     folded |= {f"{reader}.weight": weights[f"{reader}.weight"] * columns for reader in pair.readers}
     return folded, scale

@@ -92,7 +92,11 @@ def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Proble
     given = entry["input"]
     words = re.findall(r"'([^']*)'", entry["msg"]) if entry["type"] == "literal_error" else []
     if isinstance(given, str) and words:
-        message = suggestion(given, words)
+        numbers = re.findall(r"\d+", re.sub(r"'[^']*'", "", entry["msg"]))
+        if given in numbers:
+            message += f"; write {given} without quotes"
+        elif not numbers:
+            message = suggestion(given, words)
     shown = repr(given) if isinstance(given, str | int | float | bool | None) else f"a {type(given).__name__}"
     return Problem(path, f"given {shown}: {message[:1].lower()}{message[1:]}")
 

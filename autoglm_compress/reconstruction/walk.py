@@ -66,10 +66,10 @@ class OneLayerModel:
         """The one-layer model for the kind of attention (full, sliding) that this layer has."""
         from transformers import AutoModel
 
-        config = deepcopy(self.checkpoint.model_config)
-        kinds = getattr(config, "layer_types", None)
+        kinds = getattr(self.checkpoint.model_config, "layer_types", None)
         kind = kinds[layer] if kinds else "only"
         if kind not in self._models:
+            config = deepcopy(self.checkpoint.model_config)
             config.num_hidden_layers = 1
             config.vocab_size = 1
             config.pad_token_id = None

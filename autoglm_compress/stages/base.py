@@ -103,6 +103,13 @@ class Stage(BaseModel):
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 
+    accepting: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not change the result but say which one is good enough."""
+    tokens_per_input: ClassVar[int] = 2
+    """Calibration tokens for each input of its largest linear, of which fewer do harm."""
+    holds_out_samples: ClassVar[bool] = False
+    """Whether some calibration samples decide about what was fitted to the others."""
+
     @property
     def label(self) -> str:
         """The name that other stages and the command line know this stage by."""
@@ -142,12 +149,21 @@ class Stage(BaseModel):
         return 0
 
     def largest_fan_in(self, shape: ModelShape) -> int:
-        """Inputs of the largest linear that the stage fits on calibration tokens; 0 if it fits none."""
+        """Inputs of the largest linear that the stage changes by how they go together; 0 if it changes none so."""
         return 0
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What the user should know before running this stage on a shape it can work on."""
         return []
+
+    def accept(self, decisions: dict[str, Any], source: Path) -> None:
+        """See whether a result is good enough, by the decisions and the folder of the checkpoint it was made from.
+
+        Asked again of a finished stage, whose `accepting` options may be others by now.
+
+        Raises:
+            UserError: it is not.
+        """
 
     def run(self, context: StageContext) -> None:
         """Read `context.source`, write `context.target`."""

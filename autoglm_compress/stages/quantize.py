@@ -3,7 +3,8 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -74,7 +75,9 @@ class Quantize(Stage):
     max_divergence: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     makes_quantized = True
-    revision: ClassVar[int] = 2
+    accepting = frozenset({"max_divergence"})
+    tokens_per_input = 1
+    revision: ClassVar[int] = 3
 
     @property
     def uses_calibration(self) -> bool:
@@ -187,6 +190,13 @@ class Quantize(Stage):
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """The walk's two buffers, fp32."""
         return 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
+
+    def largest_fan_in(self, shape: ModelShape) -> int:
+        """Inputs of the widest linear, if error feedback makes up for one by the others."""
+        if self.backend != "own" or self.method != "awq" or not self.error_feedback:
+            return 0
+        tensors = shape.layer_tensors()
+        return max(tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears)
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What some loaders do not take."""
@@ -309,13 +319,18 @@ class Quantize(Stage):
             "same_next_token": float(f"{found.top1:.4g}"),
             "held_out_tokens": found.tokens,
         }
+        self.accept(context.decisions, context.source.folder)
+
+    def accept(self, decisions: dict[str, Any], source: Path) -> None:
+        """See whether the predictions are near enough to those before."""
+        found = decisions["agreement"]
+        divergence, error = found["kl_divergence"], found["logit_error"]
         # Where the predictions are nearly flat, the divergence is small whatever happens to them.
-        if not (found.divergence <= self.max_divergence and found.logit_error < 1):
+        if not (divergence <= self.max_divergence and error < 1):
             raise UserError(
-                f"stage {self.label}: the quantized checkpoint does not predict what {context.source.folder} does: "
-                f"mean KL divergence {found.divergence:.3g} nats over {found.tokens} held-out tokens (at most "
-                f"{self.max_divergence:g} is allowed), {100 * found.logit_error:.0f} % squared error of the logits, "
-                f"the same next token for {100 * found.top1:.0f} %. Use more bits, a smaller group_size or more "
-                "calibration.samples; a higher max_divergence lets it pass if that is what you want (the stage is "
-                "then done again)."
+                f"stage {self.label}: the quantized checkpoint does not predict what {source} does: mean KL divergence "
+                f"{divergence:.3g} nats over {found['held_out_tokens']} held-out tokens (at most "
+                f"{self.max_divergence:g} is allowed), {100 * error:.0f} % squared error of the logits, the same next "
+                f"token for {100 * found['same_next_token']:.0f} %. Use more bits, a smaller group_size or more "
+                "calibration.samples; a higher max_divergence lets it pass if that is what you want."
             )

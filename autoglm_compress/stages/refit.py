@@ -34,6 +34,7 @@ class Refit(Stage):
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
     revision: ClassVar[int] = 4
+    holds_out_samples = True
 
     @property
     def uses_calibration(self) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from autoglm_compress.errors import UserError
+
 LONGEST_WAIT = timedelta(days=7)
 """How long a process waits for the first, which does all alone what is not done together."""
 
@@ -56,3 +58,11 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=LONGEST_WAIT)
     return Processes(distributed.get_rank(), count), device
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for here."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: torch sees no GPU here. Use --device cpu, or install a CUDA build of torch.")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")

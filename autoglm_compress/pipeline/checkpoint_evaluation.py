@@ -22,8 +22,8 @@ from autoglm_compress.evaluation.perplexity import hash_of_rows
 from autoglm_compress.pipeline.evaluations import evaluation_work
 from autoglm_compress.pipeline.keys import hash_source, key_of, text_key
 from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run import choose_device
 from autoglm_compress.pipeline.versions import package_versions
+from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
 
 SEED = 0

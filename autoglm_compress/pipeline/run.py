@@ -28,8 +28,8 @@ from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
 from autoglm_compress.pipeline.schedule import Schedule
-from autoglm_compress.pipeline.versions import package_versions, result_versions
-from autoglm_compress.processes import Processes, join_processes
+from autoglm_compress.pipeline.versions import made_elsewhere, package_versions, result_versions
+from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.lineage import Lineage
@@ -75,14 +75,6 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
             raise UserError(problem) from None
         raise
     return run.folder.path
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for here."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("--device cuda: torch sees no GPU here. Use --device cpu, or install a CUDA build of torch.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 class _Run:
@@ -183,7 +175,7 @@ class _Run:
             if finished and not forced and number in self.schedule.to_make:
                 self.progress.note(f"{name}: finished before, but not kept: done again for those that need it")
             elif finished and not forced:
-                self.progress.note(f"{name}: finished before, reused{_made_elsewhere(finished, stage.label)}")
+                self.progress.note(f"{name}: finished before, reused{made_elsewhere(finished, stage.label)}")
             elif number < self.chosen[0]:
                 first = self.options.first
                 raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
@@ -413,12 +405,3 @@ class _Run:
                 "stages": stages,
             }
         )
-
-
-def _made_elsewhere(record: dict[str, Any], label: str) -> str:
-    """What to know of a finished stage that other versions made."""
-    now, then = result_versions(), record["versions"]
-    other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
-    if not other:
-        return ""
-    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"

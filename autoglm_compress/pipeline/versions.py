@@ -3,6 +3,7 @@
 import platform
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compressed-tensors", "lm-eval")
 
@@ -16,3 +17,12 @@ def result_versions() -> dict[str, str]:
 def package_versions() -> dict[str, str]:
     """The versions of this package, of those that results depend on, and of Python."""
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def made_elsewhere(record: dict[str, Any], label: str) -> str:
+    """What to know of a finished stage that other versions made."""
+    now, then = result_versions(), record["versions"]
+    other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
+    if not other:
+        return ""
+    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"

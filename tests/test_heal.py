@@ -12,13 +12,14 @@ from command_line import assert_says, refusal
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from running import compress, digests, half_written, just_written, load, run, run_until_killed, tensors_of, write_recipe
+from running import compress, digests, half_written, load, run, run_until_killed, tensors_of, write_recipe
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.healing.data import TextPart, training_rows
 from autoglm_compress.healing.optimizer import learning_rate
-from autoglm_compress.healing.options import HealingOptions
+from autoglm_compress.healing.options import HealingOptions, Lora
 from autoglm_compress.healing.teacher_samples import continued
+from autoglm_compress.healing.trained_weights import choose_trained
 from autoglm_compress.progress import Progress
 
 CUT = {"stage": "depth", "layers": [0, 1, 3]}
@@ -59,14 +60,20 @@ def test_predictions_come_nearer_to_the_originals(healed: tuple[Path, dict[str, 
     assert changed(checkpoint) == set(tensors_of(checkpoint))
 
 
-@pytest.mark.parametrize("kill", [just_written("best-"), half_written("unit-00002")], ids=["check", "write"])
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    kill: Any, tmp_path: Path, source: Path, healed: tuple[Path, dict[str, Any]]
-):
-    recipe = write_recipe(tmp_path, source, [CUT, HEAL])
-    assert run_until_killed(recipe, kill)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema": 0.5}], ids=["adamw", "muon and ema"])
+def test_a_killed_run_goes_on_to_the_same_bytes(changes: dict[str, Any], tmp_path: Path, source: Path):
+    undisturbed, _ = heal(tmp_path / "undisturbed", source, **changes)
+    recipe = write_recipe(tmp_path, source, [CUT, HEAL | changes])
+    assert run_until_killed(recipe, half_written("best-", call=2))  # with the state of the first check on disk
     assert "going on where an earlier run stopped" in run(recipe)
-    assert digests(tmp_path / "out") == digests(healed[0].parent)
+    assert digests(tmp_path / "out") == digests(undisturbed.parent)
+
+
+def test_adapters_are_fp32_beside_bf16_weights():
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(8, 8)}).bfloat16()
+    choose_trained(model, ("self_attn.q_proj",), Lora(rank=2), quantized=False, seed=0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert [parameter.dtype for parameter in trained] == [torch.float32] * 2
 
 
 @pytest.mark.parametrize(
@@ -125,9 +132,12 @@ def test_a_dataset_is_streamed_from_a_folder(tmp_path: Path, source: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines))
     dataset = {"dataset": str(tmp_path / "data"), "column": "body"}
-    _, record = heal(tmp_path / "run", source, data=dataset)
+    _, record = heal(tmp_path / "run", source, data=dataset, sequence_length=32)
     assert record["kept"]["step"] > 0
-    message = refusal("run", write_recipe(tmp_path / "bad", source, [HEAL | {"data": dataset | {"column": "text"}}]))
+    message = refusal(
+        "run",
+        write_recipe(tmp_path / "bad", source, [HEAL | {"data": dataset | {"column": "text"}, "sequence_length": 32}]),
+    )
     assert_says(message, "no text column 'text'", "body")
 
 
@@ -170,6 +180,8 @@ def test_without_any_gain_the_weights_stay(tmp_path: Path, source: Path):
         ({"cross_entropy": 1.5}, ("cross_entropy", "1")),
         ({"lora": {"rank": 0}}, ("lora", "rank")),
         ({"data": "wikipedia"}, ("data", "teacher_samples")),
+        ({"data": {"dataset": "some"}}, ("sequence_length", "dataset")),
+        ({"sequence_length": 1 << 20}, ("sequence_length", "max_position_embeddings")),
     ],
 )
 def test_bad_options_are_refused_before_work(

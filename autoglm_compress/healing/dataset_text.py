@@ -26,14 +26,17 @@ def _texts(options: Dataset) -> Iterator[str]:
     from datasets import load_dataset
 
     try:
-        streamed = load_dataset(options.dataset, options.subset, split=options.split, streaming=True)
-        first = next(iter(streamed), {})
+        for number, row in enumerate(
+            load_dataset(options.dataset, options.subset, split=options.split, streaming=True)
+        ):
+            text = row.get(options.column)
+            if number == 0 and not isinstance(text, str):
+                there = ", ".join(row)
+                raise UserError(f"data: {options.dataset}: no text column {options.column!r}; there are {there}.")
+            if isinstance(text, str):
+                yield text
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds; the user needs one sentence
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"data: {options.dataset}: cannot be streamed: {reason}") from None
-    if not isinstance(first.get(options.column), str):
-        raise UserError(
-            f"data: {options.dataset}: no text column {options.column!r}; there are {', '.join(first) or 'no rows'}."
-        )
-    for row in streamed:
-        yield row[options.column]

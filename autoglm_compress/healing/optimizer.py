@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,29 +28,37 @@ def make_optimizers(
         UserError: what the optimizer needs is not installed.
     """
     check_installed(options.optimizer)
-    common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    rate, decay = options.learning_rate, options.weight_decay
     if options.optimizer in EIGHT_BIT:
         kind = getattr(import_module("bitsandbytes.optim"), EIGHT_BIT[options.optimizer])
-        return [kind([parameter for _, parameter in parameters], betas=BETAS, **common)]
+        return [kind(_groups(parameters, decay), lr=rate, betas=BETAS)]
     if options.optimizer == "adamw":
-        return [torch.optim.AdamW([parameter for _, parameter in parameters], betas=BETAS, **common)]
+        return [torch.optim.AdamW(_groups(parameters, decay), lr=rate, betas=BETAS)]
     matrices = [parameter for name, parameter in parameters if parameter.dim() == 2 and ".layers." in name]
-    rest = [parameter for name, parameter in parameters if parameter.dim() != 2 or ".layers." not in name]
-    muon = torch.optim.Muon(matrices, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw", **common)
-    return [muon, *([torch.optim.AdamW(rest, betas=BETAS, **common)] if rest else [])]
+    rest = [(name, parameter) for name, parameter in parameters if parameter.dim() != 2 or ".layers." not in name]
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    return [muon, *([torch.optim.AdamW(_groups(rest, decay), lr=rate, betas=BETAS)] if rest else [])]
+
+
+def _groups(parameters: Sequence[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
+    """Matrices, which decay, and norms, biases and gains of scales, which do not."""
+    decays = [parameter.dim() == 2 and not name.endswith(".gains") for name, parameter in parameters]
+    groups = [
+        {"params": [parameter for (_, parameter), own in zip(parameters, decays, strict=True) if own is which]}
+        for which in (True, False)
+    ]
+    return [group | {"weight_decay": rate} for group, rate in zip(groups, (decay, 0.0), strict=True) if group["params"]]
 
 
 def check_installed(optimizer: str) -> None:
     """Raise UserError if what an optimizer needs is not installed."""
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise UserError(f"optimizer: muon: needs torch 2.9 or newer, and this is {torch.__version__}: use adamw.")
+        raise UserError(f"muon: needs torch 2.9 or newer, and this is {torch.__version__}: use adamw.")
     if optimizer in EIGHT_BIT:
         try:
             import_module("bitsandbytes")
         except ImportError as error:
-            raise UserError(
-                f"optimizer: {optimizer}: pip install 'autoglm-compress[heal]' ({error}), or use adamw."
-            ) from None
+            raise UserError(f"{optimizer}: pip install 'autoglm-compress[heal]' ({error}), or use adamw.") from None
 
 
 def learning_rate(step: int, steps: int, options: HealingOptions) -> float:

@@ -33,7 +33,10 @@ class Lora(BaseModel):
 
 
 class Dataset(BaseModel):
-    """Text streamed by the `datasets` library: a name on the hub or a folder, and the column that holds the text."""
+    """Text streamed by the `datasets` library: a name on the hub or a folder, and the column that holds the text.
+
+    A stage that is finished is not done again because the dataset changed: nobody looks.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +55,7 @@ class HealingOptions(BaseModel):
 
     tokens: Annotated[int, PlainValidator(_count)]
     data: Literal["calibration", "teacher_samples"] | Dataset = "calibration"
-    sequence_length: Positive | None = None
+    sequence_length: Annotated[int, Field(strict=True, gt=1)] | None = None
     batch_size: Positive = 8
     micro_batch_size: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5e-4

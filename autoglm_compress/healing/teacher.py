@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from autoglm_compress.calibration.tokens import batched
 from autoglm_compress.checkpoint import Checkpoint
@@ -75,15 +75,20 @@ class CachedTeacher:
             if not file.exists():
                 title = f"teacher, part {number} of {len(parts)}"
                 save_atomically(file, _likeliest(checkpoint, part, top_k, folder / "states", device, progress, title))
-        loaded = [load_file(file) for file in files]
-        self._tokens = torch.cat([part["tokens"] for part in loaded])
-        self._scores = torch.cat([part["scores"] for part in loaded])
+        self._files, self._rows_in_file = files, len(parts[0])
         self._device = device
 
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
-        """Look it up."""
-        found = (table[numbers].flatten(0, 1).to(self._device) for table in (self._tokens, self._scores))
-        return Likeliest(*found), {}
+        """Look it up, on disk: all of it may be more than fits into memory."""
+        found = zip(*map(self._row, numbers.tolist()), strict=True)
+        return Likeliest(*(torch.cat(part).to(self._device) for part in found)), {}
+
+    def _row(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and scores [length, top_k] of a row."""
+        file, index = divmod(number, self._rows_in_file)
+        with safe_open(self._files[file], framework="pt") as tensors:
+            tokens, scores = (tensors.get_slice(name)[index : index + 1][0] for name in ("tokens", "scores"))
+        return tokens, scores
 
 
 @torch.no_grad()

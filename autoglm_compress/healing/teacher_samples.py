@@ -63,7 +63,6 @@ def _continue(model: Any, openings: torch.Tensor, length: int) -> torch.Tensor:
     return model.generate(
         input_ids=openings,
         attention_mask=torch.ones_like(openings),
-        min_new_tokens=length - openings.shape[1],
         max_new_tokens=length - openings.shape[1],
         do_sample=True,
         temperature=1.0,

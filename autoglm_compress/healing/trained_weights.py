@@ -21,6 +21,9 @@ def choose_trained(model: nn.Module, linears: tuple[str, ...], lora: Lora | None
         torch.manual_seed(seed)
         model.requires_grad_(False)
         inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # peft gives them the dtype of what they stand beside
     elif quantized:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.dim() == 1 or name.endswith(".gains"))

@@ -77,6 +77,8 @@ class Trainer:
         self.step = 0
         self.curve: list[Point] = []
         self.checks: list[Check] = []
+        self.stopped: str | None = None
+        """Why training ended before its last step."""
         self._losses: list[float] = []
         self.averages = [p.detach().clone() for _, p in self.parameters] if options.ema else []
 
@@ -129,12 +131,16 @@ class Trainer:
     def _step_tokens(self) -> int:
         return self.options.batch_size * self.length
 
+    @property
+    def _rows_at_once(self) -> int:
+        return self.options.micro_batch_size or self.options.batch_size // self.processes.count
+
     def _train_step(self) -> float:
         """One step of the optimizers on the next batch; returns its mean loss over all processes."""
         rate, size = learning_rate(self.step, self.steps, self.options), self.options.batch_size
         mine = self.data.order[self.step * size : (self.step + 1) * size][self.processes.rank :: self.processes.count]
         total = torch.zeros((), device=self.device)
-        for numbers in mine.split(self.options.micro_batch_size or len(mine)):
+        for numbers in mine.split(self._rows_at_once):
             loss = self._loss(numbers) * (len(numbers) / len(mine))
             loss.backward()
             total += loss.detach()
@@ -148,10 +154,12 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
+            self._losses.append(loss)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
-        self._note(loss, rate)
+        if len(self._losses) >= max(1, self.steps // CURVE_POINTS) or self.step == self.steps:
+            self._add_point(rate)
         for average, (_, parameter) in zip(self.averages, self.parameters, strict=False):
             average.lerp_(parameter.detach(), 1 - self.options.ema)
         return loss
@@ -164,9 +172,8 @@ class Trainer:
             return self.wrapped(rows, target)
         return self.wrapped(rows, target, self.options.cross_entropy, self.options.residual, boundaries)
 
-    def _note(self, loss: float, rate: float) -> None:
-        self._losses.append(loss)
-        if len(self._losses) >= max(1, self.steps // CURVE_POINTS):
+    def _add_point(self, rate: float) -> None:
+        if self._losses:
             mean = sum(self._losses) / len(self._losses)
             self.curve.append(Point(self.step * self._step_tokens, float(f"{mean:.6g}"), float(f"{rate:.4g}")))
             self._losses = []
@@ -179,9 +186,13 @@ class Trainer:
     def _check(self) -> None:
         """Measure the divergence on the held-out rows, and keep the weights if they are the best so far."""
         self._swap_averages()
-        rows = self.data.held_out.split(self.options.micro_batch_size or self.options.batch_size)
+        rows = self.data.held_out.split(self._rows_at_once)
         total = sum(self._loss(numbers, plain=True).item() * len(numbers) for numbers in rows)
-        check = Check(self.step, self.step * self._step_tokens, total / len(self.data.held_out))
+        # What follows is done by all processes or by none: they must not differ in the last bit.
+        divergence = self.processes.tell(total / len(self.data.held_out))
+        if self.processes.count > 1:
+            self.wrapped.reshard()  # the next forward pass gathers what is there then
+        check = Check(self.step, self.step * self._step_tokens, divergence)
         self.checks.append(check)
         if self.step and self.best_check is check:
             self._write(lambda tensors: save_atomically(self._best_file(check), tensors), self._weights())
@@ -200,8 +211,12 @@ class Trainer:
         self, save: Callable[[dict[str, torch.Tensor]], None], tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
         """Save tensors in the first process; all have to bring the parts they hold."""
-        whole = {name: full(tensor).cpu() for name, tensor in tensors}
-        if self.processes.is_first:
+        whole = {}
+        for name, tensor in tensors:
+            gathered = full(tensor)
+            if self.processes.is_first:
+                whole[name] = gathered.cpu()
+        if whole:
             save(whole)
 
     def _save(self) -> None:
@@ -234,7 +249,8 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from what an earlier run left."""
-        state = load_state(self.folder / "state")
+        with self.processes.first_goes_first():
+            state = load_state(self.folder / "state")
         if state is None:
             return
         tensors, numbers = state
@@ -266,6 +282,7 @@ class Trainer:
                 f"healing failed at step {self.step} of {self.steps}: {reason}, and no check before was better than "
                 "the start. Lower learning_rate, or raise warmup."
             )
+        self.stopped = f"step {self.step} of {self.steps}: {reason}"
         self.progress.note(
             f"warning: healing stopped at step {self.step} of {self.steps}: {reason}. Kept the weights of step "
             f"{best.step}, {best.divergence:.4f} nats; a lower learning_rate may go further."

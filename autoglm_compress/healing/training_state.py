@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.checkpoint.writer import save_atomically, write_json
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
@@ -18,7 +18,7 @@ def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], numbers: Mappi
     partial, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "tensors.safetensors")
+    save_atomically(partial / "tensors.safetensors", dict(tensors))
     write_json(partial / "numbers.json", numbers, indent=None)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -44,7 +44,8 @@ def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None
     """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
     parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
     text = parts if len(parts) > 1 else parts[0][1]
-    return key_of([options.samples, options.sequence_length, options.seed, text])
+    shares = [] if isinstance(options.source, str) else [options.source]  # of more rows each has another number of
+    return key_of([options.samples, options.sequence_length, options.seed, text, *shares])
 
 
 def checkpoint_key(name: str, option: str, bases: list[Path]) -> str:

@@ -17,6 +17,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.calibration import calibration_files
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
+from autoglm_compress.recipe.problems import FieldPath
 from autoglm_compress.reconstruction.refit import HELD_OUT_EVERY
 from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages import PlanError, Stage
@@ -155,10 +156,13 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
     problems: list[Problem] = []
-    for path, length in (
+    lengths: list[tuple[FieldPath, int]] = [
         (("calibration", "sequence_length"), recipe.calibration.sequence_length),
         (("evaluation", "perplexity", "sequence_length"), recipe.evaluation.perplexity.sequence_length),
-    ):
+    ]
+    for number, stage in enumerate(recipe.stages):
+        lengths += [(("stages", number, "sequence_length"), getattr(stage, "sequence_length", None) or 0)]
+    for path, length in lengths:
         if longest and length > longest:
             problems.append(Problem(path, f"{length}: the model's max_position_embeddings is {longest}"))
     for number, (stage, parent) in enumerate(zip(recipe.stages, recipe.parents, strict=True)):

@@ -154,6 +154,8 @@ class _Run:
         to_make = [self.recipe.stages[number] for number in self.schedule.to_make]
         if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
             _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
+        for stage in to_make:
+            stage.check_processes(self.processes)
         self._check_memory()
         if self.options.fresh:
             self.folder.clear()

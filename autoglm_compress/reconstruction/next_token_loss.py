@@ -125,7 +125,8 @@ class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         by_states, by_head = ctx.saved_tensors
-        scaled = (None if part is None else part * gradient.to(part) for part in (by_states, by_head))
+        # In place, since the head's is large: nobody else has them.
+        scaled = (None if part is None else part.mul_(gradient.to(part)) for part in (by_states, by_head))
         return (*scaled, None, None)
 
 
@@ -137,4 +138,6 @@ def differentiable_loss(
     def measure(*args: Any, **gradients: Any) -> float:
         return next_token_loss(*args, labels=labels, label_share=label_share, **gradients)
 
+    if not torch.is_grad_enabled():
+        return torch.tensor(measure(states, head, target), device=states.device)
     return _NextTokenLoss.apply(states, head, measure, target)

@@ -140,6 +140,9 @@ class Stage(BaseModel):
         """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""
         return 0
 
+    def check_processes(self, processes: Processes) -> None:
+        """Raise UserError if the stage cannot be run by so many processes together."""
+
     def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
         """Bytes for a stage that holds whole models rather than a layer at a time; 0 for the others."""
         return 0

@@ -9,6 +9,7 @@ import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import UserError
 from autoglm_compress.healing.data import TextPart, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
@@ -16,10 +17,11 @@ from autoglm_compress.healing.model import Student, load_model
 from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.sharding import require_equal_parts, shard
-from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
+from autoglm_compress.healing.teacher import TOKENS_AT_ONCE, CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import continued
 from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
+from autoglm_compress.processes import Processes
 from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.walk import fast_dtype
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
@@ -62,6 +64,8 @@ class Heal(Stage, HealingOptions):
             )
         if shape.quantization is not None and self.optimizer == "muon":
             raise PlanError("optimizer", "muon: of a quantized checkpoint scales and norms are trained: use adamw")
+        if isinstance(self.data, Dataset) and self.sequence_length is None:
+            raise PlanError("sequence_length", "say how many tokens a row of a dataset has")
         if self.residual and self.teacher_top_k:
             raise PlanError("residual", "needs the teacher in memory: not with teacher_top_k")
         if self.residual and self.teacher:
@@ -88,32 +92,48 @@ class Heal(Stage, HealingOptions):
             )
 
     def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
-        """The student with gradients and moments in fp32, or its adapters' alone, the teacher, and slices of logits."""
-        trained = parameters = sum(prod(tensor) for _, tensor in shape.tensors())
-        student = FP32 * parameters
-        if self.lora is not None:
-            student = shape.element_bytes * parameters
-            trained = self.lora.rank * sum(sum(tensor) for _, tensor in shape.linear_shapes())
-            student += FP32 * trained
+        """Weights, gradients and moments in fp32, or of adapters alone; the teacher; logits. Activations come on top."""
+        parameters = sum(prod(tensor) for _, tensor in shape.tensors())
+        frozen = shape.element_bytes if self.lora is not None else FP32
         moments = 2 if self.optimizer in EIGHT_BIT else 2 * FP32
-        student += trained * (FP32 + moments + (FP32 if self.ema else 0))
-        teacher = source.bytes if self.teacher_top_k is None else 0
-        return student + teacher + 5 * FP32 * LOGITS_AT_ONCE
+        student = frozen * parameters + self._trained(shape) * (2 * FP32 + moments + (FP32 if self.ema else 0))
+        student -= 0 if self.lora is not None else FP32 * self._trained(shape)  # is among the weights already
+        resident = self.teacher_top_k is None or self.data == "teacher_samples"
+        return student + (source.bytes if resident else 0) + 5 * FP32 * LOGITS_AT_ONCE
+
+    def _trained(self, shape: ModelShape) -> int:
+        """How many parameters are trained."""
+        if self.lora is not None:
+            return self.lora.rank * sum(sum(tensor) for _, tensor in shape.linear_shapes())
+        if shape.quantization is not None:
+            schemes = shape.quantization.schemes
+            return sum(rows * schemes[name].groups(columns) for name, (rows, columns) in shape.linear_shapes())
+        return sum(prod(tensor) for _, tensor in shape.tensors())
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The state of training twice, while it is replaced, the best weights, and what is kept of the teacher."""
-        parameters = sum(prod(tensor) for _, tensor in shape.tensors())
-        cached = self.tokens * 6 * self.teacher_top_k if self.teacher_top_k else 0
-        return (2 * 3 + 2) * FP32 * parameters + cached
+        """The state of training twice, while it is replaced, the best weights twice, and what is kept of the teacher."""
+        state = (2 * (4 if self.ema else 3) + 2) * FP32 * self._trained(shape)
+        if self.teacher_top_k is None:
+            return state
+        return state + self.tokens * 6 * self.teacher_top_k + 2 * FP32 * TOKENS_AT_ONCE * source.hidden_size
+
+    def check_processes(self, processes: Processes) -> None:
+        """They share a batch in equal parts."""
+        require_equal_parts(self.batch_size, processes)
+        if self.optimizer in EIGHT_BIT and processes.count > 1:
+            raise UserError(f"optimizer: {self.optimizer} cannot be spread over processes: use adamw.")
 
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""
-        require_equal_parts(self.batch_size, context.processes)
-        if self.optimizer in EIGHT_BIT and context.processes.count > 1:
-            raise UserError(f"optimizer: {self.optimizer} cannot be spread over processes: use adamw.")
         source = context.source
-        trainer = self._trainer(context)
-        trainer.run()
+        try:
+            trainer = self._trainer(context)
+            trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a micro_batch_size of 1, "
+                "gradient_checkpointing: true, a teacher_top_k, or lora."
+            ) from None
         if context.target is None:
             return
         trained = trainer.trained()
@@ -128,6 +148,7 @@ class Heal(Stage, HealingOptions):
         context.decisions |= {
             "steps": trainer.step,
             "passes": round(trainer.data.passes, 3),
+            "stopped": trainer.stopped,
             "kept": asdict(trainer.best_check),
             "checks": [asdict(check) for check in trainer.checks],
             "curve": [asdict(point) for point in trainer.curve],
@@ -149,6 +170,7 @@ class Heal(Stage, HealingOptions):
                 f"of {self.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
             )
         fast = fast_dtype(source, device)
+        fast = torch.bfloat16 if fast == torch.float16 else fast  # gradients leave the range of fp16
         model = load_model(source, device, torch.float32 if self.lora is None else fast, keep_integers=True)
         quantized = source.shape.quantization is not None
         choose_trained(model, source.family.layer_linears, self.lora, quantized, context.seed)
@@ -166,10 +188,14 @@ class Heal(Stage, HealingOptions):
     def _text(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
         """The rows to train on."""
         if isinstance(self.data, Dataset):
-            length = self.sequence_length or context.calibration_batches()[0].shape[1]
-            wanted = max(self.tokens // length, 1)
-            rows = dataset_rows(self.data, original.tokenizer(), rows_to_fetch(wanted, length), length)
-            return [TextPart(rows, wanted)]
+            wanted = max(self.tokens // self.sequence_length, 1)
+            enough, tokenizer = rows_to_fetch(wanted, self.sequence_length), context.origin.tokenizer()
+            # Kept, since a run that goes on must not find other rows.
+            rows = computed_once(
+                context.work / "rows.safetensors",
+                lambda: {"rows": dataset_rows(self.data, tokenizer, enough, self.sequence_length)},
+            )
+            return [TextPart(rows["rows"], wanted)]
         parts = context.training_text(self.tokens, self.sequence_length)
         if self.data == "calibration":
             return parts

@@ -92,7 +92,7 @@ class Heal(Stage, HealingOptions):
             )
 
     def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
-        """Weights, gradients and moments in fp32, or of adapters alone; the teacher; logits. Activations come on top."""
+        """Weights, gradients and moments in fp32, or adapters'; the teacher; logits. Activations come on top."""
         parameters = sum(prod(tensor) for _, tensor in shape.tensors())
         frozen = shape.element_bytes if self.lora is not None else FP32
         moments = 2 if self.optimizer in EIGHT_BIT else 2 * FP32
@@ -111,7 +111,7 @@ class Heal(Stage, HealingOptions):
         return sum(prod(tensor) for _, tensor in shape.tensors())
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The state of training twice, while it is replaced, the best weights twice, and what is kept of the teacher."""
+        """State of training and best weights, both twice while they are replaced, and what is kept of the teacher."""
         state = (2 * (4 if self.ema else 3) + 2) * FP32 * self._trained(shape)
         if self.teacher_top_k is None:
             return state
@@ -131,7 +131,8 @@ class Heal(Stage, HealingOptions):
             trainer.run()
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a micro_batch_size of 1, "
+                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
+                "micro_batch_size of 1, "
                 "gradient_checkpointing: true, a teacher_top_k, or lora."
             ) from None
         if context.target is None:

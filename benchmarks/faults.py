@@ -3,21 +3,25 @@
     python benchmarks/faults.py [--kills 20] [--seed 0] [--output DIR]
 
 A random model of 6 layers, 384 wide, goes through all structural stages, a refit and two quantizations. Each process is
-killed a random time after it has said its first word, and the same command is given again, until one gets to the end;
-if that took too few kills, it begins once more in another folder. Exit code 1 if a byte of a checkpoint differs, or
+killed at a moment that knows nothing of what it does (the CPU seconds after its first word are exponentially
+distributed), and the same command is given again, until one gets to the end; if that took too few kills, it begins once
+more. Exit code 1 if a byte of a checkpoint differs, or
 something is left over that the undisturbed run does not leave.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from chains import REFERENCE, ROOT, write_results
 from random_models import article_config, write_checkpoint
@@ -39,20 +43,57 @@ STAGES: list[dict[str, Any]] = [
     {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 128},
 ]
 TEXT = ROOT / "calib_data" / "quiz_prompts.jsonl"
-SHARE = 0.15
-"""A process lives for up to this share of the time that an undisturbed run works."""
+SHARE = 0.06
+"""How long a process lives on average, of the CPU seconds that an undisturbed run takes."""
+POLL_SECONDS = 0.02
 
 
 TIMED = ("stage.json", "manifest.json", "metrics.json", "report.html")
 """Files, beside those in evaluations/, that say when things were done or how long they took."""
 
 
-def start(recipe: Path, output: Path) -> tuple[subprocess.Popen[str], str]:
-    """The run, in a process of its own, and its first line."""
-    command = [sys.executable, "-u", "-m", "autoglm_compress.cli", "run", str(recipe), "--output", str(output)]
-    environment = os.environ | {"COLUMNS": "200"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    return process, process.stdout.readline()
+class Process:
+    """The run in a process of its own; what it says goes to a file."""
+
+    def __init__(self, recipe: Path, output: Path) -> None:
+        self._said = recipe.with_name("said.txt")
+        command = [sys.executable, "-u", "-m", "autoglm_compress.cli", "run", str(recipe), "--output", str(output)]
+        with self._said.open("w") as stream:
+            environment = os.environ | {"COLUMNS": "200"}
+            self._child = psutil.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        self._before = 0.0
+        while self.runs and not self.said:
+            time.sleep(POLL_SECONDS)
+        self._before = self.cpu_seconds
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def runs(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds since its first word."""
+        times = self._child.cpu_times()
+        return times.user + times.system - self._before
+
+    def wait(self, cpu_seconds: float) -> float:
+        """Until it has ended or used so much; the CPU seconds it used."""
+        used = 0.0
+        while self.runs and used < cpu_seconds:
+            time.sleep(POLL_SECONDS)
+            with suppress(psutil.Error):  # it may have ended just now
+                used = self.cpu_seconds
+        if not self.runs and self._child.returncode:
+            sys.exit(self.said)
+        return used
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
 
 
 def left(output: Path) -> dict[str, str]:
@@ -71,36 +112,25 @@ def half_written(output: Path) -> list[str]:
 
 
 def undisturbed(recipe: Path, output: Path) -> float:
-    """Run once without kills; seconds from its first word."""
+    """Run once without kills; CPU seconds from its first word."""
     shutil.rmtree(output, ignore_errors=True)
-    process, first = start(recipe, output)
-    began = time.monotonic()
-    said, _ = process.communicate()
-    if process.returncode:
-        sys.exit(first + said)
-    return time.monotonic() - began
+    return Process(recipe, output).wait(math.inf)
 
 
-def disturbed(recipe: Path, output: Path, span: float, draw: random.Random) -> list[dict[str, Any]]:
+def disturbed(recipe: Path, output: Path, mean: float, draw: random.Random) -> list[dict[str, Any]]:
     """Run with kills until one process is done; when each was killed, and what it had said last."""
     shutil.rmtree(output, ignore_errors=True)
     kills = []
     while True:
-        process, first = start(recipe, output)
-        after = draw.uniform(0, span)
-        try:
-            said, _ = process.communicate(timeout=after)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            last = (first + said).strip().splitlines()[-1]
-            found = {"after_seconds": round(after, 2), "said_last": last, "half_written": half_written(output)}
-            kills.append(found)
-            print(len(kills), found, flush=True)
-            continue
-        if process.returncode:
-            sys.exit(first + said)
-        return kills
+        process = Process(recipe, output)
+        used = process.wait(draw.expovariate(1 / mean))
+        if not process.runs:
+            return kills
+        process.kill()
+        last = process.said.strip().splitlines()[-1]
+        found = {"cpu_seconds": round(used, 2), "said_last": last, "half_written": half_written(output)}
+        kills.append(found)
+        print(len(kills), found, flush=True)
 
 
 def main() -> None:
@@ -134,7 +164,7 @@ def main() -> None:
     differ = sorted({name for found in rounds for name in found["differing_files"]})
     results = {
         "parameters": shape.parameters,
-        "undisturbed_seconds": round(seconds, 1),
+        "undisturbed_cpu_seconds": round(seconds, 1),
         "files": len(expected),
         "hashed_files": sum(bool(digest) for digest in expected.values()),
         "kills": len(kills),

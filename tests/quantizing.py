@@ -82,6 +82,8 @@ def context_for(stage: Quantize, source: Path, folder: Path) -> StageContext:
         progress=Progress(Console(file=io.StringIO())),
         work=folder / "work",
         evaluate=lambda *_: pytest.fail("quantize evaluates nothing"),
+        training_text=lambda *_: pytest.fail("quantize trains nothing"),
+        open_checkpoint=lambda *_: pytest.fail("quantize needs no other checkpoint"),
     )
 
 

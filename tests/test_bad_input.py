@@ -181,7 +181,7 @@ def test_damaged_numbers_are_refused_when_they_are_read(value: float, stage: dic
     output = tmp_path / "out"
     message = refusal("run", recipe_on(tmp_path, model, [stage]), "--output", output)
     assert_says(message, model / WEIGHTS, NAN, "128 NaN or infinite values of 8192", "damaged")
-    assert {path.name for path in output.iterdir()} == {"manifest.json", ".work"}
+    assert {path.name for path in output.iterdir()} == {"manifest.json", ".work", ".lock"}
     assert not list(output.rglob("*.partial"))
 
 

@@ -48,10 +48,10 @@ def at_second_unit(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Any]) -> 
     """Have something happen when the second unit of the second stage is about to be written."""
     original = CheckpointWriter.write
 
-    def write(self: CheckpointWriter, number: int, tensors: dict[str, torch.Tensor]) -> None:
+    def write(self: CheckpointWriter, number: int, *arguments: Any, **options: Any) -> None:
         if "02-ffn" in str(self.folder) and number == 1:
             what()
-        original(self, number, tensors)
+        original(self, number, *arguments, **options)
 
     monkeypatch.setattr(CheckpointWriter, "write", write)
 

@@ -44,8 +44,7 @@ def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None
     """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
     parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
     text = parts if len(parts) > 1 else parts[0][1]
-    shares = [] if isinstance(options.source, str) else [options.source]  # of more rows each has another number of
-    return key_of([options.samples, options.sequence_length, options.seed, text, *shares])
+    return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
 def checkpoint_key(name: str, option: str, bases: list[Path]) -> str:
@@ -72,6 +71,8 @@ def stage_keys(
         depends = [REVISION, stage.revision, options, recipe.seed, source_key if parent is None else keys[parent]]
         if stage.uses_calibration:
             depends += [source_key, calibration, STATISTICS_REVISION]
+        if stage.trains_on_calibration:
+            depends.append(recipe.calibration.source)  # of more rows than calibration has, shares give others
         depends += [others.get(name) for name in stage.other_checkpoints.values()]
         keys.append(key_of(depends))
     return source_key, keys

@@ -121,6 +121,11 @@ class Stage(BaseModel):
         return False
 
     @property
+    def trains_on_calibration(self) -> bool:
+        """Whether the stage asks for `training_text`, more of the calibration sources than the samples."""
+        return False
+
+    @property
     def other_checkpoints(self) -> Mapping[str, str]:
         """Folders or hub ids, beside source and parent, that the result depends on, by the option that names them."""
         return {}

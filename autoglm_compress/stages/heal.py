@@ -52,6 +52,11 @@ class Heal(Stage, HealingOptions):
         return not isinstance(self.data, Dataset)
 
     @property
+    def trains_on_calibration(self) -> bool:
+        """Whether the text is that of the calibration sources, or goes on from it."""
+        return self.uses_calibration
+
+    @property
     def other_checkpoints(self) -> dict[str, str]:
         """The teacher, if it is not the run's source."""
         return {} if self.teacher is None else {"teacher": self.teacher}

@@ -80,6 +80,8 @@ def test_a_signal_ends_the_run_in_one_line_and_it_goes_on(
     number: signal.Signals,
     code: int,
 ):
+    # A process in the background of a shell is started deaf to SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patches:
         at_second_unit(patches, lambda: os.kill(os.getpid(), number))

@@ -1,10 +1,10 @@
 """Accuracy of two models on the same multiple-choice questions."""
 
+from autoglm_compress.comparison.gates import gate_on_answers
 from autoglm_compress.comparison.limits import DEFAULT_MAX_DROP, Limits
-from autoglm_compress.comparison.measure import Accuracy, Gate, Measure, Unit
+from autoglm_compress.comparison.measure import Accuracy, Measure, Unit
 from autoglm_compress.comparison.paired import drop_bounds, mcnemar
 from autoglm_compress.comparison.results_file import Mmlu, Question, Results
-from autoglm_compress.comparison.verdict import Verdict, judge_drop, questions_to_decide
 from autoglm_compress.errors import UserError
 
 Pairs = list[tuple[Question, Question]]
@@ -66,6 +66,7 @@ def _accuracy(name: str, level: str, pairs: Pairs, limits: Limits) -> Accuracy:
     won = sum(after.right and not before.right for before, after in pairs)
     count = len(pairs)
     low, high = drop_bounds(lost, won, count, limits.confidence)
+    limit = DEFAULT_MAX_DROP if limits.max_drop is None else limits.max_drop
     same = all(before.log_likelihoods == after.log_likelihoods for before, after in pairs)
     return Accuracy(
         name=name,
@@ -78,17 +79,11 @@ def _accuracy(name: str, level: str, pairs: Pairs, limits: Limits) -> Accuracy:
         low=-100 * high,
         high=-100 * low,
         higher_is_better=True,
-        gate=_gate(lost, won, count, same, limits) if level == "total" else None,
+        gate=gate_on_answers(lost, won, count, limit / 100, limits.confidence, same=same, shown=limit)
+        if level == "total"
+        else None,
         lost=lost,
         won=won,
         p_value=mcnemar(lost, won),
         same=same,
     )
-
-
-def _gate(lost: int, won: int, questions: int, same: bool, limits: Limits) -> Gate:
-    """The verdict on all questions. A model that gives the very same log-likelihoods passes, however few they are."""
-    limit = DEFAULT_MAX_DROP if limits.max_drop is None else limits.max_drop
-    asked = lost, won, questions, limit / 100, limits.confidence
-    verdict = Verdict.passed if same else judge_drop(*asked)
-    return Gate(limit, verdict, questions_to_decide(*asked) if verdict is Verdict.undecided else None)

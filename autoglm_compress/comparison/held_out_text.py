@@ -1,21 +1,14 @@
 """Perplexity of two models on the same text, and how near the new one's predictions are to those of its source."""
 
 import math
-from collections.abc import Sequence
 
+from autoglm_compress.comparison.gates import gate_on_rows
 from autoglm_compress.comparison.limits import Limits
 from autoglm_compress.comparison.measure import Gate, Measure, Unit
 from autoglm_compress.comparison.paired import mean_bounds
 from autoglm_compress.comparison.results_file import MOST_NATS, Agreement, Results
-from autoglm_compress.comparison.verdict import Verdict, judge_increase, judge_value, rows_to_decide
+from autoglm_compress.comparison.verdict import judge_value
 from autoglm_compress.errors import UserError
-
-
-def gate_on_rows(rows: Sequence[float], limit: float, confidence: float, shown: float) -> Gate:
-    """The verdict on the mean of rows, of which less is better; `shown` is the limit as the user gave it."""
-    verdict = judge_increase(rows, limit, confidence)
-    needed = rows_to_decide(rows, limit, confidence) if verdict is Verdict.undecided else None
-    return Gate(shown, verdict, needed)
 
 
 def perplexity_measures(base: Results, new: Results, limits: Limits) -> list[Measure]:

@@ -3,12 +3,12 @@
 import difflib
 from typing import Any
 
-from autoglm_compress.comparison.held_out_text import gate_on_rows
+from autoglm_compress.comparison.gates import gate_on_answers, gate_on_rows
 from autoglm_compress.comparison.limits import Limits
 from autoglm_compress.comparison.measure import Accuracy, Gate, Measure, Unit
 from autoglm_compress.comparison.paired import drop_bounds, mcnemar, mean_bounds
 from autoglm_compress.comparison.results_file import Results, TaskMetrics
-from autoglm_compress.comparison.verdict import Verdict, judge_drop, judge_value, questions_to_decide
+from autoglm_compress.comparison.verdict import judge_value
 from autoglm_compress.errors import UserError
 
 
@@ -90,9 +90,7 @@ def _right_or_wrong(
     low, high = drop_bounds(lost, won, count, confidence)
     gate = None
     if limit is not None:
-        asked = lost, won, count, min(limit, 1.0), confidence
-        verdict = Verdict.passed if same else judge_drop(*asked)
-        gate = Gate(limit, verdict, questions_to_decide(*asked) if verdict is Verdict.undecided else None)
+        gate = gate_on_answers(lost, won, count, min(limit, 1.0), confidence, same=same, shown=limit)
     p_value = mcnemar(lost, won)
     return Accuracy(
         count=count, low=-high, high=-low, gate=gate, lost=lost, won=won, p_value=p_value, same=same, **fields

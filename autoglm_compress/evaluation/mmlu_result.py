@@ -1,6 +1,5 @@
 """What MMLU gave: a record of every question, and accuracies by subject, by category and in all."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import pooled_sample_stderr
 
+from autoglm_compress.evaluation.hashes import hash_of
 from autoglm_compress.evaluation.mmlu import LETTERS, PREFIX, TASK_FILES, stock_tasks
 
 DIGITS = 6
@@ -77,7 +77,7 @@ def _record(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hash(data: Iterable[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(data), ensure_ascii=False).encode()).hexdigest()[:HASH_LENGTH]
+    return hash_of(json.dumps(list(data), ensure_ascii=False), HASH_LENGTH)
 
 
 def _stderr(scores: dict[str, Any]) -> float | None:

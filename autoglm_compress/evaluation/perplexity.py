@@ -1,12 +1,12 @@
 """Perplexity on rows of tokens."""
 
-import hashlib
 import json
 import math
 from typing import Any
 
 import torch
 
+from autoglm_compress.evaluation.hashes import hash_of
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 
 
@@ -39,4 +39,4 @@ def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
 
 def hash_of_rows(rows: torch.Tensor) -> str:
     """What token ids [samples, sequence_length] are known by."""
-    return hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[:20]
+    return hash_of(json.dumps(rows.tolist()))

@@ -1,13 +1,12 @@
 """What a task of lm-eval other than MMLU gave: its metrics, and their values for every document."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-HASH_LENGTH = 20
+from autoglm_compress.evaluation.hashes import hash_of
 
 
 def task_result(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -55,4 +54,4 @@ def _values(samples: Sequence[dict[str, Any]], metrics: dict[str, float]) -> dic
 
 
 def _hash(data: Iterable[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(data), ensure_ascii=False, default=str).encode()).hexdigest()[:HASH_LENGTH]
+    return hash_of(json.dumps(list(data), ensure_ascii=False, default=str))

@@ -1,6 +1,5 @@
 """What an evaluation keeps on disk until it is whole: the states of the walk it is in, the scores of those before."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.evaluation.batches import Batch
+from autoglm_compress.evaluation.hashes import hash_of
 
 SPARE = 4
 """How many times the bytes of the states must be free for them to go to the disk."""
@@ -18,7 +18,7 @@ class WalkStore:
 
     def __init__(self, work: Path, batches: list[Batch], asked: list[Any]) -> None:
         described = json.dumps([[[batch.shared, batch.rows] for batch in batches], asked])
-        name = hashlib.sha256(described.encode()).hexdigest()[:20]
+        name = hash_of(described)
         self._work = work
         self._states = work / f"walk-{name}"
         self._scores = work / f"walk-{name}.json"

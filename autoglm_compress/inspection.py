@@ -47,8 +47,7 @@ def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
     from transformers import AutoModelForCausalLM
 
-    config = checkpoint.model_config
-    config.quantization_config = None
+    config = checkpoint.unquantized_config()
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

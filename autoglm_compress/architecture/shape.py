@@ -133,6 +133,12 @@ class ModelShape:
         """Bytes of all tensors in the checkpoint, without the few of the safetensors headers."""
         return sum(self._stored_bytes(name, shape) for name, shape in self.tensors())
 
+    @property
+    def widest_input(self) -> int:
+        """Inputs of the layers' linear that has most."""
+        tensors = self.layer_tensors()
+        return max(tensors[f"{linear}.weight"][1] for linear in self.family.layer_linears)
+
     def kv_cache_bytes(self, tokens: int = 1000) -> int:
         """Bytes of a 16-bit key-value cache for so many tokens."""
         return kv_cache_bytes(self.num_hidden_layers, self.num_key_value_heads, self.head_dim, tokens)

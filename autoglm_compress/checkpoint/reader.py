@@ -1,6 +1,7 @@
 """Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,12 @@ class Checkpoint:
     def model_config(self) -> Any:
         """The `transformers` config object, with the defaults that `config.json` leaves out."""
         return load_model_config(self.folder)
+
+    def unquantized_config(self) -> Any:
+        """A copy of the config for a model of plain weights, to be changed at will."""
+        config = deepcopy(self.model_config)
+        config.quantization_config = None
+        return config
 
     @cached_property
     def shape(self) -> ModelShape:

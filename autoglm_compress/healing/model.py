@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch.distributed.tensor import distribute_tensor
 
 from autoglm_compress.architecture.quantization import HEAD
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.healing.quantized_linear import QuantizedLinear
-from autoglm_compress.reconstruction.next_token_loss import NextTokens, differentiable_loss
+from autoglm_compress.healing.scaled_linear import ScaledLinear
+from autoglm_compress.reconstruction.next_token_loss import UNLABELLED, NextTokens, differentiable_loss
 
 
 def load_model(
@@ -20,19 +19,18 @@ def load_model(
 ) -> nn.Module:
     """A causal language model with all of a checkpoint's weights.
 
-    Quantized linears are dequantized, or those of the layers become `QuantizedLinear`s.
+    Quantized linears are dequantized, or those of the layers become `ScaledLinear`s.
     """
     from transformers import AutoModelForCausalLM
 
-    config = deepcopy(checkpoint.model_config)
-    config.quantization_config = None
+    config = checkpoint.unquantized_config()
     config.attention_dropout = 0.0
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     quantization = checkpoint.shape.quantization
     kept = {name for name in quantization.schemes if name != HEAD} if quantization and keep_integers else set()
     for module in kept:
-        model.set_submodule(module, QuantizedLinear.of(checkpoint, module, device, dtype))
+        model.set_submodule(module, ScaledLinear.of(checkpoint, module, device, dtype))
     names = (name for name, _ in checkpoint.shape.tensors() if name.removesuffix(".weight") not in kept)
     weights = {name: checkpoint.read(name).to(device, dtype) for name in names}
     model.load_state_dict(weights, strict=False, assign=True)
@@ -68,7 +66,7 @@ class Student(nn.Module):
         """
         with self._autocast():
             found = self.model.model(input_ids=rows, use_cache=False, output_hidden_states=bool(boundaries))
-        labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=-1).flatten()
+        labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED).flatten()
         states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
         loss = differentiable_loss(states, head, target, labels, label_share)
         for layer, wanted in (boundaries or {}).items():

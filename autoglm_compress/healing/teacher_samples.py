@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.healing.data import TextPart, rows_to_fetch
 from autoglm_compress.progress import Progress
 
@@ -43,24 +42,23 @@ def continued(
     total = sum(rows_to_fetch(part.wanted, length) for part in parts) * length
     with progress.task("teacher writes text", total=total, unit="tokens") as advance:
         for part in parts:
-            rows = torch.arange(rows_to_fetch(part.wanted, length)) % len(part.rows)
-            openings = part.rows[rows, : max(1, length // OPENING)]
+            chosen = torch.arange(rows_to_fetch(part.wanted, length)) % len(part.rows)
+            openings = part.rows[chosen, : max(1, length // OPENING)]
             written = []
             for some in openings.split(at_once):
                 file = folder / f"written-{number:05d}.safetensors"
-                if not file.exists():
-                    torch.manual_seed(seed + number)
-                    save_atomically(file, {"rows": _continue(model, some, length).to(torch.int32).cpu()})
-                written.append(load_file(file)["rows"])
+                rows = computed_once(file, lambda some=some, drawn=seed + number: _continue(model, some, length, drawn))
+                written.append(rows["rows"])
                 number += 1
                 advance(written[-1].numel())
             found.append(TextPart(torch.cat(written), part.wanted))
     return found
 
 
-def _continue(model: Any, openings: torch.Tensor, length: int) -> torch.Tensor:
+def _continue(model: Any, openings: torch.Tensor, length: int, seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
     openings = openings.long().to(model.device)
-    return model.generate(
+    rows = model.generate(
         input_ids=openings,
         attention_mask=torch.ones_like(openings),
         max_new_tokens=length - openings.shape[1],
@@ -71,3 +69,4 @@ def _continue(model: Any, openings: torch.Tensor, length: int) -> torch.Tensor:
         eos_token_id=None,
         pad_token_id=0,
     )
+    return {"rows": rows.to(torch.int32).cpu()}

@@ -168,8 +168,6 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     for number, (stage, parent) in enumerate(zip(recipe.stages, recipe.parents, strict=True)):
         before = source if parent is None else shapes[parent]
         try:
-            if before.quantization is not None and not stage.reads_quantized:
-                raise PlanError("from", f"{stage.stage} cannot take a quantized checkpoint: name another one")
             after = stage.plan(before)
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))

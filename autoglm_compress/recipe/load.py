@@ -76,6 +76,7 @@ def _parents(
 ) -> tuple[int | None, ...]:
     """Whose checkpoint each stage takes, and whether it can. Nothing is said about stages that are not valid."""
     parents: list[int | None] = []
+    quantized: list[bool] = []
     by_label: dict[str, int] = {}
     latest: int | None = None
     for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
@@ -103,7 +104,8 @@ def _parents(
                 )
             )
         before = None if parent is None else stages[parent]
-        if stage is not None and before is not None and before.makes_quantized and not stage.reads_quantized:
+        given = parent is not None and quantized[parent]
+        if stage is not None and before is not None and given and not stage.reads_quantized:
             problems.append(
                 Problem(
                     path,
@@ -112,6 +114,7 @@ def _parents(
                 )
             )
         parents.append(parent)
+        quantized.append(stage is not None and (stage.makes_quantized or given))
         if label is not None:
             by_label.setdefault(label, number)
         if _makes_checkpoint(stage):

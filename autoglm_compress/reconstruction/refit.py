@@ -15,7 +15,7 @@ In a writer's fit a token counts by 1 / mean square of the original's residual: 
 and a few tokens with massive activations would decide the fit otherwise.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
+from autoglm_compress.reconstruction.activations import capture_input, copy_input
 from autoglm_compress.reconstruction.distillation import (
     Descent,
     PairedStates,
@@ -67,42 +68,6 @@ class RefitLayer:
     weights: dict[str, torch.Tensor]
     fits: dict[str, Fit]
     descent: Descent | None
-
-
-class _Captured(Exception):  # noqa: N818 - it is no error
-    """Ends a forward pass as soon as the activation asked for is there."""
-
-
-def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
-    """The input that a module gets when hidden states are sent through what it is part of, and no further."""
-    seen: list[torch.Tensor] = []
-
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append(inputs[0])
-        raise _Captured
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        run(hidden)
-    except _Captured:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
-
-
-@contextmanager
-def copy_input(module: nn.Module, place: torch.Tensor) -> Iterator[None]:
-    """Copy the input that a module gets meanwhile to another place."""
-
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        place.copy_(inputs[0])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class PairedWalk:

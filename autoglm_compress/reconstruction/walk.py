@@ -5,7 +5,6 @@ each layer in turn; hidden states go in as `inputs_embeds`, so masks and rotary 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,11 +68,10 @@ class OneLayerModel:
         kinds = getattr(self.checkpoint.model_config, "layer_types", None)
         kind = kinds[layer] if kinds else "only"
         if kind not in self._models:
-            config = deepcopy(self.checkpoint.model_config)
+            config = self.checkpoint.unquantized_config()
             config.num_hidden_layers = 1
             config.vocab_size = 1
             config.pad_token_id = None
-            config.quantization_config = None
             if kinds:
                 config.layer_types = [kind]
             with torch.device("meta"):
@@ -111,11 +109,10 @@ def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The norm before the head, `transformers`' own of this family, with the checkpoint's weight."""
     from transformers import AutoModel
 
-    config = deepcopy(checkpoint.model_config)
+    config = checkpoint.unquantized_config()
     config.num_hidden_layers = 0
     config.vocab_size = 1
     config.pad_token_id = None
-    config.quantization_config = None
     if getattr(config, "layer_types", None):
         config.layer_types = []
     dtype = compute_dtype(checkpoint, device)

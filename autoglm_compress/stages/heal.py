@@ -99,12 +99,12 @@ class Heal(Stage, HealingOptions):
     def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
         """Weights, gradients and moments in fp32, or adapters'; the teacher; logits. Activations come on top."""
         parameters = sum(prod(tensor) for _, tensor in shape.tensors())
-        frozen = shape.element_bytes if self.lora is not None else FP32
-        moments = 2 if self.optimizer in EIGHT_BIT else 2 * FP32
-        student = frozen * parameters + self._trained(shape) * (2 * FP32 + moments + (FP32 if self.ema else 0))
-        student -= 0 if self.lora is not None else FP32 * self._trained(shape)  # is among the weights already
+        trained = self._trained(shape)
+        weights = FP32 * parameters if self.lora is None else shape.element_bytes * parameters + FP32 * trained
+        gradients, moments = FP32 * trained, (2 if self.optimizer in EIGHT_BIT else 2 * FP32) * trained
+        averages = FP32 * trained if self.ema else 0
         resident = self.teacher_top_k is None or self.data == "teacher_samples"
-        return student + (source.bytes if resident else 0) + 5 * FP32 * LOGITS_AT_ONCE
+        return weights + gradients + moments + averages + (source.bytes if resident else 0) + 5 * FP32 * LOGITS_AT_ONCE
 
     def _trained(self, shape: ModelShape) -> int:
         """How many parameters are trained."""
@@ -137,8 +137,7 @@ class Heal(Stage, HealingOptions):
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
-                "micro_batch_size of 1, "
-                "gradient_checkpointing: true, a teacher_top_k, or lora."
+                "micro_batch_size of 1, gradient_checkpointing: true, a teacher_top_k, or lora."
             ) from None
         if context.target is None:
             return

@@ -195,8 +195,7 @@ class Quantize(Stage):
         """Inputs of the widest linear, if error feedback makes up for one by the others."""
         if self.backend != "own" or self.method != "awq" or not self.error_feedback:
             return 0
-        tensors = shape.layer_tensors()
-        return max(tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears)
+        return shape.widest_input
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What some loaders do not take."""

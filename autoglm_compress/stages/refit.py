@@ -67,8 +67,7 @@ class Refit(Stage):
 
     def largest_fan_in(self, shape: ModelShape) -> int:
         """Inputs of the largest linear of a layer."""
-        tensors = shape.layer_tensors()
-        return max(tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears)
+        return shape.widest_input
 
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""

@@ -6,7 +6,7 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 
 
-class QuantizedLinear(nn.Module):
+class ScaledLinear(nn.Module):
     """weight = (integers - zeros) * scales * gains: a gain of 1 to begin with for each scale is all that is trained.
 
     So the linear stays as it is stored, in as many bits, which is what plain training would lose (compare the scales
@@ -21,7 +21,7 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, module: str, device: torch.device, dtype: torch.dtype) -> "QuantizedLinear":
+    def of(cls, checkpoint: Checkpoint, module: str, device: torch.device, dtype: torch.dtype) -> "ScaledLinear":
         """One of a checkpoint's linears, integers less zero points as [out, groups, group_size]."""
         integers, scales, zeros = checkpoint.read_integers(module)
         steps = integers.unflatten(1, (scales.shape[1], -1))

@@ -1,0 +1,44 @@
+"""What a module within a layer is given when hidden states go through the layer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _Captured(Exception):  # noqa: N818 - it is no error
+    """Ends a forward pass as soon as the activation asked for is there."""
+
+
+def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
+    """The input that a module gets when hidden states are sent through what it is part of, and no further."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Captured
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        run(hidden)
+    except _Captured:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def copy_input(module: nn.Module, place: torch.Tensor) -> Iterator[None]:
+    """Copy the input that a module gets meanwhile to another place."""
+
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        place.copy_(inputs[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -310,7 +310,3 @@ def report(
             output = output or runs[0] / COMPARISON
             write_comparison_page(runs, output)
         typer.echo(f"report: {output}")
-
-
-if __name__ == "__main__":
-    app()

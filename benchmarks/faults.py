@@ -57,7 +57,7 @@ class Process:
 
     def __init__(self, recipe: Path, output: Path) -> None:
         self._said = recipe.with_name("said.txt")
-        command = [sys.executable, "-u", "-m", "autoglm_compress.cli", "run", str(recipe), "--output", str(output)]
+        command = [sys.executable, "-u", "-m", "autoglm_compress", "run", str(recipe), "--output", str(output)]
         with self._said.open("w") as stream:
             environment = os.environ | {"COLUMNS": "200"}
             self._child = psutil.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)

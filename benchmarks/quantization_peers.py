@@ -195,7 +195,7 @@ class Benchmark:
     def _quantize_by_us(self, folder: Path, side: str, setting: Setting) -> tuple[Callable[[], Any], dict[str, Any]]:
         stage = setting.stage() | OUR_SIDES[side]
         recipe = write_recipe(folder / "recipe.yaml", self.model, *self.rows.shape, stage)
-        command = [sys.executable, "-m", "autoglm_compress.cli", "run", recipe, "--output", folder / "run", "--fresh"]
+        command = [sys.executable, "-m", "autoglm_compress", "run", recipe, "--output", folder / "run", "--fresh"]
         process = run_process(folder, "quantize", command)
         seconds = json.loads((folder / "run" / "metrics.json").read_text())["stages"][-1]["seconds"]
         return lambda: stored(folder / "run" / "01-quantized"), process | {"quantize_seconds": seconds}

@@ -20,7 +20,7 @@ from autoglm_compress.evaluation.agreement import Agreement, agreement
 from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
 from autoglm_compress.evaluation.perplexity import hash_of_rows
 from autoglm_compress.pipeline.evaluations import evaluation_work
-from autoglm_compress.pipeline.keys import hash_source, key_of, text_key
+from autoglm_compress.pipeline.keys import hash_source, key_of_files, text_key
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.processes import choose_device
@@ -82,7 +82,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
         del results["versions"]  # they are among those of all packages
         if original is not None:
             found = agreement(original, checkpoint, batched(text_rows()), device, progress, work / "agreement")
-            results[AGREEMENT] = _agreement_result(found, text_rows(), key_of(_hashes(against)))
+            results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}
     settings = {"mmlu": options.mmlu.model_dump(mode="json"), "perplexity": text_settings}
     if original is not None:
@@ -124,10 +124,6 @@ def _agreement_result(found: Agreement, rows: torch.Tensor, against: str) -> dic
         "against": against,
         "rows": {"divergence": list(found.row_divergence), "top1": list(found.row_top1)},
     }
-
-
-def _hashes(identity: Mapping[str, Any]) -> dict[str, str]:
-    return {name: file["sha256"] for name, file in identity["files"].items()}
 
 
 def _questions(data: str | None) -> Path | None:

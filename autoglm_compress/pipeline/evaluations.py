@@ -97,6 +97,10 @@ class Evaluations:
         """
         return without_records(self._kept(name, key))
 
+    def has(self, name: str, key: str, tasks: Sequence[str]) -> bool:
+        """Whether all of these results of a checkpoint are known."""
+        return set(tasks) <= self.known(name, key).keys()
+
     def _kept(self, name: str, key: str) -> dict[str, Any]:
         record = read_json(self.folder / f"{name}.json")
         if record is None or record["key"] != key:

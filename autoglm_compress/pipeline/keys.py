@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.checkpoint import Checkpoint, resolve_source
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
@@ -47,14 +47,9 @@ def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None
     return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
-def checkpoint_key(name: str, option: str, bases: list[Path]) -> str:
-    """The key of a checkpoint that an option of a recipe names, from all of its files.
-
-    Raises:
-        UserError: there is no such checkpoint, or it is not complete.
-    """
-    files = hash_source(Checkpoint(resolve_source(name, bases, option)), {})
-    return key_of({file: state["sha256"] for file, state in files.items()})
+def key_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The key of a checkpoint, from what `hash_source` found."""
+    return key_of({name: file["sha256"] for name, file in files.items()})
 
 
 def stage_keys(
@@ -64,7 +59,7 @@ def stage_keys(
 
     `others` are the keys of the checkpoints that stages name.
     """
-    source_key = key_of({name: file["sha256"] for name, file in source_files.items()})
+    source_key = key_of_files(source_files)
     keys: list[str] = []
     for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
         options = stage.model_dump(mode="json", exclude={"name", "source", *stage.accepting})

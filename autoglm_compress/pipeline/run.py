@@ -1,6 +1,6 @@
 """Running a recipe: every stage in order, each finished whole or not at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -21,9 +21,10 @@ from autoglm_compress.pipeline.calibration import (
     training_text,
 )
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
-from autoglm_compress.pipeline.keys import calibration_key, checkpoint_key, hash_source, key_of, stage_keys
-from autoglm_compress.pipeline.metrics import metrics_table, row
-from autoglm_compress.pipeline.plan import SOURCE, bytes_of, plan_recipe, shape_data
+from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, key_of_files, stage_keys
+from autoglm_compress.pipeline.metrics import metrics_table
+from autoglm_compress.pipeline.metrics_rows import SOURCE_FOLDER_NAME, MetricsRows
+from autoglm_compress.pipeline.plan import bytes_of, plan_recipe, shape_data
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
@@ -38,8 +39,6 @@ from autoglm_compress.reconstruction.statistics import Statistics, measure
 from autoglm_compress.report import draw_missing, write_report
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
-
-SOURCE_FOLDER_NAME = f"00-{SOURCE}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ class _Run:
         self.source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
         self.source.require_tokenizer()
         self.records: list[dict[str, Any]] = []
+        self.others: dict[str, dict[str, Any]] = {}
         self.evaluations = Evaluations(recipe, find_data(recipe), self.folder, self.device)
 
     def _range(self) -> range:
@@ -132,21 +132,20 @@ class _Run:
                 self._write_metrics()
                 self._write_manifest()
             self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
-            self.progress.console.print(metrics_table(self._rows()))
+            self.progress.console.print(metrics_table(self._rows().of(self.records)))
             write_report(self.folder.path, self.progress)
         self.progress.console.print(f"results: {self.folder.path}", soft_wrap=True, highlight=False, markup=False)
 
     def _prepare(self) -> None:
         """See what is to be done, and refuse what cannot be; deletes what --fresh says."""
-        known = self.folder.manifest.get("source", {})
-        same_folder = known.get("folder") == str(self.source.folder)
-        self.source_files = hash_source(self.source, known["files"] if same_folder else {})
+        self.source_files = _hashed(self.source, self.folder.manifest.get("source", {}))
+        known = self.folder.manifest.get("others", {})
+        for stage in self.recipe.stages[: self.chosen[-1] + 1]:
+            for option, name in stage.other_checkpoints.items():
+                other = self._open(name, option)
+                self.others[name] = {"folder": str(other.folder), "files": _hashed(other, known.get(name, {}))}
         self.calibration = calibration_key(self.recipe.calibration, self.calibration_files)
-        others = {
-            name: checkpoint_key(name, option, self.recipe.bases)
-            for stage in self.recipe.stages[: self.chosen[-1] + 1]
-            for option, name in stage.other_checkpoints.items()
-        }
+        others = {name: key_of_files(other["files"]) for name, other in self.others.items()}
         self.source_key, self.keys = stage_keys(self.recipe, self.source_files, self.calibration, others)
         left_over = [] if self.options.fresh else self.folder.adopt(self._names(), self.keys)
         again = self.chosen if self.options.fresh or self.options.first is not None else ()
@@ -195,7 +194,7 @@ class _Run:
     def _known(self, number: int | None, tasks: Sequence[str]) -> bool:
         """Whether a checkpoint was evaluated on tasks, and that counts."""
         name, key, _ = self._checkpoint_of(number)
-        return set(tasks) <= self.evaluations.known(name, key).keys()
+        return self.evaluations.has(name, key, tasks)
 
     def _drop_served(self, reached: int) -> None:
         """Delete the weights that the recipe does not keep and, this stage being done, nothing needs any more."""
@@ -224,6 +223,10 @@ class _Run:
         """Results of a stage's checkpoint, or of the source, by task."""
         name, key, folder = self._checkpoint_of(number)
         return self.evaluations.measure(name, key, lambda: Checkpoint(folder), tasks, self.progress)
+
+    def _open(self, name: str, option: str) -> Checkpoint:
+        """A checkpoint that an option of a stage names."""
+        return Checkpoint(resolve_source(name, self.recipe.bases, option))
 
     def _checkpoint_of(self, number: int | None) -> tuple[str, str, Path]:
         """Name, key and folder of a stage's checkpoint, or of the source."""
@@ -257,59 +260,14 @@ class _Run:
         draw_missing(self.folder.path / name / STAGE, self.progress)
         self._evaluate(number, self.recipe.evaluation.every_stage)
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """A row for the source and for every finished stage, with all that was measured of its checkpoint."""
-        cost = self.evaluations.resources(SOURCE_FOLDER_NAME)
-        source = self._row(None, SOURCE, SOURCE, cost, None, None)
-        rows: list[dict[str, Any]] = []
-        records = [*self.records, *self._finished_later()]
-        for number, record in enumerate(records):
-            stage, parent = self.recipe.stages[number], self.recipe.parents[number]
-            resources = {field: record.get(field) for field in Resources.FIELDS}
-            checkpoint = number if stage.makes_checkpoint else parent
-            # What a stage that only looks is compared with is what the checkpoint it looks at is compared with.
-            before = parent if stage.makes_checkpoint or parent is None else self.recipe.parents[parent]
-            previous = source if before is None else rows[before]
-            name = self.recipe.folder_name(number)
-            made = None if checkpoint is None else records[checkpoint]
-            rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous, made))
-        return [source, *rows]
-
-    def _finished_later(self) -> Iterator[dict[str, Any]]:
-        """What an earlier run left on record of the stages after those of this one, as far as it counts."""
-        for number in range(len(self.records), len(self.recipe.stages)):
-            stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
-            record = self.folder.finished(name, self.keys[number])
-            if isinstance(stage, Evaluate):
-                parent, key, _ = self._checkpoint_of(self.recipe.parents[number])
-                known = set(stage.tasks) <= self.evaluations.known(parent, key).keys()
-                record = read_json(self.folder.path / f"{name}.json") if known else None
-            if record is None:
-                return
-            yield record
-
-    def _row(
-        self,
-        number: int | None,
-        name: str,
-        stage: str,
-        resources: dict[str, Any],
-        source: dict[str, Any] | None,
-        previous: dict[str, Any] | None,
-        made: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        checkpoint_name, key, _ = self._checkpoint_of(number)
-        results = self.evaluations.known(checkpoint_name, key)
-        if made is None:
-            shape, size = shape_data(self.source.shape), sum(file.stat().st_size for file in self.source.files())
-        else:  # the weights themselves may have been dropped
-            shape, files = made["shape"], made["files"]
-            size = sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors"))
-        parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
-        return row(name, stage, shape, parameters, size, resources, results, source, previous)
+    def _rows(self) -> MetricsRows:
+        return MetricsRows(
+            self.recipe, self.plan, self.source, self.folder, self.keys, self.evaluations, self._checkpoint_of
+        )
 
     def _write_metrics(self) -> None:
-        write_json(self.folder.path / "metrics.json", {"recipe": self.recipe.name, "stages": self._rows()})
+        rows = self._rows().of(self.records)
+        write_json(self.folder.path / "metrics.json", {"recipe": self.recipe.name, "stages": rows})
 
     def _make_checkpoint(self, number: int) -> dict[str, Any]:
         """Run one stage in its work folder and publish the result; returns its `stage.json`."""
@@ -364,7 +322,7 @@ class _Run:
             training_text=lambda tokens, sequence_length: training_text(
                 self.recipe.calibration, self.calibration_files, self.source, tokens, sequence_length
             ),
-            open_checkpoint=lambda name, option: Checkpoint(resolve_source(name, self.recipe.bases, option)),
+            open_checkpoint=self._open,
             device=self.device,
             seed=self.recipe.seed,
             progress=self.progress,
@@ -398,6 +356,7 @@ class _Run:
             {
                 "recipe": self.recipe.as_data(),
                 "source": {"folder": str(self.source.folder), "key": self.source_key, "files": self.source_files},
+                "others": self.others,
                 "calibration_key": self.calibration,
                 "seed": self.recipe.seed,
                 "device": str(self.device),
@@ -407,3 +366,8 @@ class _Run:
                 "stages": stages,
             }
         )
+
+
+def _hashed(checkpoint: Checkpoint, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
+    return hash_source(checkpoint, known["files"] if known.get("folder") == str(checkpoint.folder) else {})

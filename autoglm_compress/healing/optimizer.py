@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.errors import UserError
+from autoglm_compress.healing.muon import Muon
 from autoglm_compress.healing.options import HealingOptions
 
 BETAS = (0.9, 0.95)
@@ -20,9 +21,6 @@ def make_optimizers(
     parameters: Sequence[tuple[str, nn.Parameter]], options: HealingOptions
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of named parameters: one, or with `muon` a second for all that is no matrix of a layer.
-
-    Muon (Jordan et al. 2024) makes a step's singular values equal; scaled as Moonlight does (Liu et al. 2025), it takes
-    AdamW's learning rate.
 
     Raises:
         UserError: what the optimizer needs is not installed.
@@ -36,7 +34,7 @@ def make_optimizers(
         return [torch.optim.AdamW(_groups(parameters, decay), lr=rate, betas=BETAS)]
     matrices = [parameter for name, parameter in parameters if parameter.dim() == 2 and ".layers." in name]
     rest = [(name, parameter) for name, parameter in parameters if parameter.dim() != 2 or ".layers." not in name]
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=rate, momentum=MOMENTUM, weight_decay=decay)
     return [muon, *([torch.optim.AdamW(_groups(rest, decay), lr=rate, betas=BETAS)] if rest else [])]
 
 
@@ -52,8 +50,6 @@ def _groups(parameters: Sequence[tuple[str, nn.Parameter]], decay: float) -> lis
 
 def check_installed(optimizer: str) -> None:
     """Raise UserError if what an optimizer needs is not installed."""
-    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise UserError(f"muon: needs torch 2.9 or newer, and this is {torch.__version__}: use adamw.")
     if optimizer in EIGHT_BIT:
         try:
             import_module("bitsandbytes")

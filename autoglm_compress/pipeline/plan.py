@@ -18,7 +18,7 @@ from autoglm_compress.pipeline.calibration import calibration_files
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.recipe.problems import FieldPath
-from autoglm_compress.reconstruction.refit import HELD_OUT_EVERY
+from autoglm_compress.reconstruction.fitting_rows import HELD_OUT_EVERY
 from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages import PlanError, Stage
 

@@ -57,8 +57,8 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
     """Run a recipe and return the folder of its results.
 
     Raises:
-        UserError: something about the recipe, the source, the output folder or the disk does not allow it; nothing
-            is half-written.
+        UserError: something about the recipe, the source, the output folder or the disk does not allow it, or another
+            process of the run has failed; nothing is half-written.
     """
     processes, device = join_processes(choose_device(options.device))
     try:
@@ -109,11 +109,14 @@ class _Run:
         return range(first, last + 1)
 
     def follow(self) -> None:
-        """Take part in the stages that the first process says."""
-        while (number := self.processes.tell(None)) is not None:
-            name = self.recipe.folder_name(number)
+        """Take part in what the first process says: a stage by its number, or a measurement by its folder's name."""
+        while (work := self.processes.tell(None)) is not None:
+            if isinstance(work, str):
+                self._measure(work)
+                continue
+            name = self.recipe.folder_name(work)
             torch.manual_seed(self.recipe.seed)
-            self.recipe.stages[number].run(self._context(number, None, self.folder.stage_work(name) / "scratch"))
+            self.recipe.stages[work].run(self._context(work, None, self.folder.stage_work(name) / "scratch"))
 
     def run(self) -> None:
         """Run the stages, and write what is said of them."""
@@ -152,7 +155,8 @@ class _Run:
         self.schedule = Schedule(self.recipe, self.folder, self.keys, self._known, again, self.chosen[-1])
         to_make = [self.recipe.stages[number] for number in self.schedule.to_make]
         if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
-            _ = self.calibration_batches  # too little text is said before work starts, and before anything is deleted
+            # Too little text is said before work starts, and before anything is deleted.
+            self.processes.require_rows(sum(map(len, self.calibration_batches)))
         for stage in to_make:
             stage.check_processes(self.processes)
         self._check_memory()
@@ -340,9 +344,15 @@ class _Run:
 
     @cached_property
     def statistics(self) -> Statistics:
-        folder = self.folder.work / self._statistics_name()
+        """The source's, for a stage that the first process runs."""
+        name = self._statistics_name()
+        self.processes.tell(name)
+        return self._measure(name)
+
+    def _measure(self, name: str) -> Statistics:
+        folder = self.folder.work / name
         folder.mkdir(parents=True, exist_ok=True)
-        return measure(self.source, self.calibration_batches, folder, self.device, self.progress)
+        return measure(self.source, self.calibration_batches, folder, self.device, self.progress, self.processes)
 
     def _write_manifest(self) -> None:
         stages = []
@@ -361,6 +371,7 @@ class _Run:
                 "seed": self.recipe.seed,
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
+                "processes": self.processes.count,
                 "versions": package_versions(),
                 "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "stages": stages,

@@ -5,6 +5,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from autoglm_compress.processes import Processes
+
 BLOCK = 256
 
 
@@ -27,6 +29,11 @@ class InputStatistics:
         with fast_products() if inputs.dtype == torch.bfloat16 else nullcontext():
             for block in blocks(x.shape[1]):
                 self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
+
+    def add_up(self, processes: Processes) -> None:
+        """Make them those of the tokens of all processes."""
+        for total in (self.upper, self.absolute):
+            processes.add_up(total)
 
     @property
     def finite(self) -> bool:

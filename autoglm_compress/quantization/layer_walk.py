@@ -17,6 +17,7 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.processes import Processes
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.layer import QuantizedLayer, quantize_layer
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
@@ -24,10 +25,13 @@ from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
 
 @dataclass(frozen=True)
 class LayerWriter:
-    """Writes quantized layers as units of the target, and the decisions taken in a folder that outlasts a kill."""
+    """Writes quantized layers as units of the target, and the decisions taken in a folder that outlasts a kill.
+
+    Only the first process has a target, and writes.
+    """
 
     source: Checkpoint
-    target: CheckpointWriter
+    target: CheckpointWriter | None
     quantization: Quantization
     work: Path
 
@@ -70,6 +74,7 @@ class Listener:
     """Collects what the linears of a layer read, as hooks of its modules."""
 
     source: Checkpoint
+    processes: Processes
     inputs: dict[str, InputStatistics] = field(default_factory=dict)
     hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -91,13 +96,15 @@ class Listener:
         """Stop listening.
 
         Returns:
-            What was heard, by the producer of each pair.
+            What all processes heard, by the producer of each pair.
 
         Raises:
             UserError: there were NaN or infinite inputs.
         """
         while self.hooks:
             self.hooks.pop().remove()
+        for statistics in self.inputs.values():
+            statistics.add_up(self.processes)
         for pair in self.pairs:
             if not self.inputs[pair.producer].finite:
                 raise UserError(
@@ -109,12 +116,16 @@ class Listener:
 
 
 class QuantizingVisitor:
-    """The walk's visitor: collects the inputs of a layer's linears, then quantizes, writes and replaces them."""
+    """The walk's visitor: collects the inputs of a layer's linears, then quantizes, writes and replaces them.
 
-    def __init__(self, writer: LayerWriter, error_feedback: bool) -> None:
+    The first process does the latter, for the inputs that all collected, and the others take its weights.
+    """
+
+    def __init__(self, writer: LayerWriter, error_feedback: bool, processes: Processes) -> None:
         self.writer = writer
         self.error_feedback = error_feedback
-        self.listener = Listener(writer.source)
+        self.processes = processes
+        self.listener = Listener(writer.source, processes)
 
     def enter(self, layer: int, module: nn.Module) -> None:
         """Listen to a layer."""
@@ -122,8 +133,15 @@ class QuantizingVisitor:
 
     def leave(self, layer: int, module: nn.Module) -> bool:
         """Quantize the layer; the tokens are to go through it again, if another layer comes after it."""
-        source = self.writer.source
         inputs = self.listener.leave(layer)
+        if self.processes.is_first:
+            self._quantize(layer, module, inputs)
+        for parameter in module.parameters():
+            self.processes.copy_first(parameter)
+        return layer + 1 < self.writer.source.shape.num_hidden_layers
+
+    def _quantize(self, layer: int, module: nn.Module, inputs: dict[str, InputStatistics]) -> None:
+        source = self.writer.source
         weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
         compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
         module.to("meta")  # so that a weight that was scaled does not stay in memory as it was
@@ -138,7 +156,6 @@ class QuantizingVisitor:
         )
         effective = self.writer.write(layer, quantized)
         module.load_state_dict({name: w.to(compute_dtypes[name]) for name, w in effective.items()}, assign=True)
-        return layer + 1 < source.shape.num_hidden_layers
 
 
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from autoglm_compress.processes import ALONE, Processes
 from autoglm_compress.reconstruction.next_token_loss import FromStates, next_token_loss
 from autoglm_compress.reconstruction.surgery import row_slices
 
@@ -34,7 +35,10 @@ def _ignore(_: int) -> None:
 
 @dataclass(frozen=True)
 class PairedStates:
-    """Hidden states [rows, length, hidden_size] of a batch in both models, and which of its rows are held out."""
+    """Hidden states [rows, length, hidden_size] of a batch in both models, and which of its rows are held out.
+
+    Of several processes each has its rows of every batch, which may be none.
+    """
 
     ours: torch.Tensor
     original: torch.Tensor
@@ -44,6 +48,11 @@ class PairedStates:
         """The rows to fit to, or those that decide, in fp32."""
         rows = self.held_out if held_out else ~self.held_out
         return self.ours[rows].to(device).float(), self.original[rows].to(device).float()
+
+    @property
+    def rows(self) -> list[int]:
+        """How many rows there are to fit to, and how many that decide."""
+        return [int((~self.held_out).sum()), int(self.held_out.sum())]
 
 
 @dataclass(frozen=True)
@@ -68,40 +77,56 @@ def descend(
     batches: Sequence[PairedStates],
     loss: Loss,
     passes: int,
+    processes: Processes = ALONE,
     advance: Advance = _ignore,
 ) -> Descent:
     """Lower a loss by changing fp32 parameters in place, a step for each batch, in order, and so many passes.
 
+    Several processes, which begin with the same parameters, take their rows of each step and add up the gradients.
     `advance` is called with 1 after each pass.
     """
     device = parameters[0].device
+    own = torch.tensor([batch.rows for batch in batches], dtype=torch.float64)
+    total = processes.add_up(own.clone())
+    shares = own / total  # of the rows of all processes that a step is fitted to, and of those that decide
 
     def held_out_loss() -> float:
-        decide = [batch for batch in batches if batch.held_out.any()]
+        found = torch.zeros((), dtype=torch.float64)
+        decide = total[:, 1].nonzero().flatten().tolist()
         with torch.no_grad():
-            return sum(loss(*batch.take(True, device), False) for batch in decide) / len(decide)
+            for number in decide:
+                if share := float(shares[number, 1]):
+                    found += share * loss(*batches[number].take(True, device), False)
+        return processes.tell(float(processes.add_up(found)) / len(decide))
 
     before = held_out_loss()
     optimizer = torch.optim.Adafactor(parameters, lr=RATE, eps=EPSILONS)
-    fitted_to = [batch for batch in batches if not batch.held_out.all()]
+    fitted_to = total[:, 0].nonzero().flatten().tolist()
     steps = passes * len(fitted_to)
     for parameter in parameters:
         parameter.requires_grad_(True)
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-            loss(*fitted_to[step % len(fitted_to)].take(False, device), True)
+            number = fitted_to[step % len(fitted_to)]
+            share = float(shares[number, 0])
+            if share:
+                loss(*batches[number].take(False, device), True)
+            for parameter in parameters if processes.count > 1 else ():
+                processes.add_up(parameter.grad.mul_(share))
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
             if (step + 1) % len(fitted_to) == 0:
                 advance(1)
     for parameter in parameters:
-        parameter.requires_grad_(False)
+        processes.copy_first(parameter.requires_grad_(False))
     return Descent(before, held_out_loss())
 
 
 def distil_layer(
-    layer: nn.Module, run: Run, batches: Sequence[PairedStates], project: Run, passes: int, advance: Advance = _ignore
+    layer: nn.Module, run: Run, batches: Sequence[PairedStates], project: Run, passes: int, processes: Processes = ALONE
 ) -> Descent:
     """Fit a decoder layer, in place, to give the original's residual stream where the next layer begins.
 
@@ -110,6 +135,7 @@ def distil_layer(
         batches: the states that go into it, and the original's where the next layer begins.
         project: the original's states in our basis.
         passes: how often to go over the batches.
+        processes: those that have a share of every batch.
     """
 
     def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
@@ -120,7 +146,7 @@ def distil_layer(
             error.backward()
         return error.item()
 
-    return descend(list(layer.parameters()), batches, loss, passes, advance)
+    return descend(list(layer.parameters()), batches, loss, passes, processes)
 
 
 def distil_last_layer(
@@ -130,7 +156,7 @@ def distil_last_layer(
     norms: tuple[nn.Module, nn.Module],
     heads: tuple[torch.Tensor, torch.Tensor],
     passes: int,
-    advance: Advance = _ignore,
+    processes: Processes = ALONE,
 ) -> Descent:
     """Fit the last decoder layer, in place, to the original's next-token distribution.
 
@@ -140,6 +166,7 @@ def distil_last_layer(
         norms: the final norms of ours and of the original.
         heads: [vocab_size, hidden_size] of ours, in fp32, and of the original.
         passes: how often to go over the batches.
+        processes: those that have a share of every batch.
     """
 
     def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
@@ -152,7 +179,7 @@ def distil_last_layer(
             states.backward(gradient)
         return divergence
 
-    return descend(list(layer.parameters()), batches, loss, passes, advance)
+    return descend(list(layer.parameters()), batches, loss, passes, processes)
 
 
 def distil_head(
@@ -161,6 +188,7 @@ def distil_head(
     norms: tuple[nn.Module, nn.Module],
     original_head: torch.Tensor,
     passes: int,
+    processes: Processes = ALONE,
     advance: Advance = _ignore,
 ) -> Descent:
     """Fit a head [vocab_size, hidden_size], fp32 and in place, to the original's next-token distribution.
@@ -171,6 +199,7 @@ def distil_head(
         norms: the final norms of ours and of the original.
         original_head: [vocab_size, hidden_size of the original].
         passes: how often to go over the batches.
+        processes: those that have a share of every batch.
     """
 
     # In slices, so that what the optimizer makes of a gradient is never as large as all of it.
@@ -185,4 +214,4 @@ def distil_head(
         expected = FromStates(target, original_head)
         return next_token_loss(states, head, expected, head_gradient=gradient if backward else None)
 
-    return descend(slices, batches, loss, passes, advance)
+    return descend(slices, batches, loss, passes, processes, advance)

@@ -12,6 +12,7 @@ import torch
 
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.processes import ALONE, Processes
 
 
 class HiddenStates:
@@ -19,17 +20,31 @@ class HiddenStates:
 
     There are two buffers: a layer reads one and writes the other, and only then is the layer noted as done, so a
     layer can be run again, and a walk killed with its buffers in files goes on at the layer it had reached.
+
+    Where several processes walk, each has its share of the rows, and files of its own. They go on together: at the step
+    that all of them had reached, and only if there were as many of them before.
     """
 
-    def __init__(self, batches: list[torch.Tensor], hidden_size: int, dtype: torch.dtype, folder: Path | None) -> None:
+    def __init__(
+        self,
+        batches: list[torch.Tensor],
+        hidden_size: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+        processes: Processes = ALONE,
+    ) -> None:
         self._shapes = [(*batch.shape, hidden_size) for batch in batches]
         self._elements = sum(batch.numel() for batch in batches) * hidden_size
         self._dtype = dtype
+        self._processes = processes
+        if folder is not None and not processes.is_first:
+            folder = folder / f"process-{processes.rank}"
         self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._buffers = [self._allocate(f"hidden-{side}.bin") for side in (0, 1)]
         self.done = self._read_progress()
+        self._meet()
 
     def _allocate(self, name: str) -> torch.Tensor:
         if self._folder is None:
@@ -43,11 +58,31 @@ class HiddenStates:
         if self._folder is None or not (self._folder / "progress.json").exists():
             return 0
         found = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
-        # Another device computes in another dtype, and could not read what is there.
-        return int(found["done"]) if found["states"] == self._description() else 0
+        if found["states"] == self._description():
+            return int(found["done"])
+        # Another device computes in another dtype, another number of processes shares rows otherwise; and what is
+        # there is about to be overwritten.
+        (self._folder / "progress.json").unlink()
+        return 0
+
+    def _write_progress(self) -> None:
+        if self._folder is not None:
+            write_json(self._folder / "progress.json", {"done": self.done, "states": self._description()})
 
     def _description(self) -> list[Any]:
-        return [str(self._dtype), [list(shape) for shape in self._shapes]]
+        shared = [self._processes.rank, self._processes.count] if self._processes.count > 1 else []
+        return [str(self._dtype), [list(shape) for shape in self._shapes], *shared]
+
+    def _meet(self) -> None:
+        """Go back to the step that all processes have reached; who is ahead has it in the other buffer.
+
+        That is so because none begins a step before all have noted the one before it as done, and what was taken back
+        as not done.
+        """
+        if self._processes.count > 1:
+            self.done = self._processes.least(self.done)
+            self._write_progress()
+            self._processes.least(self.done)
 
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch its states after the last step and the place for those after the next."""
@@ -69,8 +104,8 @@ class HiddenStates:
     def commit(self) -> None:
         """Note that a step is complete for all batches."""
         self.done += 1
-        if self._folder is not None:
-            write_json(self._folder / "progress.json", {"done": self.done, "states": self._description()})
+        self._write_progress()
+        self._processes.least(self.done)
 
 
 def _reserve(path: Path, size: int) -> None:

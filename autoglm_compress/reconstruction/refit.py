@@ -11,13 +11,17 @@ compressed model really gives them by then:
 After that a layer may be fitted by gradient as a whole to the same target, the last one before tied embeddings to the
 original's next-token distribution, and so may a head of its own.
 
+Several processes each walk a share of the rows. Sums over tokens are added up, the first fits, and all go on with what
+it found.
+
 In a writer's fit a token counts by 1 / mean square of the original's residual: all that reads the stream is normalised,
 and a few tokens with massive activations would decide the fit otherwise.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +30,17 @@ from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.processes import ALONE, Processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.activations import capture_input, copy_input
 from autoglm_compress.reconstruction.distillation import (
     Descent,
-    PairedStates,
     Run,
     distil_head,
     distil_last_layer,
     distil_layer,
 )
+from autoglm_compress.reconstruction.fitting_rows import FittingRows
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 from autoglm_compress.reconstruction.lineage import Lineage
 from autoglm_compress.reconstruction.ridge import (
@@ -50,9 +55,6 @@ from autoglm_compress.reconstruction.ridge import (
 )
 from autoglm_compress.reconstruction.surgery import Cut, cut_heads, cut_neurons, row_slices, slice_axes
 from autoglm_compress.reconstruction.walk import OneLayerModel, compute_dtype, final_norm
-
-HELD_OUT_EVERY = 8
-"""One row of tokens in so many decides about a fit instead of being fitted to."""
 
 HEAD_SAMPLE = 4096
 """Rows of the head that decide how all of it is fitted."""
@@ -77,10 +79,11 @@ class PairedWalk:
         original: the checkpoint whose activations are the target.
         compressed: the checkpoint to refit.
         lineage: which parts of the original the compressed one has.
-        batches: token ids [batch, length] each.
+        batches: token ids [batch, length] each, the same in all processes.
         folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
         layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
         logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
+        processes: those that do this together.
     """
 
     def __init__(
@@ -95,20 +98,24 @@ class PairedWalk:
         folder: Path,
         layer_passes: int = 0,
         logit_passes: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self.layer_passes, self.logit_passes = layer_passes, logit_passes
         self.original, self.compressed, self.lineage = original, compressed, lineage
         self.family = original.family
-        self.batches = batches
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.processes = device, progress, processes
+        self.rows = FittingRows(batches, processes)
         dtype = compute_dtype(original, device)
         self.teacher_model = OneLayerModel(original, device, dtype)
         self.student_model = OneLayerModel(compressed, device, dtype)
-        self.teacher = HiddenStates(batches, original.shape.hidden_size, dtype, folder / "original")
-        self.student = HiddenStates(batches, compressed.shape.hidden_size, dtype, folder / "compressed")
+        self.teacher = HiddenStates(
+            self.rows.batches, original.shape.hidden_size, dtype, folder / "original", processes
+        )
+        self.student = HiddenStates(
+            self.rows.batches, compressed.shape.hidden_size, dtype, folder / "compressed", processes
+        )
         # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
         self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
-        self.held_out = _held_out_rows(batches)
         self.final_norms = final_norm(compressed, device), final_norm(original, device)
 
     @torch.no_grad()
@@ -135,27 +142,32 @@ class PairedWalk:
         """
         self.teacher_model.release()
         self.student_model.release()
-        target, prior = self.original.head_weight(), self.compressed.head_weight()
+        target = self.original.head_weight()
+        head, chosen = self._ridge_head(target)
+        if not self.logit_passes:
+            return head, chosen, None
+        fitted = head.to(self.device).float()
+        with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
+            states = [[states for states, _ in stream.pairs()] for stream in (self.student, self.teacher)]
+            batches = self.rows.paired(*states)
+            descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, self.processes, advance)
+        return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
+
+    def _ridge_head(self, target: torch.Tensor) -> tuple[torch.Tensor, Fit]:
+        """The head by ridge towards the original's; a function, since with a large vocabulary much goes with it."""
+        prior = self.compressed.head_weight()
         sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
         train, held_out = self._input_moments(self._last_normed())
         some = target[sample].to(self.device).float()
         with self._located("head"):
-            chosen = fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(self.device).float())[0]
-        head = prior
+            [chosen] = self._fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(some))
+        head = prior if self.processes.is_first else torch.empty_like(prior)
         if chosen.strength is not None:
             head = torch.empty_like(prior)
             for rows in row_slices(len(prior)):
                 moments = train.for_targets(target[rows].to(self.device).float())
                 head[rows] = ridge(moments, prior[rows].to(self.device).float(), chosen.strength).to(head)
-        if not self.logit_passes:
-            return head, chosen, None
-        del prior, train, held_out, some  # with a large vocabulary each is a good part of what there is
-        fitted = head.to(self.device).float()
-        with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
-            pairs = zip(self.student.pairs(), self.teacher.pairs(), self.held_out, strict=True)
-            batches = [PairedStates(ours, original, decides) for (ours, _), (original, _), decides in pairs]
-            descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, advance)
-        return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
+        return self.processes.copy_first(head), chosen
 
     def _last_normed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch the states as the heads get them, ours and the original's."""
@@ -177,7 +189,7 @@ class PairedWalk:
     def _embed(self) -> None:
         for checkpoint, states in ((self.original, self.teacher), (self.compressed, self.student)):
             embedding = checkpoint.read(self.family.embedding)
-            for batch, (_, after) in zip(self.batches, states.pairs(), strict=True):
+            for batch, (_, after) in zip(self.rows.batches, states.pairs(), strict=True):
                 after.copy_(nn.functional.embedding(batch, embedding))
         self._skip(range(self.lineage.layers[0]))
         self._commit()
@@ -235,15 +247,18 @@ class PairedWalk:
         to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
         if not (to_logits or self.layer_passes):
             return None
-        pairs = zip(self.student.pairs(), self.teacher.pairs(), self.held_out, strict=True)
-        batches = [PairedStates(ours, original, decides) for (ours, _), (_, original), decides in pairs]
+        batches = self.rows.paired(
+            [ours for ours, _ in self.student.pairs()], [after for _, after in self.teacher.pairs()]
+        )
         before = {name: weight.clone() for name, weight in student.state_dict().items()}
         student.float()
         if to_logits:
             heads = self.compressed.head_weight().to(self.device).float(), self.original.head_weight()
-            descent = distil_last_layer(student, run, batches, self.final_norms, heads, self.logit_passes)
+            descent = distil_last_layer(
+                student, run, batches, self.final_norms, heads, self.logit_passes, self.processes
+            )
         else:
-            descent = distil_layer(student, run, batches, self.lineage.project, self.layer_passes)
+            descent = distil_layer(student, run, batches, self.lineage.project, self.layer_passes, self.processes)
         if descent.improved:
             dtype = self.compressed.dtype
             before = {name: weight.to(dtype).to(before[name].dtype) for name, weight in student.state_dict().items()}
@@ -275,7 +290,7 @@ class PairedWalk:
             targets.append(slice_axes(_affine(teacher.get_submodule(reader)), rows, cut))
         priors = [_affine(student.get_submodule(reader)) for reader in readers]
         target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
-        found = fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
+        found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
         for reader, one in zip(readers, found, strict=True):
             self._replace(student.get_submodule(reader), one.weight)
         return dict(zip(readers, found, strict=True))
@@ -285,20 +300,33 @@ class PairedWalk:
     ) -> list[InputMoments | InputExamples]:
         """What readers are fitted to, and what decides about the fits; examples are inputs of both, ours first."""
         found: list[InputMoments | InputExamples] = []
-        for (ours, original), decides in zip(examples, self.held_out, strict=True):
+        for (ours, original), decides in zip(examples, self.rows.held_out, strict=True):
             if not found:
                 sizes = ours.shape[-1], original.shape[-1], ours.device
                 for held_out in (False, True):
-                    few = self._few(sizes[0], held_out)
+                    few = self.rows.few(sizes[0], held_out)
                     found.append(InputExamples() if few else InputMoments(*sizes, for_errors=held_out))
             for moments, rows in zip(found, (~decides, decides), strict=True):
                 moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
+        for moments in found:
+            moments.add_up(self.processes)
         return found
 
-    def _few(self, inputs: int, held_out: bool) -> bool:
-        """Whether there are fewer tokens to fit to, or to decide, than a linear has inputs."""
-        rows = zip(self.held_out, self.batches, strict=True)
-        return sum(int((chosen == held_out).sum()) * batch.shape[1] for chosen, batch in rows) < inputs
+    def _fit(
+        self,
+        train: Moments | Examples,
+        held_out: Moments | Examples,
+        prior: torch.Tensor,
+        groups: Sequence[slice] = (slice(None),),
+    ) -> list[Fit]:
+        """What `fit` finds in the first process; the others get its weights, and know nothing of errors."""
+        if self.processes.is_first:
+            found = fit(train, held_out, prior, groups)
+        else:
+            found = [Fit(torch.empty_like(prior[rows]), None, nan, nan) for rows in groups]
+        for one in found:
+            self.processes.copy_first(one.weight)
+        return found
 
     def _fit_writer(
         self,
@@ -313,11 +341,13 @@ class PairedWalk:
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_submodule(norm).weight if norm else None
-        train, held_out = (
-            Examples() if self._few(prior.shape[1], kind) else Moments.zeros(prior.shape[1], len(prior), prior.device)
+        sums = [
+            Examples()
+            if self.rows.few(prior.shape[1], kind)
+            else Moments.zeros(prior.shape[1], len(prior), prior.device)
             for kind in (False, True)
-        )
-        for x, original, residual, decides in zip(inputs, originals, residuals, self.held_out, strict=True):
+        ]
+        for x, original, residual, decides in zip(inputs, originals, residuals, self.rows.held_out, strict=True):
             original = self.lineage.project(original.to(self.device).float())
             target = original - residual.to(self.device).float()
             weights = 1 / original.square().mean(-1).clamp_min(1e-12)
@@ -325,9 +355,11 @@ class PairedWalk:
             if gain is not None:
                 target = _before_norm(target, gain, x @ prior.T)
                 weights = torch.ones_like(weights)
-            for moments, rows in ((train, ~decides), (held_out, decides)):
+            for moments, rows in zip(sums, (~decides, decides), strict=True):
                 moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
-        found = fit(train, held_out, prior)[0]
+        for moments in sums:
+            moments.add_up(self.processes)
+        [found] = self._fit(*sums, prior)
         self._replace(module, found.weight)
         return found
 
@@ -338,14 +370,6 @@ class PairedWalk:
             linear.bias = nn.Parameter(stored[:, -1].contiguous(), requires_grad=False)
             stored = stored[:, :-1].contiguous()
         linear.weight = nn.Parameter(stored, requires_grad=False)
-
-
-def _held_out_rows(batches: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Per batch, which of its rows [batch] decide about fits: one in HELD_OUT_EVERY, and the last one at least."""
-    total = sum(len(batch) for batch in batches)
-    chosen = torch.arange(total) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    chosen[-1] |= not chosen.any()
-    return list(chosen.split([len(batch) for batch in batches]))
 
 
 def _affine(linear: nn.Linear) -> torch.Tensor:

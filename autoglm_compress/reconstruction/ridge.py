@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from autoglm_compress.processes import Processes
+
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 SMALLEST_STRENGTH = 1e-6
 SMALLEST_GAIN = 1e-6
@@ -49,6 +51,11 @@ class Moments:
         self.cross.addmm_(targets.T, weighted)
         self.target_square += weights @ targets.square()
 
+    def add_up(self, processes: Processes) -> None:
+        """Make them those of the tokens of all processes."""
+        for total in (self.gram, self.cross, self.target_square):
+            processes.add_up(total)
+
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
         return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
@@ -77,6 +84,11 @@ class InputMoments:
         if self.other_gram is not None:
             self.other_gram.addmm_(other.T, other)
 
+    def add_up(self, processes: Processes) -> None:
+        """Make them those of the tokens of all processes."""
+        for total in (self.gram, self.cross, *([] if self.other_gram is None else [self.other_gram])):
+            processes.add_up(total)
+
     def for_targets(self, weight: torch.Tensor) -> Moments:
         """The moments for y = V t, V [out, other]."""
         square = None if self.other_gram is None else ((weight @ self.other_gram) * weight).sum(1)
@@ -94,8 +106,11 @@ class Examples:
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
-        if len(inputs):
-            self._parts.append((inputs, targets, weights))
+        self._parts.append((inputs, targets, weights))
+
+    def add_up(self, processes: Processes) -> None:
+        """Make them the tokens of all processes."""
+        self._parts = _of_all(self._parts, processes)
 
     @property
     def target_square(self) -> torch.Tensor:
@@ -124,12 +139,23 @@ class InputExamples:
         """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""
         self._parts.append((inputs, other))
 
+    def add_up(self, processes: Processes) -> None:
+        """Make them the tokens of all processes."""
+        self._parts = _of_all(self._parts, processes)
+
     def for_targets(self, weight: torch.Tensor) -> Examples:
         """The examples for y = V t, V [out, other]."""
         examples = Examples()
         for inputs, other in self._parts:
             examples.add(inputs, other @ weight.T, torch.ones_like(inputs[:, 0]))
         return examples
+
+
+def _of_all(parts: list[tuple[torch.Tensor, ...]], processes: Processes) -> list[tuple[torch.Tensor, ...]]:
+    """The tokens of all processes, given those of this one."""
+    if processes.count == 1:
+        return parts
+    return [tuple(processes.put_together(torch.cat(column)) for column in zip(*parts, strict=True))]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ Per layer, in `layer-NNNNN.safetensors` (fp32 unless it says otherwise):
 - `residual_gram` [hidden_size, hidden_size]: mean over tokens of x x^T / rms(x)^2, averaged over the norms that linears
   read;
 - `boundary` [tokens, hidden_size]: the states that go into the layer, for a fixed sample of at most SAMPLE_TOKENS
-  tokens, in bf16: 16 MiB at 4,096 wide. Rounding moves the cosine of two states by some 1e-6.
+  tokens, in bf16: 16 MiB at 4,096 wide. Rounding moves the cosine of two states by some 1e-6. Several processes put
+  the tokens of one after those of the other.
 
 `final.safetensors` has the moments and the Gram matrix of the norm before the head, and the states that go into it.
 """
@@ -29,6 +30,7 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import remove_half_written, save_atomically
 from autoglm_compress.errors import UserError
+from autoglm_compress.processes import ALONE, Processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.walk import walk
 
@@ -70,26 +72,45 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
 
 def measure(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, device: torch.device, progress: Progress
+    checkpoint: Checkpoint,
+    batches: list[torch.Tensor],
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> Statistics:
     """Walk token batches [batch, length] through a checkpoint and write its statistics into a folder.
 
-    A folder that is complete is used as it is; one whose walk was killed is gone on with.
+    A folder that is complete is used as it is; one whose walk was killed is gone on with. Of several processes all give
+    the same batches; each walks its share of the rows, and the first writes what all of them measured.
     """
     work = folder / "walk"
-    remove_half_written(folder)
-    if not (folder / "final.safetensors").exists():
-        sample = _sample(batches)
-        visitor = _Measure(checkpoint, folder, sample)
-        hidden = walk(checkpoint, batches, visitor, device=device, progress=progress, title="measure", folder=work)
+    if processes.is_first:
+        remove_half_written(folder)
+    if not processes.tell((folder / "final.safetensors").exists()):
+        sample = processes.share(_sample(batches))
+        visitor = _Measure(checkpoint, folder, sample, processes)
+        hidden = walk(
+            checkpoint,
+            processes.share(batches),
+            visitor,
+            device=device,
+            progress=progress,
+            title="measure",
+            folder=work,
+            processes=processes,
+        )
         moments = _Moments(with_gram=True)
         boundary = []
         for states, chosen in zip(hidden, sample, strict=True):
             moments.add(states.to(device), checkpoint.model_config.rms_norm_eps)
             boundary.append(_at(states, chosen))
-        final = {**moments.result(), "residual_gram": moments.mean_gram(), "boundary": torch.cat(boundary)}
-        save_atomically(folder / "final.safetensors", final)
-    shutil.rmtree(work, ignore_errors=True)
+        moments.add_up(processes)
+        final = {"residual_gram": moments.mean_gram(), "boundary": processes.put_together(torch.cat(boundary))}
+        if processes.is_first:
+            save_atomically(folder / "final.safetensors", moments.result() | final)
+    if processes.is_first:
+        shutil.rmtree(work, ignore_errors=True)
     return Statistics(folder)
 
 
@@ -98,7 +119,7 @@ def _layer_file(folder: Path, layer: int) -> Path:
 
 
 def _sample(batches: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Which tokens of each batch [batch, length] belong to the sample, bool [batch * length].
+    """Which tokens of each batch [batch, length] belong to the sample, bool of the same shape.
 
     The sample is spread evenly over all tokens. It takes the middle of each interval: the first would often be the
     first token of a row, whose states are not like those of others.
@@ -108,12 +129,12 @@ def _sample(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     count = min(tokens, SAMPLE_TOKENS)
     chosen = torch.zeros(tokens, dtype=torch.bool)
     chosen[(2 * torch.arange(count) + 1) * tokens // (2 * count)] = True
-    return list(chosen.split(sizes))
+    return [part.view_as(batch) for part, batch in zip(chosen.split(sizes), batches, strict=True)]
 
 
 def _at(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The states [batch, length, hidden_size] of chosen tokens, bf16 [tokens, hidden_size]."""
-    return states.flatten(0, 1)[chosen.to(states.device)].to("cpu", torch.bfloat16)
+    return states[chosen.to(states.device)].to("cpu", torch.bfloat16)
 
 
 class _Moments:
@@ -121,7 +142,7 @@ class _Moments:
 
     def __init__(self, with_gram: bool) -> None:
         self.with_gram = with_gram
-        self.tokens = 0
+        self.tokens = torch.zeros((), dtype=torch.long)
         self.abs = torch.zeros(())
         self.square = torch.zeros(())
         self.gram = torch.zeros(())
@@ -134,6 +155,11 @@ class _Moments:
         self.square = self.square.to(x.device) + x.square().sum(0, dtype=torch.float64)
         if self.with_gram:
             self.gram = self.gram.to(x.device) + x.T @ x
+
+    def add_up(self, processes: Processes) -> None:
+        """Make them those of the tokens of all processes."""
+        for total in (self.tokens, self.abs, self.square, *([self.gram] if self.with_gram else [])):
+            processes.add_up(total)
 
     def result(self) -> dict[str, torch.Tensor]:
         return {
@@ -148,8 +174,9 @@ class _Moments:
 class _Measure:
     """The walk's visitor: hooks on one layer at a time add up sums over tokens."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, sample: list[torch.Tensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, sample: list[torch.Tensor], processes: Processes) -> None:
         self.sample = sample
+        self.processes = processes
         self.family = checkpoint.family
         self.head_dim = checkpoint.shape.head_dim
         self.eps = checkpoint.model_config.rms_norm_eps
@@ -159,7 +186,7 @@ class _Measure:
         self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
         self.moments = {norm: _Moments(norm in self.family.norm_readers) for norm in self.family.hidden_norms}
         self.boundary: list[torch.Tensor] = []
-        self.tokens = 0
+        self.tokens = torch.zeros((), dtype=torch.long)
         self.hooks = [
             module.register_forward_pre_hook(self._boundary),
             module.register_forward_hook(self._cosine),
@@ -192,6 +219,13 @@ class _Measure:
     def leave(self, layer: int, module: nn.Module) -> None:
         for hook in self.hooks:
             hook.remove()
+        for total in (self.tokens, *self.sums.values()):
+            self.processes.add_up(total)
+        for moments in self.moments.values():
+            moments.add_up(self.processes)
+        boundary = self.processes.put_together(torch.cat(self.boundary))
+        if not self.processes.is_first:
+            return
         result = {
             "block_influence": 1 - self.sums["cosine"] / self.tokens,
             "head_norm": self.sums["head_norm"],
@@ -206,4 +240,4 @@ class _Measure:
             )
         result |= {f"{norm}.{key}": m for norm, sums in self.moments.items() for key, m in sums.result().items()}
         stored = {key: value.float().cpu() for key, value in result.items()}
-        save_atomically(_layer_file(self.folder, layer), stored | {"boundary": torch.cat(self.boundary)})
+        save_atomically(_layer_file(self.folder, layer), stored | {"boundary": boundary})

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.processes import ALONE, Processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
 
@@ -149,19 +150,21 @@ def walk(
     folder: Path | None = None,
     forks: Sequence[Fork | None] | None = None,
     dtype: torch.dtype | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
     Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
     killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
     `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
-    what it computes in, `compute_dtype` if not given.
+    what it computes in, `compute_dtype` if not given. Where several `processes` walk, the batches are each one's share;
+    no layer begins before all are done with the one before it.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
     """
     dtype = dtype or compute_dtype(checkpoint, device)
-    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder)
+    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder, processes)
     forks = forks or [None] * len(batches)
     layers = checkpoint.shape.num_hidden_layers
     tokens = sum(batch.numel() for batch in batches)

@@ -55,8 +55,8 @@ class StageContext:
     option) are functions because what they give is expensive and not every
     stage asks for it. `shape` is the planned shape of the result; a stage that decides more of it puts that there.
     `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete. `target` is
-    None for a stage that makes no checkpoint. A stage leaves what it decided in `decisions`, which goes into its
-    `stage.json`, and in `lineage` which parts of the run's source are left.
+    None for a stage that makes no checkpoint, and in all processes but the first. A stage leaves what it decided in
+    `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the run's source are left.
     """
 
     origin: Checkpoint
@@ -98,8 +98,6 @@ class Stage(BaseModel):
     """Whether the stage writes a checkpoint (or only looks at the one before it)."""
     makes_quantized: ClassVar[bool] = False
     """Whether the checkpoint it writes is quantized."""
-    runs_in_all_processes: ClassVar[bool] = False
-    """Whether all processes of a run work on it together, where there are several, or the first alone."""
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 
@@ -118,6 +116,14 @@ class Stage(BaseModel):
     @property
     def uses_calibration(self) -> bool:
         """Whether the result depends on the calibration text, directly or through the statistics."""
+        return False
+
+    @property
+    def runs_in_all_processes(self) -> bool:
+        """Whether all processes of a run work on it together, where there are several, or the first alone.
+
+        The others have no `target`. What asks for the `statistics` alone need not say so: all measure them anyway.
+        """
         return False
 
     @property

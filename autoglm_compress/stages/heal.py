@@ -44,7 +44,11 @@ class Heal(Stage, HealingOptions):
     stage: Literal["heal"]
 
     reads_quantized: ClassVar[bool] = True
-    runs_in_all_processes: ClassVar[bool] = True
+
+    @property
+    def runs_in_all_processes(self) -> bool:
+        """They share every batch."""
+        return True
 
     @property
     def uses_calibration(self) -> bool:

@@ -84,6 +84,11 @@ class Quantize(Stage):
         """Whether the choice of method looks at activations."""
         return self.method == "awq" or self.bits == "auto"
 
+    @property
+    def runs_in_all_processes(self) -> bool:
+        """Whether there are calibration rows to share."""
+        return self.method == "awq" and self.backend == "own"
+
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with quantized linears; with `bits: auto` the first of them have 8 bits until the run decides."""
         if shape.quantization is not None:
@@ -216,6 +221,9 @@ class Quantize(Stage):
         """Quantize layer by layer, each on inputs from the quantized layers before it, and write the checkpoint."""
         source, target = context.source, context.target
         layers = source.shape.num_hidden_layers
+        if target is None:
+            self._walk(context, LayerWriter(source, None, context.shape.quantization, context.work))
+            return
         if self.bits == "auto":
             self._choose_bits(context)
         self._write_outside(context, layers)
@@ -281,21 +289,29 @@ class Quantize(Stage):
             target.write(1 + layer, unit)
 
     def _run_layers(self, context: StageContext, writer: LayerWriter) -> None:
-        source, layers = context.source, range(context.source.shape.num_hidden_layers)
+        layers = range(context.source.shape.num_hidden_layers)
         if self.method != "awq":
             self._round_layers(context, writer)
-        elif not all(context.target.has(1 + layer) for layer in layers):
+        else:
+            self._walk(context, writer)
+        context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
+
+    def _walk(self, context: StageContext, writer: LayerWriter) -> None:
+        """Quantize layer after layer, each process with its rows, unless the first finds that all are written."""
+        source, target, processes = context.source, writer.target, context.processes
+        written = target is not None and all(target.has(1 + layer) for layer in range(source.shape.num_hidden_layers))
+        if not processes.tell(written):
             walk(
                 source,
-                context.calibration_batches(),
-                QuantizingVisitor(writer, self.error_feedback),
+                processes.share(context.calibration_batches()),
+                QuantizingVisitor(writer, self.error_feedback, processes),
                 device=context.device,
                 progress=context.progress,
                 title="quantize",
                 folder=context.work,
                 dtype=fast_dtype(source, context.device),
+                processes=processes,
             )
-        context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
 
     def _round_layers(self, context: StageContext, writer: LayerWriter) -> None:
         source, layers = context.source, context.source.shape.num_hidden_layers

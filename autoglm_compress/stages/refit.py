@@ -69,6 +69,11 @@ class Refit(Stage):
         """Inputs of the largest linear of a layer."""
         return shape.widest_input
 
+    @property
+    def runs_in_all_processes(self) -> bool:
+        """Each walks a share of the calibration rows."""
+        return True
+
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
@@ -83,7 +88,11 @@ class Refit(Stage):
             folder=context.work,
             layer_passes=self.layer_passes,
             logit_passes=self.logit_passes,
+            processes=context.processes,
         )
+        if target is None:
+            self._take_part(walk)
+            return
         shared = source if context.made_by_the_run else None
         target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
         self._write_layers(context, walk)
@@ -92,6 +101,14 @@ class Refit(Stage):
         found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
         context.decisions["layers"] = [layer["fits"] for layer in found]
         context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
+
+    @staticmethod
+    def _take_part(walk: PairedWalk) -> None:
+        """Do what the first process does, and leave the writing to it."""
+        for _ in walk.run():
+            pass
+        if not walk.compressed.shape.tie_word_embeddings:
+            walk.refit_head()
 
     def _write_layers(self, context: StageContext, walk: PairedWalk) -> None:
         """Refit and write the layers; a function, so that nothing of the last one is kept while the head is fitted."""

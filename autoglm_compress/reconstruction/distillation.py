@@ -8,6 +8,7 @@ so that one rate serves all.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -31,6 +32,17 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 def _ignore(_: int) -> None:
     """No progress is shown."""
+
+
+class Batch(Protocol):
+    """What a step is fitted to: states of some rows, of which some are held out."""
+
+    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """What the loss is given, of the rows to fit to or of those that decide."""
+
+    @property
+    def rows(self) -> list[int]:
+        """How many rows there are to fit to, and how many that decide."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,13 @@ class Descent:
         return self.after < self.before * (1 - LEAST_GAIN)
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, bool], float]
-"""The mean loss for states of ours and the original; its gradient is added to the parameters' if the flag says so."""
+Loss = Callable[..., float]
+"""The mean loss for what a batch gives, and a flag: whether its gradient is added to the parameters'."""
 
 
 def descend(
     parameters: Sequence[torch.Tensor],
-    batches: Sequence[PairedStates],
+    batches: Sequence[Batch],
     loss: Loss,
     passes: int,
     processes: Processes = ALONE,

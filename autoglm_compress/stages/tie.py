@@ -1,6 +1,7 @@
 """One matrix for embedding and head."""
 
 from dataclasses import replace
+from math import prod
 from typing import Literal
 
 import torch
@@ -8,10 +9,14 @@ from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
+from autoglm_compress.reconstruction.distillation import Descent
+from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.surgery import Rewrite
+from autoglm_compress.reconstruction.tied_ends import TiedEnds, end_layers, record
 from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
+FP32 = 4
 ERRORS = ("input_error", "output_error")
 
 
@@ -21,22 +26,31 @@ class Tie(Stage):
     `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
     logits count against the embedding: much, since a refit after this stage can make up for a wrong embedding, which
     all layers see, but not for a wrong head. `average` takes the mean of the two, `input` the embedding, `output` the
-    head.
+    head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained to stand in
+    for what they were, so that all between finds what it knows; best where the checkpoint has been refitted before.
     """
 
     stage: Literal["tie"]
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
     output_weight: float = Field(default=OUTPUT_WEIGHT, gt=0)
+    passes: int = Field(default=0, ge=0, strict=True)
 
     @property
     def uses_calibration(self) -> bool:
-        """Whether the choice of method looks at activations."""
-        return self.method == "least_squares"
+        """Whether the choice of method looks at activations, or layers are trained on them."""
+        return self.method == "least_squares" or self.passes > 0
+
+    @property
+    def holds_out_samples(self) -> bool:
+        """Whether some samples decide about what is trained."""
+        return self.passes > 0
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape without a head of its own."""
         if shape.tie_word_embeddings:
             raise PlanError("stage", "the embeddings are tied already: leave this stage out")
+        if self.passes and shape.num_hidden_layers < 2:
+            raise PlanError("passes", "trains layers at both ends, and there is one layer: leave it out")
         return replace(shape, tie_word_embeddings=True)
 
     def warnings(self, shape: ModelShape) -> list[str]:
@@ -48,16 +62,30 @@ class Tie(Stage):
         ]
 
     def working_memory(self, shape: ModelShape) -> int:
-        """Both matrices and the new one as they are stored, and a few Gram matrices in fp64."""
-        return 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes + 12 * 8 * shape.hidden_size**2
+        """Both matrices and the new one as they are stored, and a few Gram matrices in fp64.
+
+        Or the head, and in fp32 what is trained, with gradients.
+        """
+        pair = shape.vocab_size * shape.hidden_size
+        found = 3 * pair * shape.element_bytes + 12 * 8 * shape.hidden_size**2
+        if not self.passes:
+            return found
+        ends = sum(map(len, end_layers(shape.num_hidden_layers)))
+        trained = pair + ends * sum(prod(tensor) for tensor in shape.layer_tensors().values())
+        return max(found, 2 * FP32 * trained + 2 * pair * shape.element_bytes + 3 * FP32 * LOGITS_AT_ONCE)
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
         """The shared matrix, or two buffers of the walk that measures the statistics."""
-        return max(shape.element_bytes * shape.vocab_size * shape.hidden_size, 2 * 4 * tokens * source.hidden_size)
+        walked = 2 * 4 * tokens * source.hidden_size
+        if self.passes:
+            walked = max(walked, 3 * 4 * tokens * shape.hidden_size)
+        return max(shape.element_bytes * shape.vocab_size * shape.hidden_size, walked)
 
     def run(self, context: StageContext) -> None:
         """Write a checkpoint with the shared matrix."""
         changed = self._changed(context)
+        if self.passes:
+            changed = self._with_fitted_ends(context, changed)
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return changed[name].to(tensor.dtype) if name in changed else tensor
@@ -71,12 +99,31 @@ class Tie(Stage):
         source, family = context.source, context.source.family
         if self.method == "least_squares":
             found = computed_once(context.work / "tied.safetensors", lambda: self._fitted(context))
-            context.decisions = {error: float(found.pop(error)) for error in ERRORS}
+            context.decisions |= {error: float(found.pop(error)) for error in ERRORS}
             return found
         embedding, head = source.read(family.embedding), source.read(family.head)
         if self.method == "average":
             return {family.embedding: torch.lerp(embedding, head, 0.5)}
         return {family.embedding: embedding if self.method == "input" else head}
+
+    def _with_fitted_ends(self, context: StageContext, changed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors that tying changes once the ends are trained, if that is better."""
+        source, family = context.source, context.source.family
+
+        def fitted() -> dict[str, torch.Tensor]:
+            batches = record(
+                source, context.calibration_batches(), context.work / "states", context.device, context.progress
+            )
+            gain = changed.get(family.final_norm, source.read(family.final_norm))
+            ends = TiedEnds(source, changed[family.embedding], gain, context.device)
+            descent = ends.fit(batches, self.passes, context.progress)
+            losses = {name: torch.tensor(getattr(descent, name), dtype=torch.float64) for name in ("before", "after")}
+            return losses | {name: tensor.to("cpu", source.infos[name].dtype) for name, tensor in ends.tensors()}
+
+        found = computed_once(context.work / "ends.safetensors", fitted)
+        descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))
+        context.decisions |= {"loss_before": descent.before, "loss_after": descent.after}
+        return found if descent.improved else changed
 
     def _fitted(self, context: StageContext) -> dict[str, torch.Tensor]:
         """The tensors that least squares changes, and its errors."""

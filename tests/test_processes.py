@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from launching import launch, launch_until_killed
-from running import digests, just_written, run, tensors_of, write_recipe
+from running import digests, half_written, just_written, run, tensors_of, write_recipe
 
 from autoglm_compress.errors import UserError
 from autoglm_compress.healing.sharding import require_equal_parts
@@ -73,6 +73,17 @@ def test_two_processes_train_as_one_does(tmp_path: Path, make_checkpoint: Callab
     for one, other in zip(alone["curve"], together["curve"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
     assert alone["kept"]["divergence"] == pytest.approx(together["kept"]["divergence"], rel=1e-2)
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_bytes(tmp_path: Path, make_checkpoint: Callable[..., Path]):
+    stages = [{"stage": "depth", "layers": [1, 3]}, RIDGE]
+    recipe = write_recipe(tmp_path, make_checkpoint("glm"), stages, calibration=ODD)
+    kill = half_written("compressed/progress.json", 3)
+    assert launch_until_killed(recipe, 0, kill, "--output", tmp_path / "killed").returncode
+    for name in ("killed", "undisturbed"):
+        found = launch(recipe, "--output", tmp_path / name)
+        assert found.returncode == 0, found.stderr
+    assert digests(tmp_path / "killed") == digests(tmp_path / "undisturbed")
 
 
 def test_one_process_begins_anew_what_two_have_begun(tmp_path: Path, make_checkpoint: Callable[..., Path]):

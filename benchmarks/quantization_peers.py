@@ -4,11 +4,13 @@
         [--llama-layers 8 --llama-width 512] [--settings int4-g128 int8] [--sides ours llm-compressor]
 
 Every side quantizes the model in a process of its own on the CPU, with as many threads as torch takes here
-(OMP_NUM_THREADS sets them) and with its own defaults but for the setting. Each peer has a virtual environment, made on
-first use in OUTPUT/environments. `quantize` are the seconds from one checkpoint to the next: reading, searching,
-rounding and writing; `process` those of the whole process with interpreter, imports and, for ours, tokenizing. The peak
-is that of the process. Then each side's own code brings its result to plain weights, and one routine measures them all
-in fp32 on held-out text. --llama-layers quantizes random weights instead, for time and memory alone.
+(OMP_NUM_THREADS sets them) and with its own defaults but for the setting. The peers are handed the model in fp32
+where the CPU has no instructions for bf16, as our walk computes there (`peer_dtype` in the results). Each peer has a
+virtual environment, made on first use in OUTPUT/environments. `quantize` are the seconds from one checkpoint to the
+next: reading, searching, rounding and writing; `process` those of the whole process with interpreter, imports and, for
+ours, tokenizing. The peak is that of the process. Then each side's own code brings its result to plain weights, and one
+routine measures them all in fp32 on held-out text. --llama-layers quantizes random weights instead, for time and memory
+alone.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import load_recipe
+from autoglm_compress.reconstruction.walk import fast_dtype
 
 WORKERS = Path(__file__).resolve().parent / "peers"
 LENGTH = 512
@@ -180,6 +183,11 @@ class Benchmark:
     rows: torch.Tensor
     held_out: torch.Tensor
 
+    @property
+    def peer_dtype(self) -> str:
+        """What the peers compute in: that of our own walk, for without instructions for it bf16 takes 60 times fp32."""
+        return str(fast_dtype(Checkpoint(self.model), torch.device("cpu"))).removeprefix("torch.")
+
     def row(self, side: str, setting_name: str) -> dict[str, Any]:
         """Quantize with one side, and measure the result."""
         original = stored(self.model)
@@ -205,7 +213,7 @@ class Benchmark:
         rows = folder / "rows.safetensors"
         save_file({"rows": self.rows.contiguous()}, rows)
         worker = WORKERS / WORKER[side]
-        options = json.dumps(asdict(setting))
+        options = json.dumps(asdict(setting) | {"dtype": self.peer_dtype})
         process = run_process(
             folder, "quantize", [python, worker, "quantize", self.model.resolve(), rows, options, folder]
         )
@@ -284,6 +292,7 @@ def main() -> None:
                     "calibration_rows": list(benchmark.rows.shape),
                     "held_out_rows": list(held_out.shape),
                     "threads": torch.get_num_threads(),
+                    "peer_dtype": benchmark.peer_dtype,
                     "settings": {name: asdict(SETTINGS[name]) for name in found},
                     "versions": versions(),
                     "rows": found,

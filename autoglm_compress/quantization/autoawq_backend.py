@@ -22,13 +22,16 @@ PACKED = 8
 CLIPPED_AT_ONCE = 64
 
 
-def quantize_with_autoawq(folder: Path, rows: torch.Tensor, group_size: int) -> dict[str, torch.Tensor]:
+def quantize_with_autoawq(
+    folder: Path, rows: torch.Tensor, group_size: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """Quantize a checkpoint to 4 bits with zero points by AutoAWQ's defaults.
 
     Args:
         folder: an unquantized checkpoint of transformers.
         rows: token ids [samples, length] to calibrate on.
         group_size: how many input features share a scale; it must divide those of every linear.
+        dtype: what it computes in, and what all but the packed tensors are in.
 
     Returns:
         The model's tensors by their names in a checkpoint: `qweight`, `qzeros` and `scales` of the layers' linears in
@@ -38,7 +41,7 @@ def quantize_with_autoawq(folder: Path, rows: torch.Tensor, group_size: int) -> 
         UserError: AutoAWQ is not there or does not run here, or cannot do this model or group size.
     """
     awq = _import_autoawq()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     # A cache of keys and values would be handed to the layers, and grow with each of their many forward passes.
     model.config.use_cache = False
     family = model.config.model_type

@@ -282,7 +282,13 @@ class Quantize(Stage):
         layers = range(source.shape.num_hidden_layers)
         if all(target.has(1 + layer) for layer in layers):
             return
-        tensors = quantize_with_autoawq(source.folder, torch.cat(context.calibration_batches()), self.group_size)
+        # AutoAWQ works on the CPU, whatever the run's device.
+        dtype = fast_dtype(source, torch.device("cpu"))
+        rows = torch.cat(context.calibration_batches())
+        tensors = quantize_with_autoawq(source.folder, rows, self.group_size, dtype)
+        for name, tensor in tensors.items():
+            if name in source.infos:
+                tensors[name] = tensor.to(source.infos[name].dtype)
         for layer in layers:
             prefix = source.family.layer_prefix(layer)
             unit = {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -10,19 +10,21 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.quantization.autoawq_backend import BITS, quantize_with_autoawq
 
 
-def quantize(model: Path, rows: Path, setting: dict[str, int], folder: Path) -> None:
+def quantize(model: Path, rows: Path, setting: dict[str, Any], folder: Path) -> None:
     """From checkpoint to checkpoint."""
     import awq  # noqa: F401  its import is not to be timed
 
     token_ids = load_file(rows)["rows"]
     began = time.monotonic()
-    tensors = quantize_with_autoawq(model, token_ids, setting["group_size"])
+    tensors = quantize_with_autoawq(model, token_ids, setting["group_size"], getattr(torch, setting["dtype"]))
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         folder / "quantized.safetensors",

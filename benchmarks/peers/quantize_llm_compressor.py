@@ -33,7 +33,7 @@ def quantize(folder: Path, rows: Path, setting: dict[str, Any], output: Path) ->
     token_ids = load_file(rows)["rows"]
     samples = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in token_ids]
     began = time.monotonic()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=setting["dtype"])
     weights = {
         "num_bits": setting["bits"],
         "type": "int",

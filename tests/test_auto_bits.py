@@ -15,6 +15,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.quantization.bit_allocation import allocate, average_bits, checkpoint_bytes, groups_of
 from autoglm_compress.quantization.grid import clipped_grid
 from autoglm_compress.quantization.sensitivity import divergences
+from autoglm_compress.reconstruction.walk import OneLayerModel
 from autoglm_compress.stages.base import PlanError
 from autoglm_compress.stages.quantize import Quantize
 
@@ -80,6 +81,28 @@ def test_a_budget_counts_the_head():
 
 
 # What 4 bits cost
+
+
+def test_measuring_goes_on_at_the_layer_it_had_reached(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    context = context_for(auto(budget={"average_bits": 6}), source, tmp_path)
+    shape = context.source.shape
+    quantization = auto(budget={"average_bits": 6})._quantization(shape)
+    arguments = (context.source, quantization, groups_of(shape), batches(), context.device, context.progress)
+    whole = divergences(*arguments, tmp_path / "whole/found.json")
+    load, loaded, stop_at = OneLayerModel.load, [], 2 * LAYERS
+
+    def stopping(self, layer):
+        loaded.append(layer)
+        if len(loaded) == stop_at:
+            raise KeyboardInterrupt
+        return load(self, layer)
+
+    monkeypatch.setattr(OneLayerModel, "load", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        divergences(*arguments, tmp_path / "stopped/found.json")
+    loaded.clear()
+    assert divergences(*arguments, tmp_path / "stopped/found.json") == whole
+    assert loaded == [LAYERS - 1]
 
 
 @torch.no_grad()
@@ -170,7 +193,9 @@ def test_the_ends_of_the_budget_are_4_and_8_bits(tmp_path: Path, average: int, b
         assert torch.equal(one._read_stored(name), other._read_stored(name))
 
 
-@pytest.mark.parametrize("kill", [half_written("sensitivity.json"), just_written("unit-00002")], ids=str)
+@pytest.mark.parametrize(
+    "kill", [half_written("sensitivity.json"), just_written("streams.safetensors"), just_written("unit-00002")], ids=str
+)
 def test_a_killed_run_decides_the_same(kill: Kill, make_checkpoint: Callable[..., Path], tmp_path: Path):
     (tmp_path / "text.txt").write_text("\n\n".join(f"This is about the number {number}." for number in range(300)))
     calibration = {"source": str(tmp_path / "text.txt"), "samples": 4, "sequence_length": 32}

@@ -12,11 +12,12 @@ from math import isfinite
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from autoglm_compress.architecture import Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.checkpoint.writer import write_json, write_tensors
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
@@ -25,6 +26,7 @@ from autoglm_compress.reconstruction.layer_choice import Divergence
 from autoglm_compress.reconstruction.walk import OneLayerModel, walk
 
 SAMPLE_TOKENS = 512
+STREAMS = "streams.safetensors"
 
 
 @torch.no_grad()
@@ -46,7 +48,8 @@ def divergences(
         batches: token ids [batch, length]; the first rows are used.
         device: where to compute.
         progress: shows how far it is.
-        file: where the result is kept, so that a run that was killed later does not need to measure again.
+        file: where the result is kept, so that a run that was killed later does not need to measure again. One that is
+            killed here goes on at the layer it had reached, from what is kept beside it.
 
     Raises:
         UserError: the predictions are not finite.
@@ -57,14 +60,21 @@ def divergences(
     rows = rows[: max(1, SAMPLE_TOKENS // rows.shape[1])]
     # In fp32 also on a GPU: the noise of 16 bits is as large as what rounding most of the groups does.
     dtype = torch.float32
-    [reference] = walk(checkpoint, [rows], None, device=device, progress=progress, title="reference", dtype=dtype)
+    folder = file.with_suffix("")
+    [reference] = walk(
+        checkpoint, [rows], None, device=device, progress=progress, title="reference", dtype=dtype, folder=folder
+    )
     divergence = Divergence(checkpoint, reference, device)
     model = OneLayerModel(checkpoint, device, dtype)
-    stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
-    layers = checkpoint.shape.num_hidden_layers
-    perturbed: list[torch.Tensor] = []
-    with progress.task("measure what 4 bits cost", total=layers, unit="layers") as advance:
-        for layer in range(layers):
+    layers, reached, kept = checkpoint.shape.num_hidden_layers, 0, folder / STREAMS
+    if kept.exists():
+        found = load_file(kept, device=str(device))
+        reached, (stream, *perturbed) = int(found["layers"]), found["streams"].unbind()
+    else:
+        stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
+        perturbed = []
+    with progress.task("measure what 4 bits cost", total=layers, unit="layers", reached=reached) as advance:
+        for layer in range(reached, layers):
             module, run = model.load(layer)
             perturbed = [run(other) for other in perturbed]
             prefix = checkpoint.family.layer_prefix(layer)
@@ -75,6 +85,8 @@ def divergences(
                 with rounded(linears, quantization.schemes, checkpoint.dtype):
                     perturbed.append(run(stream))
             stream = run(stream)
+            streams = torch.stack([stream, *perturbed]).cpu()
+            write_tensors(kept, {"streams": streams, "layers": torch.tensor(layer + 1)})
             advance(1)
     found = [float(value) for value in divergence.of(torch.stack(perturbed)).clamp(min=0)]
     if not all(map(isfinite, found)):

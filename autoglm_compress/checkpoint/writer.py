@@ -130,12 +130,6 @@ def computed_once(file: Path, compute: Callable[[], dict[str, torch.Tensor]]) ->
     return load_file(file)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write safetensors that appear under their name only when they are complete and on the disk."""
-    with _appearing(path) as temporary:
-        save_file(tensors, temporary)
-
-
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
     """Write JSON that appears under its name only when it is complete and on the disk."""
     with _appearing(path) as temporary:

@@ -17,7 +17,7 @@ from torch import nn
 
 from autoglm_compress.architecture import Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import write_json, write_tensors
+from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
@@ -86,7 +86,7 @@ def divergences(
                     perturbed.append(run(stream))
             stream = run(stream)
             streams = torch.stack([stream, *perturbed]).cpu()
-            write_tensors(kept, {"streams": streams, "layers": torch.tensor(layer + 1)})
+            save_atomically(kept, {"streams": streams, "layers": torch.tensor(layer + 1)})
             advance(1)
     found = [float(value) for value in divergence.of(torch.stack(perturbed)).clamp(min=0)]
     if not all(map(isfinite, found)):

@@ -37,12 +37,12 @@ def _ignore(_: int) -> None:
 class Batch(Protocol):
     """What a step is fitted to: states of some rows, of which some are held out."""
 
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Which of the rows [rows] decide instead of being fitted to."""
+
     def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
         """What the loss is given, of the rows to fit to or of those that decide."""
-
-    @property
-    def rows(self) -> list[int]:
-        """How many rows there are to fit to, and how many that decide."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,6 @@ class PairedStates:
         """The rows to fit to, or those that decide, in fp32."""
         rows = self.held_out if held_out else ~self.held_out
         return self.ours[rows].to(device).float(), self.original[rows].to(device).float()
-
-    @property
-    def rows(self) -> list[int]:
-        """How many rows there are to fit to, and how many that decide."""
-        return [int((~self.held_out).sum()), int(self.held_out.sum())]
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def descend(
     `advance` is called with 1 after each pass.
     """
     device = parameters[0].device
-    own = torch.tensor([batch.rows for batch in batches], dtype=torch.float64)
+    own = torch.stack([torch.stack([(~batch.held_out).sum(), batch.held_out.sum()]) for batch in batches]).double()
     total = processes.add_up(own.clone())
     shares = own / total  # of the rows of all processes that a step is fitted to, and of those that decide
 

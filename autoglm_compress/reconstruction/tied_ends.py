@@ -55,11 +55,6 @@ class EndStates:
         states = (part[rows].to(device).float() for part in (self.after_first, self.before_last, self.final))
         return self.tokens[rows].to(device), *states
 
-    @property
-    def rows(self) -> list[int]:
-        """How many rows there are to fit to, and how many that decide."""
-        return [int((~self.held_out).sum()), int(self.held_out.sum())]
-
 
 class _Recorder:
     """The walk's visitor: keeps the states that leave some layers, in a file for each."""
@@ -89,6 +84,9 @@ def record(
     """Send token ids [rows, length] through an untied checkpoint, keeping in `folder` what its ends are fitted to.
 
     A walk that was killed goes on at the layer it had reached.
+
+    Raises:
+        UserError: the states are not finite.
     """
     first, last = end_layers(checkpoint.shape.num_hidden_layers)
     recorder = _Recorder(folder, (first[-1], last[0] - 1))
@@ -97,10 +95,16 @@ def record(
     )
     after_first, before_last = (load_file(recorder.file(layer)) for layer in (first[-1], last[0] - 1))
     held_out = FittingRows(batches, ALONE).held_out
-    return [
+    found = [
         EndStates(tokens, after_first[str(number)], before_last[str(number)], final.to("cpu", STORED), decides)
         for number, (tokens, final, decides) in enumerate(zip(batches, hidden, held_out, strict=True))
     ]
+    if not all(batch.final.isfinite().all() for batch in found):
+        raise UserError(
+            f"{checkpoint.folder}: activations are NaN or infinite for some calibration tokens: the model overflows in "
+            f"{checkpoint.dtype} or its weights are damaged."
+        )
+    return found
 
 
 class TiedEnds:
@@ -127,9 +131,6 @@ class TiedEnds:
         The loss is the relative squared error of the states after the first layers, and the divergence KL(untied ||
         tied) in nats of what the last ones predict from the untied model's states before them, each averaged over
         tokens.
-
-        Raises:
-            UserError: the untied checkpoint's states are not finite.
         """
         norm, head = final_norm(self.untied, self.device).float(), self.untied.head_weight().to(self.device)
         first, last = end_layers(self.untied.shape.num_hidden_layers)
@@ -156,13 +157,7 @@ class TiedEnds:
             return total.item()
 
         with progress.task("fit the tied ends", total=passes, unit="passes") as advance:
-            descent = descend(parameters, batches, loss, passes, advance=advance)
-        if not descent.before < float("inf"):
-            raise UserError(
-                f"{self.untied.folder}: activations are NaN or infinite for some calibration tokens: the model "
-                f"overflows in {self.untied.dtype} or its weights are damaged."
-            )
-        return descent
+            return descend(parameters, batches, loss, passes, advance=advance)
 
     def _through(self, layers: range, states: torch.Tensor) -> torch.Tensor:
         for layer in layers:

@@ -26,7 +26,7 @@ baseline: demo
 	$(EVALUATE) --output baselines/demo-int4.json
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .

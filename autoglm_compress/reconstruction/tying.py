@@ -11,8 +11,12 @@ import torch
 from autoglm_compress.reconstruction.surgery import row_slices
 
 ROUNDS = 4
-OUTPUT_WEIGHT = 10.0
-"""How much logits count against the embedding: a refit can make up for a wrong embedding, not for a wrong head."""
+OUTPUT_WEIGHT = 3.0
+"""How much logits count against the embedding.
+
+What follows, a refit or healing, makes up for wrong logits by the last layers alone, while a wrong embedding reaches all
+layers, and what they know is lost with it.
+"""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ ROUNDS = 4
 OUTPUT_WEIGHT = 3.0
 """How much logits count against the embedding.
 
-What follows, a refit or healing, makes up for wrong logits by the last layers alone, while a wrong embedding reaches all
-layers, and what they know is lost with it.
+What follows, a refit or healing, makes up for wrong logits in the last layers, while a wrong embedding reaches all of
+them, and what they know is lost with it.
 """
 
 

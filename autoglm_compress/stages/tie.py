@@ -25,9 +25,10 @@ class Tie(Stage):
 
     `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
     logits count against the embedding: a refit or healing after this stage mends wrong logits in the last layers, and a
-    wrong embedding hardly at all, since all layers see it. `average` takes the mean of the two, `input` the embedding, `output` the
-    head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained to stand in
-    for what they were, so that all between finds what it knows; best where the checkpoint has been refitted before.
+    wrong embedding hardly at all, since all layers see it. `average` takes the mean of the two, `input` the embedding,
+    `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained
+    to stand in for what they were, so that all between finds what it knows; best where the checkpoint has been refitted
+    before.
     """
 
     stage: Literal["tie"]

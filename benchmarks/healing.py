@@ -14,14 +14,15 @@ from typing import Any
 from chains import CALIBRATION, REFERENCE, Branch, cuts, evaluation_options, print_table, run_branches, write_results
 from pruning import MINITRON, OURS, REFIT
 
-HEAL = {"stage": "heal", "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3}
+HEAL = {"stage": "heal", "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3, "residual": 0.3}
 ADAMW = {"optimizer": "adamw", "learning_rate": 5e-4}
 WRITTEN = {"data": "teacher_samples"}
 WAYS: dict[str, dict[str, Any]] = {
     "AdamW": ADAMW,
     "cross-entropy alone": {"cross_entropy": 1.0},
     "LoRA of rank 16": ADAMW | {"lora": {"rank": 16, "alpha": 32}, "learning_rate": 2e-3},
-    "the 64 likeliest tokens": {"teacher_top_k": 64},
+    "no residual stream": {"residual": 0.0},
+    "the 64 likeliest tokens": {"teacher_top_k": 64, "residual": 0.0},
 }
 QUANTIZE = {"stage": "quantize", "bits": 4, "group_size": 32}
 

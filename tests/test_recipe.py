@@ -134,6 +134,9 @@ stages:
             id="group size",
         ),
         pytest.param(
+            "  - {stage: tie, output_weight: .inf}", ["line 4: stages.1.output_weight", "finite"], id="infinite weight"
+        ),
+        pytest.param(
             "  - {stage: tie, name: ../tie}", ["line 4: stages.1.name: given '../tie'", "letters"], id="name is a path"
         ),
         pytest.param("  - {stage: tie}\n  - {stage: tie}", ["line 5: stages.2", "'tie'", "stage 1"], id="same stage"),

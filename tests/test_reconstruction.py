@@ -163,6 +163,16 @@ def test_the_errors_of_tying_are_those_of_the_matrix_it_gives():
     assert tied.output_error < 1 / 2
 
 
+def test_the_weight_of_the_logits_moves_errors_from_one_end_to_the_other():
+    torch.manual_seed(0)
+    embedding, head, gain, x = torch.randn(60, 8), torch.randn(60, 8), torch.rand(8) + 0.5, torch.randn(100, 8)
+    moments = pair_moments(embedding, head)
+    found = [tie_least_squares(moments, gain, x.T @ x / 100, weight) for weight in (0.1, 1.0, 3.0, 10.0)]
+    inputs, outputs = ([getattr(tied, error) for tied in found] for error in ("input_error", "output_error"))
+    assert inputs == sorted(inputs)
+    assert outputs == sorted(outputs, reverse=True)
+
+
 @pytest.mark.parametrize("family", ROTATABLE)
 def test_a_rotation_that_drops_nothing_changes_nothing(
     family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, make_checkpoint: Callable[..., Path]

@@ -33,7 +33,7 @@ class Tie(Stage):
 
     stage: Literal["tie"]
     method: Literal["least_squares", "average", "input", "output"] = "least_squares"
-    output_weight: float = Field(default=OUTPUT_WEIGHT, gt=0)
+    output_weight: float = Field(default=OUTPUT_WEIGHT, gt=0, allow_inf_nan=False)
     passes: int = Field(default=0, ge=0, strict=True)
 
     @property

@@ -19,7 +19,7 @@ ADAMW = {"optimizer": "adamw", "learning_rate": 5e-4}
 WRITTEN = {"data": "teacher_samples"}
 WAYS: dict[str, dict[str, Any]] = {
     "AdamW": ADAMW,
-    "cross-entropy alone": {"cross_entropy": 1.0},
+    "cross-entropy alone": {"cross_entropy": 1.0, "residual": 0.0},
     "LoRA of rank 16": ADAMW | {"lora": {"rank": 16, "alpha": 32}, "learning_rate": 2e-3},
     "no residual stream": {"residual": 0.0},
     "the 64 likeliest tokens": {"teacher_top_k": 64, "residual": 0.0},

@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict] = {
     "glm": {"attention_bias": True},
     "glm4": {"attention_bias": True},
 }
+TEXT = "Return the number of items in a container. Raises TypeError where an object has no len(), or 数.\n"
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -53,6 +54,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(documents(None, "calibration")[:20], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Two rows of real text, longer than the sliding windows of the models that have one."""
+    return torch.tensor(tokenizer(TEXT * 2)["input_ids"][:64]).view(2, 32)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def build_model(family: str, **changes: object) -> torch.nn.Module:

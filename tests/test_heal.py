@@ -15,7 +15,7 @@ from rich.console import Console
 from running import compress, digests, half_written, load, run, run_until_killed, tensors_of, write_recipe
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.healing.data import TextPart, training_rows
+from autoglm_compress.healing.data import TextPart, random_rows, training_rows
 from autoglm_compress.healing.optimizer import learning_rate
 from autoglm_compress.healing.options import HealingOptions, Lora
 from autoglm_compress.healing.teacher_samples import continued
@@ -84,6 +84,7 @@ def test_adapters_are_fp32_beside_bf16_weights():
         {"ema": 0.5},
         {"cross_entropy": 0.02, "micro_batch_size": 3},
         {"residual": 1.0, "gradient_checkpointing": True},
+        {"random_tokens": 0.25, "residual": 1.0},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -114,6 +115,20 @@ def test_the_teacher_goes_on_from_openings(tmp_path: Path, source: Path):
 def test_what_the_teacher_writes_is_trained_on(tmp_path: Path, source: Path):
     _, record = heal(tmp_path, source, data="teacher_samples", teacher_top_k=256, tokens=512)
     assert record["steps"] == 4
+
+
+def test_random_tokens_reach_embeddings_that_the_text_does_not(
+    tmp_path: Path, source: Path, healed: tuple[Path, dict[str, Any]]
+):
+    before = tensors_of(source)["model.embed_tokens.weight"]
+    mixed, record = heal(tmp_path, source, random_tokens=0.5)
+    assert record["steps"] == healed[1]["steps"]
+    of_text, of_both = (
+        (tensors_of(checkpoint)["model.embed_tokens.weight"] != before).any(-1) for checkpoint in (healed[0], mixed)
+    )
+    assert of_text.float().mean() < 0.5
+    # A token is in 512 random ones with a probability of 1 - (1 - 1/512)^512 = 63 %.
+    assert of_both[~of_text].float().mean() > 0.5
 
 
 def test_adapters_change_the_layers_linears_alone(tmp_path: Path, source: Path):
@@ -178,6 +193,7 @@ def test_without_any_gain_the_weights_stay(tmp_path: Path, source: Path):
         ({"micro_batch_size": 5}, ("micro_batch_size", "batch_size 4")),
         ({"optimizer": "sgd"}, ("optimizer", "adamw")),
         ({"cross_entropy": 1.5}, ("cross_entropy", "1")),
+        ({"random_tokens": 1.0}, ("random_tokens", "less than 1")),
         ({"lora": {"rank": 0}}, ("lora", "rank")),
         ({"data": "wikipedia"}, ("data", "teacher_samples")),
         ({"data": {"dataset": "some"}}, ("sequence_length", "dataset")),
@@ -225,8 +241,10 @@ def test_the_learning_rate_rises_and_falls_as_a_cosine():
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=3), st.integers(0, 9))
 def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int]], seed: int):
-    data = training_rows([TextPart(torch.zeros(rows, 4, dtype=torch.int32), wanted) for rows, wanted in sizes], seed)
-    assert len(data.order) == sum(wanted for _, wanted in sizes)
+    texts = [TextPart(torch.zeros(rows, 4, dtype=torch.int32), wanted) for rows, wanted in sizes]
+    random = random_rows(7, 4, 100, seed)
+    data = training_rows([*texts, random], seed)
+    assert len(data.order) == sum(wanted for _, wanted in sizes) + 7
     start = 0
     for rows, wanted in sizes:
         own = data.order[(data.order >= start) & (data.order < start + rows)]
@@ -237,3 +255,5 @@ def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, 
         times = torch.bincount(own - start, minlength=rows)[torch.isin(torch.arange(rows) + start, own)]
         assert times.max() - times.min() <= 1
         start += rows
+    assert sorted(data.order[data.order >= start].tolist()) == list(range(start, start + 7))
+    assert int(data.held_out.max()) < start

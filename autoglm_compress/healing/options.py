@@ -65,6 +65,7 @@ class HealingOptions(BaseModel):
     optimizer: Literal["adamw", "muon", "adamw8bit", "paged_adamw8bit"] = "adamw"
     cross_entropy: Share = 0.0
     residual: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    random_tokens: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     teacher: str | None = None
     teacher_top_k: Positive | None = None
     lora: Lora | None = None

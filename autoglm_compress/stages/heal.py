@@ -11,7 +11,7 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import UserError
-from autoglm_compress.healing.data import TextPart, rows_to_fetch, training_rows
+from autoglm_compress.healing.data import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student, load_model
 from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
@@ -34,8 +34,10 @@ class Heal(Stage, HealingOptions):
 
     The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of what the teacher
     writes from their openings on (`teacher_samples`), or of a dataset. `cross_entropy` is the share of the text's own
-    next tokens in it, and `residual` the weight of the residual stream's relative error. All weights are trained, or
-    low-rank adapters with `lora`; of a quantized checkpoint norms, biases and scales, and its integers stay.
+    next tokens in it, and `residual` the weight of the residual stream's relative error. `random_tokens` is the share
+    of rows that are no text, but tokens of the whole vocabulary: so healing reaches what the model knows of those that
+    the text does not have. All weights are trained, or low-rank adapters with `lora`; of a quantized checkpoint norms,
+    biases and scales, and its integers stay.
     `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
     teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
     better.
@@ -169,7 +171,7 @@ class Heal(Stage, HealingOptions):
         lineage = context.lineage if self.residual else None
         resident = None if self.teacher_top_k else ResidentTeacher(original, device, lineage)
         with context.processes.first_goes_first():
-            data = training_rows(self._text(context, original, resident), context.seed)
+            data = training_rows(self._rows(context, original, resident), context.seed)
             teacher: Teacher = resident or CachedTeacher(
                 original, data.rows.long(), self.teacher_top_k, context.work / "teacher", device, context.progress
             )
@@ -194,10 +196,20 @@ class Heal(Stage, HealingOptions):
     def _teacher_checkpoint(self, context: StageContext) -> Checkpoint:
         return context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
 
-    def _text(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
-        """The rows to train on."""
+    def _rows(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
+        """The rows to train on, text and random ones."""
+        random = round(self.tokens * self.random_tokens)
+        parts = self._text(context, original, resident, self.tokens - random)
+        length = parts[0].rows.shape[1]
+        if random:
+            parts.append(random_rows(max(random // length, 1), length, original.shape.vocab_size, context.seed))
+        return parts
+
+    def _text(
+        self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None, tokens: int
+    ) -> list[TextPart]:
         if isinstance(self.data, Dataset):
-            wanted = max(self.tokens // self.sequence_length, 1)
+            wanted = max(tokens // self.sequence_length, 1)
             enough, tokenizer = rows_to_fetch(wanted, self.sequence_length), context.origin.tokenizer()
             # Kept, since a run that goes on must not find other rows.
             rows = computed_once(
@@ -205,7 +217,7 @@ class Heal(Stage, HealingOptions):
                 lambda: {"rows": dataset_rows(self.data, tokenizer, enough, self.sequence_length)},
             )
             return [TextPart(rows["rows"], wanted)]
-        parts = context.training_text(self.tokens, self.sequence_length)
+        parts = context.training_text(tokens, self.sequence_length)
         if self.data == "calibration":
             return parts
         teacher = resident or ResidentTeacher(original, context.device, None)

@@ -166,7 +166,7 @@ def test_the_style_of_others_is_not_touched_and_does_not_matter():
 def recipe(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of every stage that has a plot."""
     recipe = write_recipe(tmp_path_factory.mktemp("run"), make_checkpoint("glm"), STAGES)
-    assert "no plot" not in run(recipe)
+    assert "no plot" not in run(recipe, pictures=True)
     return recipe
 
 
@@ -185,7 +185,7 @@ def test_a_run_draws_each_stage_from_its_record(recipe: Path):
 def test_a_plot_that_is_gone_is_drawn_again_and_nothing_else_is_done(recipe: Path):
     before = plots(recipe)
     (stage_folders(recipe.parent / "out")[3] / "plot.svg").unlink()
-    output = run(recipe)
+    output = run(recipe, pictures=True)
     assert output.count("finished before, reused") == len(STAGES)
     assert "running" not in output
     assert plots(recipe) == before
@@ -198,7 +198,7 @@ def test_a_plot_that_fails_costs_the_plot_alone(
         raise KeyError("no such thing")
 
     monkeypatch.setattr(stage_plots, "draw", fail)
-    output = run(write_recipe(tmp_path, make_checkpoint("glm"), STAGES[:2]))
+    output = run(write_recipe(tmp_path, make_checkpoint("glm"), STAGES[:2]), pictures=True)
     assert output.count("no plot.svg: KeyError: 'no such thing'") == 2
     assert [folder.name for folder in stage_folders(tmp_path / "out")] == ["01-depth", "02-heads"]
     assert not list(tmp_path.rglob("*.svg"))

@@ -36,7 +36,7 @@ def finished(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
     """The folder of a run with a branch, an evaluation, a refit and two quantizations."""
     folder = tmp_path_factory.mktemp("report")
     evaluation = {"every_stage": ["perplexity"], "perplexity": {"samples": 2, "sequence_length": 32}}
-    output = run(write_recipe(folder, make_checkpoint("glm"), STAGES, evaluation=evaluation))
+    output = run(write_recipe(folder, make_checkpoint("glm"), STAGES, evaluation=evaluation), pictures=True)
     assert "report.html" not in output  # nothing went wrong with it
     return folder / "out"
 

@@ -14,7 +14,7 @@ from autoglm_compress.architecture import Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.quantization.bit_allocation import allocate, average_bits, checkpoint_bytes, groups_of
 from autoglm_compress.quantization.grid import clipped_grid
-from autoglm_compress.quantization.sensitivity import divergences
+from autoglm_compress.quantization.sensitivity import SAMPLE_TOKENS, STREAMS, divergences, stream_bytes
 from autoglm_compress.reconstruction.walk import OneLayerModel
 from autoglm_compress.stages.base import PlanError
 from autoglm_compress.stages.quantize import Quantize
@@ -131,6 +131,19 @@ def test_what_4_bits_cost_is_measured_one_group_at_a_time(source: Path, tmp_path
             model.get_submodule(name).weight.data = weight
     (tmp_path / "found.json").write_text(json.dumps([1.5] * GROUPS))
     assert divergences(*arguments, tmp_path / "found.json") == [1.5] * GROUPS
+
+
+@torch.no_grad()
+def test_the_disk_that_measuring_takes_is_planned(source: Path, tmp_path: Path):
+    stage = auto(budget={"average_bits": 6})
+    context = context_for(stage, source, tmp_path)
+    shape = context.source.shape
+    rows = [torch.zeros(1, SAMPLE_TOKENS, dtype=torch.long)]
+    arguments = (context.source, stage._quantization(shape), groups_of(shape), rows, context.device, context.progress)
+    divergences(*arguments, tmp_path / "found.json")
+    kept = (tmp_path / "found" / STREAMS).stat().st_size
+    assert kept == pytest.approx(stream_bytes(shape, GROUPS), rel=0.01)
+    assert stage.scratch_bytes(shape, shape, 1) == 2 * stream_bytes(shape, GROUPS)
 
 
 # The stage

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from autoglm_compress.architecture import Quantization, Scheme
+from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
@@ -27,6 +27,11 @@ from autoglm_compress.reconstruction.walk import OneLayerModel, walk
 
 SAMPLE_TOKENS = 512
 STREAMS = "streams.safetensors"
+
+
+def stream_bytes(shape: ModelShape, groups: int) -> int:
+    """Bytes of the streams of so many groups and of the unrounded one; they are held twice, and are on disk twice."""
+    return (1 + groups) * SAMPLE_TOKENS * shape.hidden_size * torch.float32.itemsize
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from autoglm_compress.quantization.autoawq_backend import quantize_with_autoawq
 from autoglm_compress.quantization.grid import grid_for
 from autoglm_compress.quantization.layer import round_layer
 from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
-from autoglm_compress.quantization.sensitivity import divergences
+from autoglm_compress.quantization.sensitivity import divergences, stream_bytes
 from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.surgery import row_slices
 from autoglm_compress.reconstruction.walk import fast_dtype, walk
@@ -180,21 +180,27 @@ class Quantize(Stage):
     def working_memory(self, shape: ModelShape) -> int:
         """The most that a step holds: Gram matrices, two more of the widest, and a linear around rounding.
 
-        Or the two heads that the result is checked by, and their logits.
+        Or the two heads that the result is checked by, and their logits; or the streams of `bits: auto` and a layer.
         """
         check = 2 * shape.element_bytes * shape.vocab_size * shape.hidden_size + 10 * LOGITS_AT_ONCE
         widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
+        layer = sum(prod(tensor) for tensor in shape.layer_tensors().values())
+        if self.bits == "auto":
+            check = max(check, 4 * layer + 2 * self._stream_bytes(shape))
         if self.backend == "autoawq":
             return max(check, 2 * shape.bytes)
         if self.method != "awq":
             return max(check, 4 * 4 * widest)
         grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
-        layer = sum(prod(tensor) for tensor in shape.layer_tensors().values())
         return max(check, 4 * (layer + grams + 2 * shape.intermediate_size**2 + 3 * widest))
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The walk's two buffers, fp32."""
-        return 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
+        """The walk's two buffers, fp32, and with `bits: auto` the streams of all groups, while they are replaced."""
+        walked = 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
+        return max(walked, 2 * self._stream_bytes(shape))
+
+    def _stream_bytes(self, shape: ModelShape) -> int:
+        return stream_bytes(shape, len(bit_allocation.groups_of(shape))) if self.bits == "auto" else 0
 
     def largest_fan_in(self, shape: ModelShape) -> int:
         """Inputs of the widest linear, if error feedback makes up for one by the others."""

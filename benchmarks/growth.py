@@ -32,7 +32,7 @@ STAGES: list[dict[str, Any]] = [
     {"stage": "ffn", "intermediate_size": "0.75x"},
     {"stage": "width", "hidden_size": "0.75x"},
     {"stage": "refit", "layer_passes": 0, "logit_passes": 0},
-    {"stage": "quantize", "name": "int4", "bits": 4, "group_size": 128},
+    {"stage": "quantize", "name": "int4", "bits": 4, "group_size": 64},
 ]
 """`heads` is where the statistics are measured."""
 

@@ -14,7 +14,8 @@ from typing import Any
 from chains import CALIBRATION, REFERENCE, Branch, cuts, evaluation_options, print_table, run_branches, write_results
 from pruning import MINITRON, OURS, REFIT
 
-HEAL = {"stage": "heal", "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3, "residual": 0.3}
+KEEPING = {"residual": 1.0, "random_tokens": 0.25}
+HEAL = {"stage": "heal", "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3} | KEEPING
 ADAMW = {"optimizer": "adamw", "learning_rate": 5e-4}
 WRITTEN = {"data": "teacher_samples"}
 WAYS: dict[str, dict[str, Any]] = {
@@ -22,6 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "cross-entropy alone": {"cross_entropy": 1.0, "residual": 0.0},
     "LoRA of rank 16": ADAMW | {"lora": {"rank": 16, "alpha": 32}, "learning_rate": 2e-3},
     "no residual stream": {"residual": 0.0},
+    "no random tokens": {"random_tokens": 0.0},
     "the 64 likeliest tokens": {"teacher_top_k": 64, "residual": 0.0},
 }
 QUANTIZE = {"stage": "quantize", "bits": 4, "group_size": 32}
@@ -30,7 +32,7 @@ QUANTIZE = {"stage": "quantize", "bits": 4, "group_size": 32}
 def branches(few: str, many: str, most: str) -> dict[str, Branch]:
     """Every start, and every way from it, on few tokens, many, or most of all."""
     found: dict[str, Branch] = {
-        "ours": [*cuts(OURS), REFIT, {"stage": "tie"}, REFIT],
+        "ours": [*cuts(OURS), REFIT, {"stage": "tie", "output_weight": 1.5}],
         "Minitron": [*cuts(MINITRON), {"stage": "tie", "method": "average"}],
         f"ours, {few}": [{"from": "ours"}, HEAL | {"tokens": few}],
         f"ours, {many}": [{"from": "ours"}, HEAL | {"tokens": many}],

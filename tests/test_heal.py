@@ -188,6 +188,7 @@ def test_without_any_gain_the_weights_stay(tmp_path: Path, source: Path):
     [
         ({"tokens": "many"}, ("tokens", "2M")),
         ({"tokens": 0}, ("tokens", "positive")),
+        ({"tokens": 127}, ("tokens", "127", "4 rows of 32", "128 or more")),
         ({"residual": 1.0, "teacher_top_k": 8}, ("residual", "teacher_top_k")),
         ({"teacher_top_k": 512}, ("teacher_top_k", "512")),
         ({"micro_batch_size": 5}, ("micro_batch_size", "batch_size 4")),

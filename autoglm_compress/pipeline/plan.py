@@ -169,6 +169,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         before = source if parent is None else shapes[parent]
         try:
             after = stage.plan(before)
+            stage.check_calibration(recipe.calibration)
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))
             warnings = stage.warnings(before) + _loader_warnings(before, after)

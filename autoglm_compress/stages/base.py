@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.healing.data import TextPart
 from autoglm_compress.processes import Processes
@@ -143,6 +144,9 @@ class Stage(BaseModel):
             PlanError: the stage cannot work on this shape.
         """
         raise NotImplementedError
+
+    def check_calibration(self, calibration: CalibrationOptions) -> None:
+        """Raise PlanError if the stage cannot work with so much calibration text."""
 
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import UserError
@@ -100,6 +101,16 @@ class Heal(Stage, HealingOptions):
                 "teacher",
                 f"has a vocabulary of {other.vocab_size} tokens, and the checkpoint to heal one of {shape.vocab_size}: "
                 "it must be of the same tokenizer",
+            )
+
+    def check_calibration(self, calibration: CalibrationOptions) -> None:
+        """The tokens fill a batch, in rows of the stage's length or the calibration's."""
+        length = self.sequence_length or calibration.sequence_length
+        if self.tokens < self.batch_size * length:
+            raise PlanError(
+                "tokens",
+                f"{self.tokens}: a batch has {self.batch_size} rows of {length}: give {self.batch_size * length} or "
+                "more, or a smaller batch_size or sequence_length",
             )
 
     def whole_models(self, shape: ModelShape, source: ModelShape) -> int:

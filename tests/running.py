@@ -87,8 +87,12 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """The hash of every file of every checkpoint of a run, but for `stage.json`, which holds seconds and memory."""
-    files = [file for stage in stage_folders(output) for file in stage.iterdir() if file.name != "stage.json"]
+    """The hash of every file of every checkpoint of a run, but for `stage.json` and what is drawn of it.
+
+    It holds seconds and memory; and runs in other processes do not leave their pictures blank.
+    """
+    left_out = ("stage.json", "plot.svg")
+    files = [file for stage in stage_folders(output) for file in stage.iterdir() if file.name not in left_out]
     return {str(file.relative_to(output)): sha256(file) for file in files}
 
 

@@ -14,8 +14,14 @@ from typing import Any
 from chains import CALIBRATION, REFERENCE, Branch, cuts, evaluation_options, print_table, run_branches, write_results
 from pruning import MINITRON, OURS, REFIT
 
-KEEPING = {"residual": 1.0, "random_tokens": 0.25}
-HEAL = {"stage": "heal", "batch_size": 4, "optimizer": "muon", "learning_rate": 1e-3} | KEEPING
+HEAL = {
+    "stage": "heal",
+    "batch_size": 4,
+    "optimizer": "muon",
+    "learning_rate": 1e-3,
+    "residual": 1.0,
+    "random_tokens": 0.25,
+}
 ADAMW = {"optimizer": "adamw", "learning_rate": 5e-4}
 WRITTEN = {"data": "teacher_samples"}
 WAYS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -44,18 +44,18 @@ def invoke(*arguments: object) -> Result:
 
 def run(recipe: Path, *arguments: object, pictures: bool = False) -> str:
     """Run a recipe into `out` beside it; what the user saw, with line breaks as spaces."""
-    with nullcontext() if pictures else blank_pictures():
+    with _drawing(pictures):
         result = invoke(*_run_command(recipe, *arguments))
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
 
 
 @contextmanager
-def blank_pictures() -> Iterator[None]:
-    """Leave pictures empty: to draw them takes three quarters of a run of a tiny model."""
+def _drawing(pictures: bool) -> Iterator[None]:
+    """Draw pictures, or leave them empty: to draw them takes three quarters of a run of a tiny model."""
     blank = b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>'
     with ExitStack() as stack:
-        for module in ("stage_plots", "page"):
+        for module in () if pictures else ("stage_plots", "page"):
             stack.enter_context(patch(f"autoglm_compress.report.{module}.as_svg", lambda make: blank))
         yield
 
@@ -87,12 +87,8 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """The hash of every file of every checkpoint of a run, but for `stage.json` and what is drawn of it.
-
-    It holds seconds and memory; and runs in other processes do not leave their pictures blank.
-    """
-    left_out = ("stage.json", "plot.svg")
-    files = [file for stage in stage_folders(output) for file in stage.iterdir() if file.name not in left_out]
+    """The hash of every file of every checkpoint of a run, but for `stage.json`, which holds seconds and memory."""
+    files = [file for stage in stage_folders(output) for file in stage.iterdir() if file.name != "stage.json"]
     return {str(file.relative_to(output)): sha256(file) for file in files}
 
 
@@ -156,16 +152,16 @@ def just_written(file: str, call: int = 1) -> Kill:
     return Kill("pathlib:Path.replace", file, call, before=False)
 
 
-def run_until_killed(recipe: Path, kill: Kill, *arguments: object) -> bool:
+def run_until_killed(recipe: Path, kill: Kill, *arguments: object, pictures: bool = False) -> bool:
     """Run a recipe in a process of its own; False if it was not killed but finished."""
-    return invoke_until_killed(kill, *_run_command(recipe, *arguments))
+    return invoke_until_killed(kill, *_run_command(recipe, *arguments), pictures=pictures)
 
 
-def invoke_until_killed(kill: Kill, *arguments: object) -> bool:
+def invoke_until_killed(kill: Kill, *arguments: object, pictures: bool = False) -> bool:
     """The command line in a process of its own; False if it was not killed but finished."""
     context = multiprocessing.get_context("forkserver")  # children share what it has imported, and no threads
     context.set_forkserver_preload(SLOW_IMPORTS)
-    child = context.Process(target=_child, args=(kill, arguments))
+    child = context.Process(target=_child, args=(kill, arguments, pictures))
     child.start()
     child.join(CHILD_SECONDS)
     if child.is_alive():
@@ -175,9 +171,9 @@ def invoke_until_killed(kill: Kill, *arguments: object) -> bool:
     return child.exitcode != 0
 
 
-def _child(kill: Kill, arguments: tuple[object, ...]) -> None:
+def _child(kill: Kill, arguments: tuple[object, ...], pictures: bool) -> None:
     torch.set_num_threads(1)
     kill.arm()
-    with blank_pictures():
+    with _drawing(pictures):
         result = invoke(*arguments)
     assert result.exit_code == 0, result.output

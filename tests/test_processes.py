@@ -94,7 +94,7 @@ def test_one_process_begins_anew_what_two_have_begun(tmp_path: Path, make_checkp
     kill = just_written("02-refit/checkpoint/unit-00002")
     assert launch_until_killed(recipes[0], 0, kill, "--output", tmp_path / "two" / "out").returncode
     for recipe in recipes:
-        run(recipe)
+        run(recipe, pictures=True)
     assert digests(tmp_path / "two" / "out") == digests(tmp_path / "one" / "out")
 
 

@@ -33,7 +33,7 @@ def source(make_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), source, STAGES)
-    run(recipe)
+    run(recipe, pictures=True)
     return digests(recipe.parent / "out")
 
 
@@ -92,7 +92,7 @@ def test_a_signal_ends_the_run_in_one_line_and_it_goes_on(
     assert "Traceback" not in result.output
     assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert_nothing_half_written(tmp_path / "out")
-    assert "02-ffn: going on where an earlier run stopped" in run(recipe)
+    assert "02-ffn: going on where an earlier run stopped" in run(recipe, pictures=True)
     assert digests(tmp_path / "out") == undisturbed
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_ends_the_run_in_one_message_and_it_goes_on(
         message = refusal("run", recipe, "--output", tmp_path / "out", "--device", "cpu")
     assert_says(message, tmp_path / "out", "the disk is full", "the same command again")
     assert_nothing_half_written(tmp_path / "out")
-    assert "02-ffn: going on where an earlier run stopped" in run(recipe)
+    assert "02-ffn: going on where an earlier run stopped" in run(recipe, pictures=True)
     assert digests(tmp_path / "out") == undisturbed
 
 
@@ -142,7 +142,7 @@ def test_a_source_that_disappears_is_named_and_the_run_goes_on_when_it_is_back(
     assert_says(message, weights, "gone", "Put it back", "same command again")
     assert_says(refusal("run", recipe, "--output", tmp_path / "out"), tmp_path / "source", "no weights")
     (tmp_path / "weights").rename(weights)
-    assert "02-ffn: going on where an earlier run stopped" in run(recipe)
+    assert "02-ffn: going on where an earlier run stopped" in run(recipe, pictures=True)
     assert digests(tmp_path / "out") == undisturbed
 
 
@@ -169,12 +169,12 @@ def test_a_source_that_changes_is_named_and_nothing_of_it_is_kept(
 def test_what_other_versions_made_is_said_and_not_gone_on_with(
     recipe: Path, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"))
+    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"), pictures=True)
     for file in (tmp_path / "out/01-depth/stage.json", tmp_path / "out/.work/02-ffn/key.json"):
         record = json.loads(file.read_text())
         record["versions"]["torch"] = "1.0"
         file.write_text(json.dumps(record))
-    output = run(recipe)
+    output = run(recipe, pictures=True)
     assert f"01-depth: finished before, reused, though made with torch 1.0 (here it is {torch.__version__})" in output
     assert "--from depth makes it again" in output
     assert "02-ffn: running" in output
@@ -184,9 +184,9 @@ def test_what_other_versions_made_is_said_and_not_gone_on_with(
 def test_what_safetensors_was_writing_when_it_was_killed_is_not_in_the_checkpoint(
     recipe: Path, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"))
+    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"), pictures=True)
     (tmp_path / "out/.work/02-ffn/checkpoint/.tmpQmASvy").write_bytes(b"half of a unit")
-    run(recipe)
+    run(recipe, pictures=True)
     assert digests(tmp_path / "out") == undisturbed
 
 

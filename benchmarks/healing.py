@@ -47,10 +47,10 @@ def branches(few: str, many: str, most: str) -> dict[str, Branch]:
     }
     for name, way in WAYS.items():
         found[f"ours, {few}, {name}"] = [{"from": "ours"}, HEAL | {"tokens": few} | way]
-    best = f"ours, {most} that the teacher wrote"
+    best = f"ours, {most}"
     scales = {"stage": "heal", "tokens": few, "batch_size": 4, "learning_rate": 1e-3}
     return found | {
-        best: [{"from": "ours"}, HEAL | {"tokens": most} | WRITTEN],
+        best: [{"from": "ours"}, HEAL | {"tokens": most}],
         f"{best}, INT4": [{"from": best}, QUANTIZE],
         f"{best}, INT4, its scales on {few}": [{"from": f"{best}, INT4"}, scales],
     }

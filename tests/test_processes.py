@@ -79,7 +79,10 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bytes(tmp_path: Path, m
     """The first in a refit, then the second while layers are measured for quantizing."""
     stages = [{"stage": "depth", "layers": [1, 3]}, RIDGE, {"stage": "quantize", "bits": 4, "group_size": 32}]
     recipe = write_recipe(tmp_path, make_checkpoint("glm"), stages, calibration=ODD)
-    kills = [half_written("compressed/progress.json", 3), half_written("03-quantize/scratch/process-1/progress.json", 2)]
+    kills = [
+        half_written("compressed/progress.json", 3),
+        half_written("03-quantize/scratch/process-1/progress.json", 2),
+    ]
     for rank, kill in enumerate(kills):
         killed = launch_until_killed(recipe, rank, kill, "--output", tmp_path / "killed")
         assert killed.returncode

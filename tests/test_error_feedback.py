@@ -1,5 +1,7 @@
 """Rounding with error feedback, against GPTQ as its authors state it and against plain rounding."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,13 @@ def gptq(weight: torch.Tensor, grid: Grid, gram: torch.Tensor, order: torch.Tens
     return integers
 
 
+@pytest.fixture
+def exact_products(monkeypatch: pytest.MonkeyPatch):
+    """Products of fp32 matrices in fp32, also where the CPU has units for bf16."""
+    monkeypatch.setattr(error_feedback, "fast_products", nullcontext)
+
+
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("tokens", [20, 400])
 def test_the_integers_are_those_of_gptq(scheme: Scheme, tokens: int):
@@ -87,6 +96,21 @@ def test_without_correlation_it_is_plain_rounding():
         assert torch.equal(round_with_feedback(weight, grid, feedback_of(gram.clone())), grid.integers(weight))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("tokens", [20, 400])
+def test_products_in_bf16_cost_little(scheme: Scheme, tokens: int, monkeypatch: pytest.MonkeyPatch):
+    """Where the CPU has no units for bf16 both are the same."""
+    inputs, weight = correlated(tokens, 96), random_weight(40, 96)
+    grid, feedback = grid_for(weight, scheme, torch.bfloat16), feedback_of(inputs.T @ inputs)
+    errors = []
+    for _ in range(2):
+        values = grid.values(round_with_feedback(weight, grid, feedback), torch.float32)
+        errors.append(error_of(values, weight, damped(inputs.T @ inputs)))
+        monkeypatch.setattr(error_feedback, "fast_products", nullcontext)
+    assert errors[0] < 1.02 * errors[1]
+
+
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("block", [1, 7, 32, 95])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_blocks_change_nothing(block: int, scheme: Scheme, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from autoglm_compress.errors import Terminated, UserError
+from autoglm_compress.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Turn a large language model into one that fits a phone.",
@@ -92,6 +93,7 @@ def main(
     ] = False,
 ) -> None:
     """Turn a large language model into one that fits a phone."""
+    keep_freed_memory()
 
 
 @app.command()

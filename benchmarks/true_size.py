@@ -33,7 +33,8 @@ from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import read_json
 from autoglm_compress.progress import Progress
-from autoglm_compress.quantization.layer_walk import QuantizingVisitor
+from autoglm_compress.quantization.layer import LayerInProgress
+from autoglm_compress.quantization.layer_walk import QuantizingWalk
 from autoglm_compress.recipe import load_recipe
 from autoglm_compress.reconstruction import statistics
 from autoglm_compress.reconstruction.refit import PairedWalk
@@ -109,8 +110,8 @@ def run_counted(folder: Path) -> None:
         noted(statistics._Measure, "enter", "measure enter"),
         noted(statistics._Measure, "leave", "measure leave"),
         noted(PairedWalk, "_refit_layer", "refit"),
-        noted(QuantizingVisitor, "enter", "quantize enter"),
-        noted(QuantizingVisitor, "leave", "quantize leave"),
+        noted(LayerInProgress, "quantize", "quantize part"),
+        noted(QuantizingWalk, "_pass_layer", "quantize whole"),
         counter,
     ):
         run_recipe(load_recipe(folder / "recipe.yaml"), RunOptions(folder / "run", "cpu"), Progress(Console()))
@@ -163,8 +164,20 @@ def layer_costs(folder: Path) -> dict[str, dict[str, float]]:
     events = [json.loads(line) for line in (folder / "layers.jsonl").read_text().splitlines()]
     costs: dict[str, list[tuple[float, float, float]]] = {}
     entered: dict[str, Any] = {}
+    parts: list[tuple[float, float, float]] = []
     for event in events:
         name, _, side = event["what"].partition(" ")
+        cost = event["seconds"], event["cpu_seconds"], event["flops"]
+        if name == "load":
+            parts.clear()  # those of a layer that a killed process was in
+        if side == "part":
+            parts.append(cost)
+            continue
+        if side == "whole":
+            rest = tuple(sum(column) for column in zip(*parts, strict=True))
+            costs.setdefault(f"{name}: walk", []).append(tuple(a - b for a, b in zip(cost, rest, strict=True)))
+            costs.setdefault(f"{name}: rest", []).append(rest)
+            continue
         if side == "enter":
             entered[name] = event
             continue
@@ -174,7 +187,7 @@ def layer_costs(folder: Path) -> dict[str, dict[str, float]]:
             flops = event["flops_so_far"] - event["flops"] - before["flops_so_far"]
             costs.setdefault(f"{name}: walk", []).append((walked, 0.0, flops))
             name = f"{name}: rest"
-        costs.setdefault(name, []).append((event["seconds"], event["cpu_seconds"], event["flops"]))
+        costs.setdefault(name, []).append(cost)
     found = {}
     for name, layers in costs.items():
         seconds, cpu, flops = (sum(column) / len(layers) for column in zip(*layers, strict=True))

@@ -7,7 +7,7 @@ from autoglm_compress.architecture import Scheme
 from autoglm_compress.quantization import input_statistics
 from autoglm_compress.quantization.awq import candidate_scales, column_importance, sampled_rows, search_scale
 from autoglm_compress.quantization.error_feedback import feedback_of
-from autoglm_compress.quantization.grid import grid_for
+from autoglm_compress.quantization.grid import Grid, grid_for
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.smoothing import Pair, fold
 
@@ -168,42 +168,46 @@ def test_scales_are_shared_by_the_query_heads_that_read_a_value_head():
 
 def test_folding_is_exact_for_the_gain_as_stored():
     torch.manual_seed(0)
-    gain, weight = torch.randn(32).bfloat16().float(), torch.randn(8, 32)
+    gain = torch.randn(32).bfloat16()
     gain[3] = 0
-    tensors = {"norm.weight": gain.clone(), "q.weight": weight.clone()}
     scale = torch.empty(32).uniform_(0.2, 5)
-    folded, applied = fold(tensors, Pair("norm", ("q",)), scale, {"norm.weight": torch.bfloat16})
-    assert torch.equal(folded["norm.weight"], folded["norm.weight"].bfloat16().float())
-    torch.testing.assert_close(folded["norm.weight"] * folded["q.weight"], gain * weight, rtol=1e-6, atol=0)
-    torch.testing.assert_close(folded["q.weight"], weight * scale, rtol=2**-8, atol=0)
-    assert torch.equal(folded["q.weight"], weight * applied)
-    torch.testing.assert_close(applied, scale, rtol=2**-8, atol=0)
-    assert torch.equal(tensors["q.weight"], weight)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_folding_into_rows(bias: bool):
-    torch.manual_seed(0)
-    tensors = {"up.weight": torch.randn(12, 8), "down.weight": torch.randn(4, 6)}
-    if bias:
-        tensors["up.bias"] = torch.randn(12).bfloat16().float()
-    scale, inputs = torch.empty(6).uniform_(0.2, 5), torch.randn(20, 8)
-    folded, applied = fold(tensors, Pair("up", ("down",), first_row=6), scale, {"up.bias": torch.bfloat16})
-    assert folded.keys() == tensors.keys()
-    assert torch.equal(folded["up.weight"][:6], tensors["up.weight"][:6])
-
-    def outputs(of: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (inputs @ of["up.weight"].T + of.get("up.bias", torch.zeros(12)))[:, 6:] @ of["down.weight"].T
-
-    torch.testing.assert_close(outputs(folded), outputs(tensors), rtol=1e-4, atol=1e-4)
-    assert torch.equal(folded["down.weight"], tensors["down.weight"] * applied)
-    assert bias or torch.equal(applied, scale)
+    folded = fold(Pair("norm", ("q",)), scale, gain, torch.bfloat16, None)
+    assert folded.grid is None
+    assert torch.equal(folded.vector, folded.vector.bfloat16().float())
+    torch.testing.assert_close(folded.vector * folded.scale, gain.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(folded.scale, scale, rtol=2**-8, atol=0)
 
 
 def test_folding_keeps_a_gain_that_would_leave_the_stored_range():
-    tensors = {"norm.weight": torch.tensor([1e-6, 1.0, 6e4]), "q.weight": torch.ones(1, 3)}
-    scale = torch.tensor([1e4, 2.0, 0.1])
-    folded, applied = fold(tensors, Pair("norm", ("q",)), scale, {"norm.weight": torch.float16})
-    assert folded["norm.weight"].tolist() == pytest.approx([1e-6, 0.5, 6e4])
-    assert folded["q.weight"].tolist() == [[1.0, 2.0, 1.0]]
-    assert applied.tolist() == [1.0, 2.0, 1.0]
+    gain, scale = torch.tensor([1e-6, 1.0, 6e4]), torch.tensor([1e4, 2.0, 0.1])
+    folded = fold(Pair("norm", ("q",)), scale, gain, torch.float16, None)
+    assert folded.vector.tolist() == pytest.approx([1e-6, 0.5, 6e4])
+    assert folded.scale.tolist() == [1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_folding_into_rounded_rows(bias: bool, symmetric: bool):
+    torch.manual_seed(0)
+    up, inputs, scale = torch.randn(12, 8), torch.randn(20, 8), torch.empty(6).uniform_(0.2, 5)
+    vector = torch.randn(12).bfloat16() if bias else None
+    grid = grid_for(up, Scheme(4, 4, symmetric), torch.float32)
+    integers = grid.integers(up)
+    folded = fold(Pair("up", ("down",), first_row=6), scale, vector, torch.bfloat16, grid)
+
+    def activations(grid: Grid, vector: torch.Tensor | None) -> torch.Tensor:
+        return inputs @ grid.values(integers, torch.float32).T + (0 if vector is None else vector)
+
+    before, after = activations(grid, vector), activations(folded.grid, folded.vector)
+    assert torch.equal(after[:, :6], before[:, :6])
+    torch.testing.assert_close(after[:, 6:] * folded.scale, before[:, 6:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded.scale, scale, rtol=2**-8, atol=0)
+    assert bias or torch.equal(folded.scale, scale)
+
+
+def test_folding_keeps_rows_whose_scales_would_leave_the_stored_range():
+    scales = torch.tensor([[1e-3, 1.0], [1e-3, 1.0], [1.0, 1e3], [1e-6, 1.0]]).half()
+    scale = torch.tensor([1e3, 2.0, 1e-2, 0.5])  # 1e-6 would be as imprecise before as after
+    folded = fold(Pair("v", ("o",)), scale, None, None, Grid(4, scales, None))
+    assert folded.scale.tolist() == [1.0, 2.0, 1.0, 0.5]
+    assert torch.equal(folded.grid.scales, (scales.float() / folded.scale.unsqueeze(1)).half())

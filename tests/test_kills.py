@@ -51,9 +51,7 @@ KILLS = [
 def assert_as_if_undisturbed(output: Path, undisturbed: dict[str, str]) -> None:
     assert digests(output) == undisturbed
     strays = [
-        path
-        for path in output.rglob("*")
-        if re.search(r"unit-|\.partial|\.old|hidden-|progress\.json|walk-", path.name)
+        path for path in output.rglob("*") if re.search(r"unit-|\.partial|\.old|\.bin|progress\.json|walk-", path.name)
     ]
     assert strays == []
     assert all(path.name.startswith("statistics-") for path in (output / ".work").iterdir())

@@ -10,6 +10,8 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from quantizing import (
     FAMILIES,
     LAYERS,
+    SIZES,
+    batches,
     contents,
     loaded_logits,
     logits,
@@ -26,12 +28,21 @@ from autoglm_compress.architecture import Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.errors import UserError
-from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
+from autoglm_compress.quantization.grid import Grid
+from autoglm_compress.quantization.layer_in_parts import KeptActivations, LayerInParts
+from autoglm_compress.quantization.layer_walk import LayerWriter
 from autoglm_compress.quantization.smoothing import fold, smoothing_pairs
+from autoglm_compress.reconstruction.hidden_states import HiddenStates
+from autoglm_compress.reconstruction.walk import OneLayerModel
 from autoglm_compress.stages.base import PlanError
 from autoglm_compress.stages.quantize import Quantize
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+
+
+def as_grid(weight: torch.Tensor) -> Grid:
+    """A grid of which all ones are the weight."""
+    return Grid(8, weight, None)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -43,8 +54,15 @@ def test_folding_does_not_change_the_model(tmp_path: Path, model_type: str):
         tensors = checkpoint.read_layer(layer)
         for pair in smoothing_pairs(checkpoint.shape):
             width = tensors[f"{pair.readers[0]}.weight"].shape[1] // pair.copies
-            scale = torch.empty(width).uniform_(0.2, 5)
-            tensors |= fold(tensors, pair, scale, dict.fromkeys(tensors, torch.float32))[0]
+            scale, producer = torch.empty(width).uniform_(0.2, 5), tensors[f"{pair.producer}.weight"]
+            linear = producer.ndim == 2
+            name = f"{pair.producer}.{'bias' if linear else 'weight'}"
+            grid = as_grid(producer) if linear else None
+            folded = fold(pair, scale, tensors.get(name), torch.float32, grid)
+            tensors |= {} if folded.vector is None else {name: folded.vector}
+            tensors |= {f"{pair.producer}.weight": folded.grid.scales} if linear else {}
+            columns = pair.spread(folded.scale)
+            tensors |= {f"{reader}.weight": tensors[f"{reader}.weight"] * columns for reader in pair.readers}
         assert all(
             not torch.equal(tensors[name], kept)
             for name, kept in checkpoint.read_layer(layer).items()
@@ -52,6 +70,78 @@ def test_folding_does_not_change_the_model(tmp_path: Path, model_type: str):
         )
         model.model.layers[layer].load_state_dict(tensors)
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("keeping", [True, False])
+def test_a_layer_in_parts_is_the_whole_layer(tmp_path: Path, model_type: str, keeping: bool):
+    """With weights that change between the parts: what is before a linear runs with the changed ones."""
+    checkpoint = Checkpoint(make_model(tmp_path, model_type, dtype="float32"))
+    rows = batches()
+    states = HiddenStates(rows, SIZES["hidden_size"], torch.float32, None)
+    states.embed(rows, checkpoint)
+    states.commit()
+    one_layer, family = OneLayerModel(checkpoint, torch.device("cpu"), torch.float32), checkpoint.family
+    whole = plain_model(checkpoint)
+    heard = {}
+    for layer in range(LAYERS):
+        module, run = one_layer.load(layer)
+        parts = LayerInParts(module, run, states, family, KeptActivations(tmp_path) if keeping else None)
+        for pair in smoothing_pairs(checkpoint.shape):
+            heard[layer, pair.readers[0]] = torch.cat(list(parts.inputs_of(pair.readers[0])))
+            for name in pair.readers:
+                changed = module.get_submodule(name).weight * 1.5
+                module.get_submodule(name).weight = torch.nn.Parameter(changed, requires_grad=False)
+                whole.model.layers[layer].get_submodule(name).weight.data.copy_(changed)
+                parts.settle(name)
+        assert list(parts.outputs()) == [batch.numel() for batch in rows]
+        states.commit()
+
+    def check(name: tuple[int, str]) -> None:
+        hook = lambda _, inputs: torch.testing.assert_close(inputs[0], heard.pop(name), rtol=1e-4, atol=1e-4)  # noqa: E731
+        whole.model.layers[name[0]].get_submodule(name[1]).register_forward_pre_hook(hook)
+
+    for name in list(heard):
+        check(name)
+    logits_in = []
+    whole.model.norm.register_forward_pre_hook(lambda _, inputs: logits_in.append(inputs[0]))
+    with torch.no_grad():
+        whole(torch.cat(rows))
+    assert not heard
+    states_after = torch.cat([before for before, _ in states.pairs()])
+    torch.testing.assert_close(states_after, logits_in[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_layer_is_quantized_for_what_the_quantized_ones_before_it_give(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+):
+    entered: list[list[torch.Tensor]] = []
+    load = OneLayerModel.load
+
+    def spy(self, layer):
+        module, run = load(self, layer)
+        entered.append([])
+        return module, lambda hidden: entered[layer].append(hidden.clone()) or run(hidden)
+
+    source = make_model(tmp_path / "source", model_type, dtype="float32")
+    with monkeypatch.context() as patches:
+        patches.setattr(OneLayerModel, "load", spy)
+        patches.setattr(Quantize, "_check", lambda *_: None)
+        run_stage(source, tmp_path, bits=4, group_size=32)
+    quantized = plain_model(Checkpoint(tmp_path / "target"))
+    expected: list[torch.Tensor] = []
+    for layer in quantized.model.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: expected.append(inputs[0]))
+    rows = batches()
+    with torch.no_grad():
+        quantized(torch.cat(rows))
+    for layer in range(LAYERS):
+        parts, rest = divmod(len(entered[layer]), len(rows))
+        assert rest == 0
+        for part in range(parts):
+            found = torch.cat(entered[layer][part * len(rows) : (part + 1) * len(rows)])
+            torch.testing.assert_close(found, expected[layer], rtol=1e-3, atol=1e-3)
 
 
 # Planning
@@ -288,16 +378,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, options: dict, m
         assert resumed.shape == whole.shape
 
 
-def test_inputs_that_are_not_finite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inputs_that_are_not_finite_are_named(tmp_path: Path):
     source = make_model(tmp_path / "source", "llama")
-    enter = QuantizingVisitor.enter
-
-    def overflow(self, layer, module):
-        enter(self, layer, module)
-        if layer == 1:
-            module.mlp.up_proj.weight.fill_(float("inf"))
-
-    monkeypatch.setattr(QuantizingVisitor, "enter", overflow)
+    [file] = source.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.bias"].fill_(3e38)
+    save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"layer 1: the inputs of mlp\.down_proj are NaN or infinite"):
         run_stage(source, tmp_path, bits=4, group_size=32)
 

@@ -47,6 +47,23 @@ class Grid:
         """The grid of some outputs."""
         return Grid(self.bits, self.scales[which], None if self.zeros is None else self.zeros[which])
 
+    def divided(self, first_row: int, by: torch.Tensor) -> "Grid":
+        """The grid whose values, from a row on, are those of this one divided by one number for each row.
+
+        Scales are rounded to their dtype anew.
+        """
+        scales = torch.cat([self.scales[:first_row], self._divided_scales(first_row, by)])
+        return Grid(self.bits, scales, self.zeros)
+
+    def can_be_divided(self, first_row: int, by: torch.Tensor) -> torch.Tensor:
+        """For which rows [out - first_row] that leaves all scales in the range where their dtype is precise."""
+        smallest = self.scales[first_row:].abs().clamp(max=torch.finfo(self.scales.dtype).smallest_normal)
+        divided = self._divided_scales(first_row, by)
+        return (divided.isfinite() & (divided.abs() >= smallest)).all(1)
+
+    def _divided_scales(self, first_row: int, by: torch.Tensor) -> torch.Tensor:
+        return (self.scales[first_row:].float() / by.unsqueeze(1)).to(self.scales.dtype)
+
     def _nearest(self, weight: torch.Tensor) -> torch.Tensor:
         """Integers [out, groups, group_size] in the weight's dtype."""
         steps = weight.unflatten(1, (self.scales.shape[1], -1)) / self.scales.to(weight.dtype).unsqueeze(-1)

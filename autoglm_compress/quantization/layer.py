@@ -45,58 +45,88 @@ def round_layer(
         weight = weights[f"{name}.weight"]
         grid = grid_for(weight, scheme, scale_dtype)
         linears[name] = QuantizedLinear(grid.integers(weight), grid)
-        errors[name] = _relative(linears[name].values(weight.dtype).sub_(weight), weight)
+        errors[name] = _relative(linears[name].values(weight.dtype).sub_(weight), weight.norm())
     return QuantizedLayer(linears, _others(weights, schemes), {"weight_error": errors})
 
 
-def quantize_layer(
-    weights: dict[str, torch.Tensor],
-    inputs: dict[str, InputStatistics],
-    pairs: Sequence[Pair],
-    schemes: Mapping[str, Scheme],
-    dtypes: Mapping[str, torch.dtype],
-    scale_dtype: torch.dtype,
-    *,
-    error_feedback: bool,
-) -> QuantizedLayer:
-    """Scale, clip and round a layer's linears so that their outputs on the measured inputs change little.
+class LayerInProgress:
+    """A layer whose smoothing pairs are quantized one by one, in the order in which the layer runs.
 
     Args:
         weights: the layer's tensors, by names relative to it. The tensors stay as they are, but the dictionary loses
             those of the linears, for they take much memory.
-        inputs: what the readers of each pair read, by the pair's producer; emptied as well.
-        pairs: the layer's smoothing pairs; the readers of a pair share a scheme.
-        schemes: how to quantize each linear.
+        schemes: how to quantize each linear; the readers of a pair share a scheme.
         dtypes: the dtypes that the layer's tensors are stored in.
         scale_dtype: that of the grids' scales.
         error_feedback: whether what rounding a feature does is made up for by those after it.
     """
-    linears: dict[str, QuantizedLinear] = {}
-    found, weight_errors = {}, {}
-    # From the last, so that the rows of a producer are divided by its scale before it is rounded itself.
-    for pair in reversed(pairs):
-        measure, scheme = inputs.pop(pair.producer), schemes[pair.readers[0]]
-        absolute = measure.absolute
-        if error_feedback:
-            measure = feedback_of(measure.whole_gram())
-        readers = [weights[f"{reader}.weight"] for reader in pair.readers]
-        choice = search_scale(readers, absolute, measure, pair, scheme, scale_dtype)
-        folded, scale = fold(weights, pair, choice.candidate.scale, dtypes)
-        weights |= folded
-        del readers, folded
-        stacked, rows = _stacked([weights.pop(f"{reader}.weight") for reader in pair.readers])
-        measure = measure.scaled(pair.spread(scale))
-        rounded = _round(stacked, scheme, scale_dtype, measure)
-        deltas = []
+
+    def __init__(
+        self,
+        weights: dict[str, torch.Tensor],
+        schemes: Mapping[str, Scheme],
+        dtypes: Mapping[str, torch.dtype],
+        scale_dtype: torch.dtype,
+        *,
+        error_feedback: bool,
+    ) -> None:
+        self._weights = weights
+        self._schemes = schemes
+        self._dtypes = dtypes
+        self._scale_dtype = scale_dtype
+        self._error_feedback = error_feedback
+        self._linears: dict[str, QuantizedLinear] = {}
+        self._pairs: dict[str, dict[str, Any]] = {}
+        self._weight_errors: dict[str, float] = {}
+
+    def quantize(self, pair: Pair, inputs: InputStatistics) -> dict[str, torch.Tensor]:
+        """Scale, clip and round the readers of a pair so that their outputs on what they read change little.
+
+        The producer is divided by the scale, a linear that was rounded before included.
+
+        Returns:
+            By reader, what it computes with on inputs that are not divided by the scale [out, in].
+        """
+        absolute, measure, scheme = inputs.absolute, inputs, self._schemes[pair.readers[0]]
+        if self._error_feedback:
+            measure = feedback_of(inputs.whole_gram())
+        weights = [self._weights.pop(f"{reader}.weight") for reader in pair.readers]
+        choice = search_scale(weights, absolute, measure, pair, scheme, self._scale_dtype)
+        columns = pair.spread(self._fold(pair, choice.candidate.scale))
+        stacked, rows = _stacked(weights)
+        dtype = stacked.dtype
+        del weights
+        stacked = stacked * columns
+        measure = measure.scaled(columns)
+        rounded = _round(stacked, scheme, self._scale_dtype, measure)
+        found, deltas = {}, []
         for reader, part in zip(pair.readers, rows, strict=True):
-            linears[reader] = QuantizedLinear(rounded.integers[part], rounded.grid.rows(part))
-            delta = linears[reader].values(stacked.dtype).sub_(stacked[part])
-            weight_errors[reader] = _relative(delta, stacked[part])
+            linear = self._linears[reader] = QuantizedLinear(rounded.integers[part], rounded.grid.rows(part))
+            values = linear.values(self._scale_dtype).to(stacked.dtype)
+            size, delta = stacked[part].norm(), stacked[part].sub_(values)
+            self._weight_errors[reader] = _relative(delta, size)
             deltas.append(sampled_rows(delta))
+            found[reader] = values.div_(columns).to(dtype)
         error = float(measure.output_error(torch.cat(deltas))) / choice.size
-        found[pair.producer] = _summary(choice) | {"output_error": _compact(error)}
-    decisions = {"pairs": {pair.producer: found[pair.producer] for pair in pairs}, "weight_error": weight_errors}
-    return QuantizedLayer(linears, weights, decisions)
+        self._pairs[pair.producer] = _summary(choice) | {"output_error": _compact(error)}
+        return found
+
+    def _fold(self, pair: Pair, scale: torch.Tensor) -> torch.Tensor:
+        """Divide the producer of a pair by a scale [channels], as far as that can be stored; returns what it was."""
+        linear = self._linears.get(pair.producer)
+        name = f"{pair.producer}.{'bias' if linear else 'weight'}"
+        vector = self._weights.get(name)
+        folded = fold(pair, scale, vector, self._dtypes.get(name), linear.grid if linear else None)
+        if vector is not None:
+            self._weights[name] = folded.vector
+        if linear:
+            self._linears[pair.producer] = QuantizedLinear(linear.integers, folded.grid)
+        return folded.scale
+
+    def result(self) -> QuantizedLayer:
+        """The layer, all of whose pairs are quantized."""
+        decisions = {"pairs": self._pairs, "weight_error": self._weight_errors}
+        return QuantizedLayer(self._linears, self._weights, decisions)
 
 
 def _stacked(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[slice]]:
@@ -121,8 +151,8 @@ def _others(weights: Mapping[str, torch.Tensor], schemes: Mapping[str, Scheme]) 
     return {name: weight for name, weight in weights.items() if name.removesuffix(".weight") not in schemes}
 
 
-def _relative(delta: torch.Tensor, weight: torch.Tensor) -> float:
-    return _compact(delta.norm() / weight.norm().clamp(min=1e-30))
+def _relative(delta: torch.Tensor, size: torch.Tensor) -> float:
+    return _compact(delta.norm() / size.clamp(min=1e-30))
 
 
 def _summary(choice: Choice) -> dict[str, Any]:

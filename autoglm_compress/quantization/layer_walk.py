@@ -1,15 +1,13 @@
-"""Quantizing all layers: each on inputs from the quantized layers before it, and on disk before the next begins."""
+"""Quantizing all layers, linear by linear as the tokens come to them; a layer is on disk before the next begins."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from autoglm_compress.architecture import Quantization
 from autoglm_compress.architecture.quantization import AWQ
@@ -18,9 +16,13 @@ from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.processes import Processes
+from autoglm_compress.progress import Advance, Progress
 from autoglm_compress.quantization.input_statistics import InputStatistics
-from autoglm_compress.quantization.layer import QuantizedLayer, quantize_layer
+from autoglm_compress.quantization.layer import LayerInProgress, QuantizedLayer
+from autoglm_compress.quantization.layer_in_parts import KeptActivations, LayerInParts
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
+from autoglm_compress.reconstruction.hidden_states import HiddenStates
+from autoglm_compress.reconstruction.walk import OneLayerModel, fast_dtype
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,21 @@ class LayerWriter:
         """The dtype that scales are stored in."""
         return torch.float16 if self.quantization.format == AWQ else self.source.dtype
 
-    def write(self, layer: int, quantized: QuantizedLayer) -> dict[str, torch.Tensor]:
-        """Write a layer.
-
-        Returns:
-            Its tensors as an engine will compute with them, by names relative to the layer.
-        """
+    def write(self, layer: int, quantized: QuantizedLayer) -> None:
+        """Write a layer."""
         prefix = self.source.family.layer_prefix(layer)
         schemes, layout = self.quantization.in_layer(prefix), FORMATS[self.quantization.format]
-        unit, effective = {}, {}
+        unit = {}
         for name, dtype in stored_dtypes(self.source, layer).items():
-            linear = quantized.linears.get(name.removesuffix(".weight"))
-            if linear is None:
-                effective[name] = unit[prefix + name] = quantized.others[name].to(dtype)
-                continue
-            module, grid = name.removesuffix(".weight"), linear.grid
-            unit |= layout.pack(prefix + module, schemes[module], linear.integers, grid.scales, grid.zeros)
-            effective[name] = linear.values(self.scale_dtype)
+            module = name.removesuffix(".weight")
+            if linear := quantized.linears.get(module):
+                unit |= layout.pack(
+                    prefix + module, schemes[module], linear.integers, linear.grid.scales, linear.grid.zeros
+                )
+            else:
+                unit[prefix + name] = quantized.others[name].to(dtype)
         write_json(self._decisions_file(layer), quantized.decisions)
         self.target.write(1 + layer, {name: tensor.cpu() for name, tensor in unit.items()})
-        return effective
 
     def decisions(self, layer: int) -> dict[str, Any]:
         """The decisions for a layer, also when it was a run since killed that took them."""
@@ -69,93 +66,109 @@ class LayerWriter:
         return self.work / f"decisions-{layer:05d}.json"
 
 
-@dataclass
-class Listener:
-    """Collects what the linears of a layer read, as hooks of its modules."""
+class QuantizingWalk:
+    """Takes calibration tokens through all layers, and quantizes each linear before its outputs are computed.
 
-    source: Checkpoint
-    processes: Processes
-    inputs: dict[str, InputStatistics] = field(default_factory=dict)
-    hooks: list[RemovableHandle] = field(default_factory=list)
+    So every linear is fitted to what the quantized ones before it give, those of its own layer included. Where several
+    processes walk, the first quantizes, for the inputs that all have measured, and the others take its weights.
 
-    @cached_property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The smoothing pairs of a layer."""
-        return smoothing_pairs(self.source.shape)
+    Args:
+        writer: of the layers.
+        batches: this process's token ids [batch, length].
+        error_feedback: whether what rounding a feature does is made up for by those after it.
+        device: where layers run.
+        processes: that walk.
+    """
 
-    def enter(self, module: nn.Module) -> None:
-        """Listen to the inputs that each pair's readers share."""
-        for pair in self.pairs:
-            reader = module.get_submodule(pair.readers[0])
-            statistics = InputStatistics(reader.in_features, reader.weight.device)
-            self.inputs[pair.producer] = statistics
-            hook = lambda _, inputs, statistics=statistics: statistics.add(inputs[0])  # noqa: E731
-            self.hooks.append(reader.register_forward_pre_hook(hook))
+    def __init__(
+        self,
+        writer: LayerWriter,
+        batches: list[torch.Tensor],
+        *,
+        error_feedback: bool,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.writer = writer
+        self.source = writer.source
+        self.batches = batches
+        self.error_feedback = error_feedback
+        self.device = device
+        self.processes = processes
+        self.pairs = smoothing_pairs(self.source.shape)
+        dtype = fast_dtype(self.source, device)
+        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, processes)
+        self.model = OneLayerModel(self.source, device, dtype)
 
-    def leave(self, layer: int) -> dict[str, InputStatistics]:
-        """Stop listening.
-
-        Returns:
-            What all processes heard, by the producer of each pair.
+    @torch.no_grad()
+    def run(self, progress: Progress) -> None:
+        """Walk, from the layer that a run since killed had reached.
 
         Raises:
             UserError: there were NaN or infinite inputs.
         """
-        while self.hooks:
-            self.hooks.pop().remove()
-        for statistics in self.inputs.values():
-            statistics.add_up(self.processes)
+        layers = self.source.shape.num_hidden_layers
+        of_layer = sum(batch.numel() for batch in self.batches) * (len(self.pairs) + 1)
+        reached = max(self.states.done - 1, 0) * of_layer
+        with progress.task("quantize", total=layers * of_layer, unit="part-tokens", reached=reached) as advance:
+            if self.states.done == 0:
+                self.states.embed(self.batches, self.source)
+                self.states.commit()
+            for layer in range(self.states.done - 1, layers):
+                self._pass_layer(layer, advance)
+                self.states.commit()
+
+    def _pass_layer(self, layer: int, advance: Advance) -> None:
+        module, run = self.model.load(layer)
+        kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
+        parts = LayerInParts(module, run, self.states, self.source.family, kept)
+        progress = self._layer_in_progress(layer, module)
         for pair in self.pairs:
-            if not self.inputs[pair.producer].finite:
-                raise UserError(
-                    f"{self.source.folder}: layer {layer}: the inputs of {', '.join(pair.readers)} are NaN or infinite "
-                    f"for some calibration tokens: the model overflows in {self.source.dtype} or its weights are "
-                    "damaged."
-                )
-        return self.inputs
+            inputs = self._measure(layer, module, pair, parts, advance)
+            readers = {reader: module.get_submodule(reader) for reader in pair.readers}
+            if progress:
+                for linear in readers.values():
+                    linear.weight = None  # so that it does not stay in memory as it was
+                for reader, weight in progress.quantize(pair, inputs).items():
+                    readers[reader].weight = nn.Parameter(weight, requires_grad=False)
+            del inputs
+            for reader, linear in readers.items():
+                self.processes.copy_first(linear.weight)
+                parts.settle(reader)
+        if progress:
+            self.writer.write(layer, progress.result())
+        if layer + 1 < self.source.shape.num_hidden_layers:
+            for tokens in parts.outputs():
+                advance(tokens)
 
-
-class QuantizingVisitor:
-    """The walk's visitor: collects the inputs of a layer's linears, then quantizes, writes and replaces them.
-
-    The first process does the latter, for the inputs that all collected, and the others take its weights.
-    """
-
-    def __init__(self, writer: LayerWriter, error_feedback: bool, processes: Processes) -> None:
-        self.writer = writer
-        self.error_feedback = error_feedback
-        self.processes = processes
-        self.listener = Listener(writer.source, processes)
-
-    def enter(self, layer: int, module: nn.Module) -> None:
-        """Listen to a layer."""
-        self.listener.enter(module)
-
-    def leave(self, layer: int, module: nn.Module) -> bool:
-        """Quantize the layer; the tokens are to go through it again, if another layer comes after it."""
-        inputs = self.listener.leave(layer)
-        if self.processes.is_first:
-            self._quantize(layer, module, inputs)
-        for parameter in module.parameters():
-            self.processes.copy_first(parameter)
-        return layer + 1 < self.writer.source.shape.num_hidden_layers
-
-    def _quantize(self, layer: int, module: nn.Module, inputs: dict[str, InputStatistics]) -> None:
-        source = self.writer.source
-        weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
-        compute_dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
-        module.to("meta")  # so that a weight that was scaled does not stay in memory as it was
-        quantized = quantize_layer(
-            weights,
-            inputs,
-            self.listener.pairs,
-            self.writer.quantization.in_layer(source.family.layer_prefix(layer)),
-            stored_dtypes(source, layer),
+    def _layer_in_progress(self, layer: int, module: nn.Module) -> LayerInProgress | None:
+        """What quantizes a layer, in the process that does."""
+        if not self.processes.is_first:
+            return None
+        return LayerInProgress(
+            {name: parameter.detach() for name, parameter in module.named_parameters()},
+            self.writer.quantization.in_layer(self.source.family.layer_prefix(layer)),
+            stored_dtypes(self.source, layer),
             self.writer.scale_dtype,
             error_feedback=self.error_feedback,
         )
-        effective = self.writer.write(layer, quantized)
-        module.load_state_dict({name: w.to(compute_dtypes[name]) for name, w in effective.items()}, assign=True)
+
+    def _measure(
+        self, layer: int, module: nn.Module, pair: Pair, parts: LayerInParts, advance: Advance
+    ) -> InputStatistics:
+        """What the readers of a pair read, in all processes."""
+        reader = module.get_submodule(pair.readers[0])
+        found = InputStatistics(reader.in_features, reader.weight.device)
+        for inputs in parts.inputs_of(pair.readers[0]):
+            found.add(inputs)
+            advance(inputs.shape[0] * inputs.shape[1])
+        found.add_up(self.processes)
+        if not found.finite:
+            raise UserError(
+                f"{self.source.folder}: layer {layer}: the inputs of {', '.join(pair.readers)} are NaN or infinite "
+                f"for some calibration tokens: the model overflows in {self.source.dtype} or its weights are damaged."
+            )
+        return found
 
 
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:

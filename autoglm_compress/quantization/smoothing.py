@@ -6,12 +6,12 @@ matter are rounded more finely. The producer is a norm's gain, or the rows of a 
 product or a convex combination over tokens in between: up -> down and v -> o.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.quantization.grid import Grid
 
 VALUE = "self_attn.v_proj"
 UP = "mlp.up_proj"
@@ -54,32 +54,40 @@ def smoothing_pairs(shape: ModelShape) -> tuple[Pair, ...]:
     return attention_norm, value, mlp_norm, up
 
 
-def fold(
-    weights: Mapping[str, torch.Tensor], pair: Pair, scale: torch.Tensor, dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Divide the producer's channels by a scale [channels] and multiply the readers' columns by it.
+@dataclass(frozen=True)
+class Folded:
+    """A producer with its channels divided by a scale, and the scale [channels] as applied.
 
-    `weights` are the tensors of one layer; those that change become fp32. The producer's gain or bias will be stored in
-    `dtypes[its name]`, so it is rounded to that first and the scale becomes what the rounded values are smaller by: the
-    fold stays exact.
-
-    Returns:
-        The tensors that change, by name, and the scale as applied; `weights`, which may be a view of a file, stays as
-        it is.
+    `vector` is the producer's gain or bias, fp32; `grid` that of its rows, if it is a linear.
     """
-    folded = {}
-    matrix = weights[f"{pair.producer}.weight"]
-    vector_name = f"{pair.producer}.{'weight' if matrix.ndim == 1 else 'bias'}"
-    if vector_name in weights:
-        untouched, part = weights[vector_name].float().tensor_split([pair.first_row])
-        stored = (part / scale).to(dtypes[vector_name]).to(part.dtype)
+
+    vector: torch.Tensor | None
+    grid: Grid | None
+    scale: torch.Tensor
+
+
+def fold(
+    pair: Pair, scale: torch.Tensor, vector: torch.Tensor | None, dtype: torch.dtype | None, grid: Grid | None
+) -> Folded:
+    """Divide what produces a pair's activations by a scale [channels].
+
+    A linear may be rounded already: then its grid's scales are what is divided, its integers stay.
+
+    Args:
+        pair: the smoothing pair.
+        scale: to divide by. What would leave the range of its dtype stays as it is, and has the scale 1.
+        vector: the producer's gain, or its bias if it has one.
+        dtype: what the vector will be stored in. It is rounded to that, and the scale becomes what the rounded values
+            are smaller by, so the fold is exact.
+        grid: that of the rows of a producer that is a linear.
+    """
+    if grid is not None:
+        scale = torch.where(grid.can_be_divided(pair.first_row, scale), scale, 1)
+    if vector is not None:
+        untouched, part = vector.float().tensor_split([pair.first_row])
+        stored = (part / scale).to(dtype).to(part.dtype)
         # A value that leaves the stored range at either end stays as it is; a zero tells nothing about its scale.
         stored = torch.where(stored.isfinite() & (stored != 0), stored, part)
         scale = torch.where(part == 0, scale, part / stored)
-        folded[vector_name] = torch.cat([untouched, stored])
-    if matrix.ndim == 2:
-        divided = folded[f"{pair.producer}.weight"] = matrix.to(torch.float32, copy=True)
-        divided[pair.first_row :] /= scale.unsqueeze(1)
-    columns = pair.spread(scale)
-    folded |= {f"{reader}.weight": weights[f"{reader}.weight"] * columns for reader in pair.readers}
-    return folded, scale
+        vector = torch.cat([untouched, stored])
+    return Folded(vector, None if grid is None else grid.divided(pair.first_row, scale), scale)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.processes import ALONE, Processes
@@ -39,7 +41,7 @@ class HiddenStates:
         self._processes = processes
         if folder is not None and not processes.is_first:
             folder = folder / f"process-{processes.rank}"
-        self._folder = folder
+        self.folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._buffers = [self._allocate(f"hidden-{side}.bin") for side in (0, 1)]
@@ -47,27 +49,27 @@ class HiddenStates:
         self._meet()
 
     def _allocate(self, name: str) -> torch.Tensor:
-        if self._folder is None:
+        if self.folder is None:
             return torch.empty(self._elements, dtype=self._dtype)
-        path = self._folder / name
+        path = self.folder / name
         _reserve(path, self._elements * self._dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=self._elements, dtype=self._dtype)
 
     def _read_progress(self) -> int:
         """The number of steps (0: nothing, 1: embedded, 1 + n: after n layers) that are complete."""
-        if self._folder is None or not (self._folder / "progress.json").exists():
+        if self.folder is None or not (self.folder / "progress.json").exists():
             return 0
-        found = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
+        found = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
         if found["states"] == self._description():
             return int(found["done"])
         # Another device computes in another dtype, another number of processes shares rows otherwise; and what is
         # there is about to be overwritten.
-        (self._folder / "progress.json").unlink()
+        (self.folder / "progress.json").unlink()
         return 0
 
     def _write_progress(self) -> None:
-        if self._folder is not None:
-            write_json(self._folder / "progress.json", {"done": self.done, "states": self._description()})
+        if self.folder is not None:
+            write_json(self.folder / "progress.json", {"done": self.done, "states": self._description()})
 
     def _description(self) -> list[Any]:
         shared = [self._processes.rank, self._processes.count] if self._processes.count > 1 else []
@@ -100,6 +102,12 @@ class HiddenStates:
             stop = start + prod(shape)
             yield buffer[start:stop].view(shape)
             start = stop
+
+    def embed(self, batches: list[torch.Tensor], checkpoint: Checkpoint) -> None:
+        """Let the first step, which is not done, give the embeddings of the token batches [batch, length]."""
+        embedding = checkpoint.read(checkpoint.family.embedding)
+        for batch, (_, after) in zip(batches, self.pairs(), strict=True):
+            after.copy_(nn.functional.embedding(batch, embedding))
 
     def commit(self) -> None:
         """Note that a step is complete for all batches."""

@@ -188,9 +188,7 @@ class PairedWalk:
 
     def _embed(self) -> None:
         for checkpoint, states in ((self.original, self.teacher), (self.compressed, self.student)):
-            embedding = checkpoint.read(self.family.embedding)
-            for batch, (_, after) in zip(self.rows.batches, states.pairs(), strict=True):
-                after.copy_(nn.functional.embedding(batch, embedding))
+            states.embed(self.rows.batches, checkpoint)
         self._skip(range(self.lineage.layers[0]))
         self._commit()
 

@@ -27,8 +27,7 @@ class LayerVisitor(Protocol):
     def leave(self, layer: int, module: nn.Module) -> None:
         """Called when all tokens went through the layer and before their outputs count as done.
 
-        What is to outlast a kill must be on disk when this returns. It may change the module's weights and return
-        True, to have the tokens sent through once more; the walk goes on from those outputs.
+        What is to outlast a kill must be on disk when this returns.
         """
 
 
@@ -172,10 +171,7 @@ def walk(
     reached = max(states.done - 1, 0) * tokens
     with progress.task(title, total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
         if states.done == 0:
-            embedding = checkpoint.read(checkpoint.family.embedding)
-            for batch, (_, after) in zip(batches, states.pairs(), strict=True):
-                after.copy_(nn.functional.embedding(batch, embedding))
-            del embedding
+            states.embed(batches, checkpoint)
             states.commit()
         for layer in range(states.done - 1, layers):
             module, run = model.load(layer)
@@ -184,8 +180,7 @@ def walk(
             for (before, after), fork in zip(states.pairs(), forks, strict=True):
                 after.copy_(run(before, fork))
                 advance(before.shape[0] * before.shape[1])
-            if visitor is not None and visitor.leave(layer, module):
-                for (before, after), fork in zip(states.pairs(), forks, strict=True):
-                    after.copy_(run(before, fork))
+            if visitor is not None:
+                visitor.leave(layer, module)
             states.commit()
     return (before for before, _ in states.pairs())

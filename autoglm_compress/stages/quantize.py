@@ -17,13 +17,13 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
 from autoglm_compress.quantization import bit_allocation
 from autoglm_compress.quantization.autoawq_backend import quantize_with_autoawq
-from autoglm_compress.quantization.grid import grid_for
+from autoglm_compress.quantization.grid import ELEMENTS_AT_ONCE, grid_for
 from autoglm_compress.quantization.layer import round_layer
-from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingVisitor
+from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingWalk
 from autoglm_compress.quantization.sensitivity import divergences, stream_bytes
 from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
 from autoglm_compress.reconstruction.surgery import row_slices
-from autoglm_compress.reconstruction.walk import fast_dtype, walk
+from autoglm_compress.reconstruction.walk import fast_dtype
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 GROUP_SIZES = (128, 64, 32)
@@ -178,9 +178,11 @@ class Quantize(Stage):
         return [stored(more, group) - stored(quantization, group) for group in groups], left
 
     def working_memory(self, shape: ModelShape) -> int:
-        """The most that a step holds: Gram matrices, two more of the widest, and a linear around rounding.
+        """The most that a step holds beside a layer and its activations.
 
-        Or the two heads that the result is checked by, and their logits; or the streams of `bits: auto` and a layer.
+        With AWQ that is the widest Gram matrix, in whose place it is factored, the largest linears that share inputs,
+        as they are and scaled, a part of them while it is rounded, and the layer's integers. Or it is the two heads
+        that the result is checked by, and their logits; or the streams of `bits: auto` and a layer.
         """
         check = 2 * shape.element_bytes * shape.vocab_size * shape.hidden_size + 10 * LOGITS_AT_ONCE
         widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
@@ -191,12 +193,17 @@ class Quantize(Stage):
             return max(check, 2 * shape.bytes)
         if self.method != "awq":
             return max(check, 4 * 4 * widest)
-        grams = 2 * shape.hidden_size**2 + shape.axis("query") ** 2 + shape.intermediate_size**2
-        return max(check, 4 * (layer + grams + 2 * shape.intermediate_size**2 + 3 * widest))
+        readers = max(widest, 2 * shape.intermediate_size * shape.hidden_size)
+        rounding = 5 * min(readers, ELEMENTS_AT_ONCE)
+        return max(check, 4 * (shape.widest_input**2 + 2 * readers + rounding) + layer)
 
     def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The walk's two buffers, fp32, and with `bits: auto` the streams of all groups, while they are replaced."""
-        walked = 2 * 4 * tokens * shape.hidden_size if self.uses_calibration else 0
+        """The walk's two buffers and what is kept within a layer, fp32.
+
+        With `bits: auto` the streams of all groups, while they are replaced.
+        """
+        wide = 4 * shape.hidden_size + shape.axis("query") + shape.intermediate_size
+        walked = 4 * tokens * wide if self.uses_calibration else 0
         return max(walked, 2 * self._stream_bytes(shape))
 
     def _stream_bytes(self, shape: ModelShape) -> int:
@@ -313,17 +320,13 @@ class Quantize(Stage):
         source, target, processes = context.source, writer.target, context.processes
         written = target is not None and all(target.has(1 + layer) for layer in range(source.shape.num_hidden_layers))
         if not processes.tell(written):
-            walk(
-                source,
+            QuantizingWalk(
+                writer,
                 processes.share(context.calibration_batches()),
-                QuantizingVisitor(writer, self.error_feedback, processes),
+                error_feedback=self.error_feedback,
                 device=context.device,
-                progress=context.progress,
-                title="quantize",
-                folder=context.work,
-                dtype=fast_dtype(source, context.device),
                 processes=processes,
-            )
+            ).run(context.progress)
 
     def _round_layers(self, context: StageContext, writer: LayerWriter) -> None:
         source, layers = context.source, context.source.shape.num_hidden_layers

@@ -42,7 +42,7 @@ def _titled(title: str, status: str) -> str:
 class Advance(Protocol):
     """Tells that work was done."""
 
-    def __call__(self, amount: int, status: str = "") -> None:
+    def __call__(self, amount: float, status: str = "") -> None:
         """So much of it, and how things stand."""
 
 
@@ -67,7 +67,7 @@ class Progress:
             with self._bar() as bar:
                 task = bar.add_task(title, total=total, unit=unit, completed=reached)
 
-                def advance(amount: int, status: str = "") -> None:
+                def advance(amount: float, status: str = "") -> None:
                     bar.update(task, advance=amount, description=_titled(title, status))
 
                 yield advance
@@ -89,7 +89,7 @@ class Progress:
         began = shown = time.monotonic()
         done = reached
 
-        def advance(amount: int, status: str = "") -> None:
+        def advance(amount: float, status: str = "") -> None:
             nonlocal done, shown
             done += amount
             now = time.monotonic()

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.progress import Progress
-from autoglm_compress.quantization.layer import LayerInProgress
+from autoglm_compress.quantization.layer import LayerQuantizer
 from autoglm_compress.recipe import load_recipe
 
 LENGTH = 512
@@ -84,7 +84,7 @@ def by_tokens(output: Path) -> list[dict[str, Any]]:
     found = []
     for tokens in TOKENS:
         seconds: list[float] = []
-        with patch.object(LayerInProgress, "quantize", timed(LayerInProgress.quantize, seconds)):
+        with patch.object(LayerQuantizer, "quantize", timed(LayerQuantizer.quantize, seconds)):
             rows = run_stages(output / f"tokens-{tokens}", model, [INT4], tokens // LENGTH)
         found.append({"tokens": tokens, "seconds": rows[-1]["seconds"], "search_and_rounding": sum(seconds)})
     table = Table("tokens", "stage", "search and rounding", "walk and the rest", box=None)

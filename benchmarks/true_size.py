@@ -33,7 +33,7 @@ from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import read_json
 from autoglm_compress.progress import Progress
-from autoglm_compress.quantization.layer import LayerInProgress
+from autoglm_compress.quantization.layer import LayerQuantizer
 from autoglm_compress.quantization.layer_walk import QuantizingWalk
 from autoglm_compress.recipe import load_recipe
 from autoglm_compress.reconstruction import statistics
@@ -110,7 +110,7 @@ def run_counted(folder: Path) -> None:
         noted(statistics._Measure, "enter", "measure enter"),
         noted(statistics._Measure, "leave", "measure leave"),
         noted(PairedWalk, "_refit_layer", "refit"),
-        noted(LayerInProgress, "quantize", "quantize part"),
+        noted(LayerQuantizer, "quantize", "quantize part"),
         noted(QuantizingWalk, "_pass_layer", "quantize whole"),
         counter,
     ):

@@ -94,7 +94,7 @@ def test_a_layer_in_parts_is_the_whole_layer(tmp_path: Path, model_type: str, ke
                 module.get_submodule(name).weight = torch.nn.Parameter(changed, requires_grad=False)
                 whole.model.layers[layer].get_submodule(name).weight.data.copy_(changed)
                 parts.settle(name)
-        assert list(parts.outputs()) == [batch.numel() for batch in rows]
+        parts.compute_outputs()
         states.commit()
 
     def check(name: tuple[int, str]) -> None:

@@ -49,8 +49,8 @@ def round_layer(
     return QuantizedLayer(linears, _others(weights, schemes), {"weight_error": errors})
 
 
-class LayerInProgress:
-    """A layer whose smoothing pairs are quantized one by one, in the order in which the layer runs.
+class LayerQuantizer:
+    """Quantizes the smoothing pairs of a layer one by one, in the order in which the layer runs.
 
     Args:
         weights: the layer's tensors, by names relative to it. The tensors stay as they are, but the dictionary loses

@@ -99,16 +99,11 @@ class LayerInParts:
         if self._kept and linear in self._writers:
             self._settled.append(linear)
 
-    def outputs(self) -> Iterator[int]:
-        """Compute the hidden states after the layer.
-
-        Returns:
-            An iterator over the batches' numbers of tokens, each given when they are through.
-        """
+    def compute_outputs(self) -> None:
+        """Compute the hidden states after the layer."""
         for number, (before, after) in enumerate(self._states.pairs()):
             with self._standing_in(number):
                 after.copy_(self._run(before))
-            yield before.shape[0] * before.shape[1]
 
     @contextmanager
     def _ending_at(self, linear: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.processes import Processes
 from autoglm_compress.progress import Advance, Progress
 from autoglm_compress.quantization.input_statistics import InputStatistics
-from autoglm_compress.quantization.layer import LayerInProgress, QuantizedLayer
+from autoglm_compress.quantization.layer import LayerQuantizer, QuantizedLayer
 from autoglm_compress.quantization.layer_in_parts import KeptActivations, LayerInParts
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
 from autoglm_compress.reconstruction.hidden_states import HiddenStates
@@ -107,10 +107,9 @@ class QuantizingWalk:
         Raises:
             UserError: there were NaN or infinite inputs.
         """
-        layers = self.source.shape.num_hidden_layers
-        of_layer = sum(batch.numel() for batch in self.batches) * (len(self.pairs) + 1)
-        reached = max(self.states.done - 1, 0) * of_layer
-        with progress.task("quantize", total=layers * of_layer, unit="part-tokens", reached=reached) as advance:
+        layers, tokens = self.source.shape.num_hidden_layers, sum(batch.numel() for batch in self.batches)
+        reached = max(self.states.done - 1, 0) * tokens
+        with progress.task("quantize", total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
             if self.states.done == 0:
                 self.states.embed(self.batches, self.source)
                 self.states.commit()
@@ -122,30 +121,29 @@ class QuantizingWalk:
         module, run = self.model.load(layer)
         kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
         parts = LayerInParts(module, run, self.states, self.source.family, kept)
-        progress = self._layer_in_progress(layer, module)
+        quantizer = self._quantizer(layer, module)
         for pair in self.pairs:
             inputs = self._measure(layer, module, pair, parts, advance)
             readers = {reader: module.get_submodule(reader) for reader in pair.readers}
-            if progress:
+            if quantizer:
                 for linear in readers.values():
                     linear.weight = None  # so that it does not stay in memory as it was
-                for reader, weight in progress.quantize(pair, inputs).items():
+                for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
             for reader, linear in readers.items():
                 self.processes.copy_first(linear.weight)
                 parts.settle(reader)
-        if progress:
-            self.writer.write(layer, progress.result())
+        if quantizer:
+            self.writer.write(layer, quantizer.result())
         if layer + 1 < self.source.shape.num_hidden_layers:
-            for tokens in parts.outputs():
-                advance(tokens)
+            parts.compute_outputs()
 
-    def _layer_in_progress(self, layer: int, module: nn.Module) -> LayerInProgress | None:
+    def _quantizer(self, layer: int, module: nn.Module) -> LayerQuantizer | None:
         """What quantizes a layer, in the process that does."""
         if not self.processes.is_first:
             return None
-        return LayerInProgress(
+        return LayerQuantizer(
             {name: parameter.detach() for name, parameter in module.named_parameters()},
             self.writer.quantization.in_layer(self.source.family.layer_prefix(layer)),
             stored_dtypes(self.source, layer),
@@ -161,7 +159,7 @@ class QuantizingWalk:
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):
             found.add(inputs)
-            advance(inputs.shape[0] * inputs.shape[1])
+            advance(inputs.shape[0] * inputs.shape[1] / len(self.pairs))
         found.add_up(self.processes)
         if not found.finite:
             raise UserError(

@@ -33,7 +33,7 @@ def quantize(folder: Path, rows: Path, setting: dict[str, Any], output: Path) ->
     token_ids = load_file(rows)["rows"]
     samples = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in token_ids]
     began = time.monotonic()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=setting["dtype"])
+    model = _load(folder, setting)
     weights = {
         "num_bits": setting["bits"],
         "type": "int",
@@ -54,6 +54,18 @@ def quantize(folder: Path, rows: Path, setting: dict[str, Any], output: Path) ->
         output_dir=str(output / "checkpoint"),
     )
     (output / "seconds.json").write_text(json.dumps(time.monotonic() - began))
+
+
+def _load(folder: Path, setting: dict[str, Any]) -> PreTrainedModel:
+    """The model; if `offload` names a folder, what does not fit in memory is there."""
+    if "offload" not in setting:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=setting["dtype"])
+    from compressed_tensors.offload import load_offloaded_model
+
+    with load_offloaded_model():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=setting["dtype"], device_map="auto_offload", offload_folder=setting["offload"]
+        )
 
 
 def _mappings(model: PreTrainedModel) -> list[Any] | None:

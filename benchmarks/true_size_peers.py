@@ -17,7 +17,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -35,6 +34,7 @@ LEAST_MEMORY = 1 << 30
 MERGEKIT = "mergekit"
 OURS = "ours"
 INSTALL[MERGEKIT] = [["mergekit==0.1.5", "transformers==5.24.0", "torch==2.13.0"]]
+SIDES = (MERGEKIT, OURS, *WORKER)
 KEPT_LAYERS = ((0, 20), (32, 36))
 
 
@@ -95,13 +95,14 @@ def remove_layers(environments: Path, model: Path, folder: Path) -> list[str | P
     config = {"merge_method": "passthrough", "dtype": "bfloat16", "slices": slices}
     (folder / "mergekit.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     program = environment(environments, MERGEKIT).with_name("mergekit-yaml")
-    return [program, folder / "mergekit.yaml", folder / "merged", "--lazy-loader"]
+    return [program, folder / "mergekit.yaml", folder / "merged"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="that each may take")
     parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="the others' results stay")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-true-size-peers"))
     arguments = parser.parse_args()
     output = arguments.output.resolve()
@@ -113,10 +114,14 @@ def main() -> None:
     rows = output / "rows.safetensors"
     torch.manual_seed(0)
     save_file({"rows": torch.randint(1, 1000, (ROWS, LENGTH))}, rows)
-    found: list[dict[str, Any]] = []
+    results = output / "true_size_peers.json"
+    found = json.loads(results.read_text())["runs"] if results.exists() else []
+    found = [run for run in found if run["side"] not in arguments.sides]
     # Ours with all layers is in the results of true_size.py.
-    tasks = [(OURS, 1), *((side, layers) for layers in models for side in WORKER)]
-    for side, layers in [(MERGEKIT, arguments.layers), *tasks]:
+    tasks = [(MERGEKIT, arguments.layers), (OURS, 1), *((side, layers) for layers in models for side in WORKER)]
+    for side, layers in tasks:
+        if side not in arguments.sides:
+            continue
         folder = output / f"{side}-{layers}"
         folder.mkdir(parents=True, exist_ok=True)
         command = (
@@ -127,7 +132,7 @@ def main() -> None:
         outcome = watched(command, folder / "report.json", arguments.minutes)
         found.append({"side": side, "layers": layers} | asdict(outcome))
         write_results(
-            output / "true_size_peers.json",
+            results,
             {
                 "tokens": ROWS * LENGTH,
                 "threads": torch.get_num_threads(),

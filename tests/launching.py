@@ -1,4 +1,4 @@
-"""Runs of two processes that know of each other, started as a user starts them."""
+"""Runs of several processes that know of each other, started as a user starts them."""
 
 import os
 import subprocess
@@ -22,20 +22,21 @@ app()
 """
 
 
-def launch(recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in two processes."""
-    return _launch(["-m", "autoglm_compress"], recipe, *arguments)
+def launch(recipe: Path, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in several processes."""
+    return _launch(["-m", "autoglm_compress"], processes, recipe, *arguments)
 
 
 def launch_until_killed(recipe: Path, rank: int, kill: Kill, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a recipe in two processes, of which one is killed on the way; the launcher then ends the other."""
     script = recipe.with_suffix(".py")
     script.write_text(ARMED.format(tests=str(TESTS), rank=rank, kill=kill))
-    return _launch([str(script)], recipe, *arguments)
+    return _launch([str(script)], 2, recipe, *arguments)
 
 
-def _launch(program: list[str], recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
+def _launch(program: list[str], processes: int, recipe: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += program
     command += map(str, ["run", recipe, "--device", "cpu", *arguments])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

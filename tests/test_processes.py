@@ -47,19 +47,20 @@ def difference(one: Path, other: Path) -> float:
     return (sum(float((first[k].double() - second[k].double()).square().sum()) for k in first) / size) ** 0.5
 
 
-def test_two_processes_choose_and_fit_as_one_does(tmp_path: Path, make_checkpoint: Callable[..., Path]):
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_choose_and_fit_as_one_does(tmp_path: Path, make_checkpoint: Callable[..., Path], processes: int):
     recipe = write_recipe(tmp_path, make_checkpoint("glm"), SHARED, calibration=ODD)
     run(recipe)
-    found = launch(recipe, "--output", tmp_path / "two")
+    found = launch(recipe, "--output", tmp_path / "many", processes=processes)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("results: ") == 1
-    one, two = tmp_path / "out", tmp_path / "two"
+    one, many = tmp_path / "out", tmp_path / "many"
     for name in ("01-depth", "02-heads", "03-ffn"):
-        assert difference(one / name, two / name) == 0  # the same layers, heads and neurons were kept
+        assert difference(one / name, many / name) == 0  # the same layers, heads and neurons were kept
     # What rounding to bf16 makes of other last bits; the fits by gradient amplify it.
     for name, limit in {"04-width": 1e-3, "05-refit": 2e-2, "07-distilled": 1e-1}.items():
-        assert difference(one / name, two / name) < limit
-    for alone, together in zip(decisions(one, "06-int8")["layers"], decisions(two, "06-int8")["layers"], strict=True):
+        assert difference(one / name, many / name) < limit
+    for alone, together in zip(decisions(one, "06-int8")["layers"], decisions(many, "06-int8")["layers"], strict=True):
         assert alone.keys() == together.keys()
 
 

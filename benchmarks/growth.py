@@ -25,8 +25,8 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import load_recipe
 
 LENGTH = 256
-BASE = {"layers": 4, "hidden": 512, "tokens": 4096}
-SIZES = {"layers": (4, 8, 16), "hidden": (256, 512, 1024), "tokens": (2048, 8192, 32_768)}
+BASE = {"layers": 2, "hidden": 512, "tokens": 4096}
+SIZES = {"layers": (4, 8, 16, 36), "tokens": (2048, 8192, 32_768), "hidden": (1024, 2048, 4096)}
 STAGES: list[dict[str, Any]] = [
     {"stage": "heads", "num_attention_heads": "0.75x", "kv_heads": "0.75x"},
     {"stage": "ffn", "intermediate_size": "0.75x"},

@@ -63,13 +63,15 @@ def agreement(
     ]
     norms = [final_norm(checkpoint, device) for checkpoint in checkpoints]
     heads = [checkpoint.head_weight().to(device) for checkpoint in checkpoints]
+    if torch.equal(*heads):
+        heads[1] = heads[0]
     difference, size = 0.0, 0.0
     row_divergence, row_top1 = [], []
     for pair in zip(*states, strict=True):
         divergence, same = [], []
         normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
         for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
-            logits = [logits_of(hidden[part], head) for hidden, head in zip(normed, heads, strict=True)]
+            logits = _logits([hidden[part] for hidden in normed], heads)
             centred = [values - values.mean(-1, keepdim=True) for values in logits]
             difference += float((centred[1] - centred[0]).square().sum())
             size += float(centred[0].square().sum())
@@ -87,3 +89,10 @@ def agreement(
         row_divergence=tuple(row_divergence),
         row_top1=tuple(row_top1),
     )
+
+
+def _logits(states: list[torch.Tensor], heads: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The logits of each checkpoint; a head that both have is converted once for both."""
+    if heads[0] is heads[1]:
+        return list(logits_of(torch.cat(states), heads[0]).split(len(states[0])))
+    return [logits_of(hidden, head) for hidden, head in zip(states, heads, strict=True)]

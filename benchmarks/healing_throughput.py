@@ -25,14 +25,15 @@ from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM, TrainingArgum
 from transformers import Trainer as PlainTrainer
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.one_layer_model import fast_dtype
+from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.data import TrainingRows
-from autoglm_compress.healing.model import Student, load_model
+from autoglm_compress.healing.model import Student
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import ResidentTeacher
 from autoglm_compress.healing.trainer import Check, Trainer
 from autoglm_compress.processes import Processes
 from autoglm_compress.progress import Progress
-from autoglm_compress.reconstruction.walk import fast_dtype
 
 ROWS, LENGTH = 8, 256
 WARM_UP = 2

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from autoglm_compress.pipeline import RunOptions, run_recipe
 from autoglm_compress.progress import Progress
-from autoglm_compress.quantization.layer import LayerQuantizer
+from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
 from autoglm_compress.recipe import load_recipe
 
 LENGTH = 512

@@ -35,10 +35,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import load_recipe
-from autoglm_compress.reconstruction.walk import fast_dtype
 
 WORKERS = Path(__file__).resolve().parent / "peers"
 LENGTH = 512

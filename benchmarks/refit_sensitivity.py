@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from autoglm_compress.reconstruction import refit
-from autoglm_compress.reconstruction.ridge import fit
+from autoglm_compress.fitting import refit
+from autoglm_compress.fitting.ridge import fit
 
 STAGES = ("depth", "heads", "ffn", "width")
 TOKENS_PER_INPUT = (0.5, 1, 2, 4, 16)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import assert_says, refusal
-from conftest import FAMILIES, SHAPE
-from running import compress, invoke, tensors_of
 from typer.main import get_command
 
 from autoglm_compress.cli import app
+from support.command_line import assert_says, refusal
+from support.models import FAMILIES, SHAPE
+from support.running import compress, invoke, tensors_of
 
 torch.set_num_threads(1)
 MakeCheckpoint = Callable[..., Path]

@@ -7,9 +7,10 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.logits import logits_of, token_slices
+from autoglm_compress.forward.one_layer_model import final_norm
+from autoglm_compress.forward.walk import walk
 from autoglm_compress.progress import Progress
-from autoglm_compress.reconstruction.logits import logits_of, token_slices
-from autoglm_compress.reconstruction.walk import final_norm, walk
 
 SLICES = 4
 """How much finer than elsewhere tokens are sliced: more tensors of logits are in memory at a time here."""

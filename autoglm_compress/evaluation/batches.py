@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autoglm_compress.reconstruction.walk import Fork
+from autoglm_compress.forward.one_layer_model import Fork
 
 Row = tuple[int, ...]
 

@@ -16,8 +16,9 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
+from autoglm_compress.forward.one_layer_model import compute_dtype
+from autoglm_compress.forward.walk import walk
 from autoglm_compress.progress import Progress
-from autoglm_compress.reconstruction.walk import compute_dtype, walk
 
 TOKEN_BUDGET = 1_024
 """Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""

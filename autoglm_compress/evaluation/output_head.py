@@ -3,7 +3,7 @@
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.reconstruction.walk import compute_dtype, final_norm
+from autoglm_compress.forward.one_layer_model import compute_dtype, final_norm
 
 VOCAB_SLICE = 16_384
 POSITION_SLICE = 2_048

@@ -10,12 +10,13 @@ from safetensors import safe_open
 from autoglm_compress.calibration.tokens import batched
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
-from autoglm_compress.healing.model import load_model
+from autoglm_compress.cutting.lineage import Lineage
+from autoglm_compress.fitting.next_token_loss import FromStates, Likeliest, NextTokens
+from autoglm_compress.forward.logits import logits_of, token_slices
+from autoglm_compress.forward.one_layer_model import fast_dtype, final_norm
+from autoglm_compress.forward.walk import walk
+from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.progress import Progress
-from autoglm_compress.reconstruction.lineage import Lineage
-from autoglm_compress.reconstruction.logits import logits_of, token_slices
-from autoglm_compress.reconstruction.next_token_loss import FromStates, Likeliest, NextTokens
-from autoglm_compress.reconstruction.walk import fast_dtype, final_norm, walk
 
 TOKENS_AT_ONCE = 2**18
 """Tokens that one reading of the teacher's weights serves; their hidden states are on disk meanwhile."""

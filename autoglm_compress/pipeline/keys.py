@@ -10,8 +10,8 @@ from typing import Any
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.recipe import Recipe
-from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
 
 REVISION = 1
 """Raised when results change for a reason that no stage's own revision covers."""

@@ -14,12 +14,12 @@ from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
+from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
+from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.calibration import calibration_files
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.recipe.problems import FieldPath
-from autoglm_compress.reconstruction.fitting_rows import HELD_OUT_EVERY
-from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages import PlanError, Stage
 
 PROCESS_BYTES = 600 << 20

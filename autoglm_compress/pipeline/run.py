@@ -13,7 +13,10 @@ from rich.console import Console
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter, resolve_source
 from autoglm_compress.checkpoint.writer import sha256, write_json
+from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
+from autoglm_compress.forward.statistics import Statistics, measure
 from autoglm_compress.pipeline.calibration import (
     calibration_batches,
     calibration_files,
@@ -33,9 +36,6 @@ from autoglm_compress.pipeline.versions import made_elsewhere, package_versions,
 from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
-from autoglm_compress.reconstruction.lineage import Lineage
-from autoglm_compress.reconstruction.statistics import REVISION as STATISTICS_REVISION
-from autoglm_compress.reconstruction.statistics import Statistics, measure
 from autoglm_compress.report import draw_missing, write_report
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate

@@ -19,11 +19,12 @@ from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.divergence import Divergence
+from autoglm_compress.forward.one_layer_model import OneLayerModel
+from autoglm_compress.forward.walk import walk
 from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
 from autoglm_compress.quantization.grid import clipped_grid
-from autoglm_compress.reconstruction.layer_choice import Divergence
-from autoglm_compress.reconstruction.walk import OneLayerModel, walk
 
 SAMPLE_TOKENS = 512
 STREAMS = "streams.safetensors"

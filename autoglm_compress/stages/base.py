@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.cutting.lineage import Lineage
+from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.healing.data import TextPart
 from autoglm_compress.processes import Processes
 from autoglm_compress.progress import Progress
-from autoglm_compress.reconstruction.lineage import Lineage
-from autoglm_compress.reconstruction.statistics import Statistics
 
 RATIO = re.compile(r"(0?\.\d+|1(\.0+)?)x")
 

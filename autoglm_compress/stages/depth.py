@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.reconstruction.importance import random_scores, top
-from autoglm_compress.reconstruction.layer_choice import (
+from autoglm_compress.cutting.importance import random_scores, top
+from autoglm_compress.cutting.layer_choice import (
     gaps,
     greedy_memory,
     keep_chain,
@@ -17,9 +17,9 @@ from autoglm_compress.reconstruction.layer_choice import (
     remove_greedily,
     state_distances,
 )
-from autoglm_compress.reconstruction.lineage import Indices
-from autoglm_compress.reconstruction.statistics import SAMPLE_TOKENS
-from autoglm_compress.reconstruction.surgery import Rewrite
+from autoglm_compress.cutting.lineage import Indices
+from autoglm_compress.cutting.surgery import Rewrite
+from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.reconstruction.importance import random_scores, top
-from autoglm_compress.reconstruction.surgery import Rewrite, cut_neurons
+from autoglm_compress.cutting.importance import random_scores, top
+from autoglm_compress.cutting.surgery import Rewrite, cut_neurons
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 

@@ -12,9 +12,12 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.forward.one_layer_model import fast_dtype
+from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.data import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
-from autoglm_compress.healing.model import Student, load_model
+from autoglm_compress.healing.model import Student
 from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.sharding import require_equal_parts, shard
@@ -23,8 +26,6 @@ from autoglm_compress.healing.teacher_samples import continued
 from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
-from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
-from autoglm_compress.reconstruction.walk import fast_dtype
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 FP32 = 4

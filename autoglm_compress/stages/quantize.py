@@ -13,17 +13,17 @@ from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS, HEAD
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.quantized_format import FORMATS
+from autoglm_compress.cutting.surgery import row_slices
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.quantization import bit_allocation
 from autoglm_compress.quantization.autoawq_backend import quantize_with_autoawq
 from autoglm_compress.quantization.grid import ELEMENTS_AT_ONCE, grid_for
-from autoglm_compress.quantization.layer import round_layer
-from autoglm_compress.quantization.layer_walk import LayerWriter, QuantizingWalk
+from autoglm_compress.quantization.layer_quantizer import round_layer
+from autoglm_compress.quantization.quantizing_walk import LayerWriter, QuantizingWalk
 from autoglm_compress.quantization.sensitivity import divergences, stream_bytes
-from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
-from autoglm_compress.reconstruction.surgery import row_slices
-from autoglm_compress.reconstruction.walk import fast_dtype
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 GROUP_SIZES = (128, 64, 32)

@@ -11,10 +11,10 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.reconstruction.distillation import Descent
-from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
-from autoglm_compress.reconstruction.refit import PairedWalk
-from autoglm_compress.reconstruction.ridge import Fit
+from autoglm_compress.fitting.descent import Descent
+from autoglm_compress.fitting.refit import PairedWalk
+from autoglm_compress.fitting.ridge import Fit
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.stages.base import Stage, StageContext
 
 

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.reconstruction.distillation import Descent
-from autoglm_compress.reconstruction.logits import LOGITS_AT_ONCE
-from autoglm_compress.reconstruction.surgery import Rewrite
-from autoglm_compress.reconstruction.tied_ends import TiedEnds, end_layers, record
-from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
+from autoglm_compress.cutting.surgery import Rewrite
+from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
+from autoglm_compress.fitting.descent import Descent
+from autoglm_compress.fitting.tied_ends import TiedEnds, end_layers, record
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
 
 FP32 = 4

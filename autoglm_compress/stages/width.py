@@ -8,10 +8,10 @@ import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.reconstruction.importance import choose_channels, random_scores, top
-from autoglm_compress.reconstruction.rotation import Rotation, principal_directions, reader_directions, reconstruction
-from autoglm_compress.reconstruction.surgery import Cut, Rewrite, row_slices
-from autoglm_compress.reconstruction.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
+from autoglm_compress.cutting.importance import choose_channels, random_scores, top
+from autoglm_compress.cutting.rotation import Rotation, principal_directions, reader_directions, reconstruction
+from autoglm_compress.cutting.surgery import Cut, Rewrite, row_slices
+from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
 from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
 
 TURNING = ("readers", "pca")

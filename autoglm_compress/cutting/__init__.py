@@ -1,0 +1,1 @@
+"""Choosing which layers, heads, neurons and channels go, and cutting tensors accordingly."""

@@ -1,0 +1,103 @@
+"""Turning the residual stream to another basis and keeping the directions that matter most (after SliceGPT).
+
+Unlike SliceGPT (Ashkboos et al. 2024), which turns every layer to a basis of its own and multiplies the residual stream
+between them, one basis serves the whole model, so the result is a plain architecture. RMS norms commute with a
+rotation once their gains are in the linears that read them; what is left of a gain is one number for all channels.
+
+Two matrices [hidden_size, hidden_size] say what matters: the Gram matrix G of the normalised states x, and the metric
+M of their readers W, the mean of W^T W over readers, so that e^T M e is what an error e of x does to them.
+"""
+
+import torch
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.cutting.surgery import row_slices
+
+DAMPING = 1e-5
+"""Added to a Gram matrix, relative to its mean diagonal, where it has to have an inverse."""
+
+
+def principal_directions(gram: torch.Tensor, count: int) -> torch.Tensor:
+    """The eigenvectors [size, count] of a Gram matrix [size, size] with the largest eigenvalues, each with one sign."""
+    _, vectors = torch.linalg.eigh(gram.double())
+    leading = vectors.flip(1)[:, :count]
+    largest = leading.abs().argmax(0)
+    return (leading * leading[largest, torch.arange(count)].sign()).float()
+
+
+def reader_directions(gram: torch.Tensor, metric: torch.Tensor, count: int) -> torch.Tensor:
+    """An orthonormal basis [size, count] of the directions from which the readers' outputs are best predicted.
+
+    Reduced-rank regression: of all maps of x to `count` numbers, A^T x loses the readers least when A spans
+    M^(1/2) U, U being the leading eigenvectors of M^(1/2) G M^(1/2). Principal components (M = I) keep what is large in
+    x, read or not. What A has of directions in which x hardly varies predicts nothing, and is taken out.
+
+    Args:
+        gram: G, mean of x x^T over tokens.
+        metric: M, mean of W^T W over readers.
+        count: how many directions to keep.
+    """
+    gram = gram.double()
+    values, vectors = torch.linalg.eigh(metric.double())
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    leading = torch.linalg.eigh(root @ gram @ root).eigenvectors.flip(1)[:, :count]
+    basis, triangle = torch.linalg.qr(gram @ torch.linalg.solve(_damped(gram), root @ leading))
+    return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
+
+
+def reconstruction(gram: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """The matrix B [size, count] with which B Q^T x comes nearest to x, for a basis Q [size, count]."""
+    gram, basis = gram.double(), basis.double()
+    inner = _damped(basis.T @ gram @ basis)
+    return torch.linalg.solve(inner, (_damped(gram) @ basis).T).T.float()
+
+
+def _damped(gram: torch.Tensor) -> torch.Tensor:
+    return gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+
+
+class Rotation:
+    """Rewrites the tensors of a checkpoint for a residual stream in another basis.
+
+    Args:
+        source: the checkpoint. The final norm's gain moves into its head; tied embeddings get theirs from the caller.
+        basis: orthonormal columns [hidden_size, kept].
+        reading: [hidden_size, kept], by which what a linear reads is put together again from what is kept: the basis
+            itself, or its `reconstruction`.
+        gains: the number each norm's gain becomes, by the name of its tensor.
+    """
+
+    def __init__(self, source: Checkpoint, basis: torch.Tensor, reading: torch.Tensor, gains: dict[str, float]) -> None:
+        self.source = source
+        self.family = source.family
+        self.basis = basis
+        self.reading = reading
+        self.gains = gains
+
+    def change(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the source, by its full name, in the new basis."""
+        if name in self.gains:
+            return torch.full((self.basis.shape[1],), self.gains[name], dtype=tensor.dtype)
+        axes = self.family.axes_of(name)
+        if "hidden" not in axes:
+            return tensor
+        if axes[-1] != "hidden" or tensor.dim() == 1:
+            return (self.basis.T @ tensor.float()).to(tensor.dtype)  # what writers add to the residual stream
+        norm = self._norm_before(name)
+        right = self.basis if norm is None else self.source.read(norm).float()[:, None] * self.reading
+        turned = tensor.new_empty(len(tensor), self.basis.shape[1])
+        for rows in row_slices(len(tensor)):
+            turned[rows] = (tensor[rows].float() @ right).to(tensor.dtype)
+        return turned
+
+    def _norm_before(self, name: str) -> str | None:
+        """The norm whose output a tensor multiplies."""
+        if name == self.family.head:
+            return self.family.final_norm
+        if name in self.family.model_tensors:
+            return None
+        layer, _, rest = name.removeprefix("model.layers.").partition(".")
+        for norm, readers in self.family.norm_readers.items():
+            if rest in [f"{reader}.weight" for reader in readers]:
+                return f"{self.family.layer_prefix(int(layer))}{norm}.weight"
+        return None

@@ -1,0 +1,92 @@
+"""Cutting a checkpoint along its axes: every tensor knows its axes, so one routine serves every structural stage."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import eq
+
+import torch
+
+from autoglm_compress.architecture import ModelShape, resized_config
+from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.cutting.lineage import Indices
+from autoglm_compress.progress import Progress
+
+SLICE_ROWS = 8192
+
+Cut = dict[str, torch.Tensor]
+"""Indices to keep along each axis that is cut, by the axis' name."""
+
+
+def cut_heads(heads: Indices, key_value_heads: Indices, head_dim: int) -> Cut:
+    """Keep whole heads, so that rotary embeddings inside a head stay as they are."""
+    within = torch.arange(head_dim)
+    rows = {"query": heads, "key_value": key_value_heads}
+    return {axis: (torch.tensor(kept)[:, None] * head_dim + within).flatten() for axis, kept in rows.items()}
+
+
+def cut_neurons(neurons: Indices, intermediate_size: int) -> Cut:
+    """Keep FFN neurons: rows of gate and up (fused or not) and columns of down."""
+    kept = torch.tensor(neurons)
+    return {"intermediate": kept, "gate_up": torch.cat([kept, intermediate_size + kept])}
+
+
+def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Tensor:
+    """The part of a tensor that is left when its axes are cut."""
+    for dimension, axis in enumerate(axes):
+        if axis in cut:
+            tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
+    return tensor
+
+
+def row_slices(rows: int) -> Iterator[slice]:
+    """Slices of the rows of a large matrix, for work that would make fp32 copies of all of it."""
+    return (slice(start, min(start + SLICE_ROWS, rows)) for start in range(0, rows, SLICE_ROWS))
+
+
+def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The change that `rewrite` makes by default."""
+    return tensor
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A checkpoint written anew: `layers` kept, `cut_model` outside them, `cut_layer` in each, then `change` on each.
+
+    Layers are numbered as in the source, and names given to `change` are the source's. `linked` says that files of the
+    source whose tensors stay as they are may be shared with it: it is no one else's.
+    """
+
+    layers: Sequence[int]
+    cut_model: Cut
+    cut_layer: Callable[[int], Cut]
+    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
+    linked: bool = False
+
+    def run(self, source: Checkpoint, target: CheckpointWriter, shape: ModelShape, progress: Progress) -> None:
+        """Read the source tensor by tensor and write the target unit by unit, leaving out units already written."""
+        family = source.family
+        first = {family.embedding: family.embedding}
+        last = {name: name for name in shape.model_tensors() if name != family.embedding}
+        units = [(first, self.cut_model)]
+        for number, layer in enumerate(self.layers):
+            old, new = family.layer_prefix(layer), family.layer_prefix(number)
+            units.append(({old + name: new + name for name in shape.layer_tensors()}, self.cut_layer(layer)))
+        units.append((last, self.cut_model))
+        with progress.task("write", total=len(units), unit="units") as advance:
+            for number, (names, cut) in enumerate(units):
+                if not target.has(number):
+                    found = {new: self._tensor(source, old, cut) for old, new in names.items()}
+                    same = all(unchanged for _, unchanged in found.values()) and all(map(eq, names, found))
+                    tensors = {name: tensor for name, (tensor, _) in found.items()}
+                    target.write(number, tensors, same_as=source if same and self.linked else None)
+                advance(1)
+        config = source.config
+        if getattr(source.model_config, "layer_types", None):
+            config = config | {"layer_types": source.model_config.layer_types}
+        target.finish(resized_config(config, shape, self.layers), like=source)
+
+    def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
+        """A tensor as it is to be written, and whether that is what was read."""
+        before = source.read(name)
+        after = self.change(name, slice_axes(before, source.family.axes_of(name), cut))
+        return after, after is before

@@ -1,0 +1,1 @@
+"""Fitting the weights that are left to what the original computes."""

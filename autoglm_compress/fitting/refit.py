@@ -1,0 +1,394 @@
+"""The paired walk: original and compressed model in lock-step, one layer of each in memory; the latter is refitted.
+
+Within a layer, the linears that share an input are fitted in the order in which they run, on the inputs that the
+compressed model really gives them by then:
+
+- readers of a norm (q, k, v; gate, up) to the original's outputs for the heads and neurons that are left;
+- writers (o, down) to what is missing between the compressed residual stream and the original's, at the same place or,
+  after the last linear of a layer, where the next kept layer begins. So the error of everything before, dropped layers
+  included, is part of the target.
+
+After that a layer may be fitted by gradient as a whole to the same target, the last one before tied embeddings to the
+original's next-token distribution, and so may a head of its own.
+
+Several processes each walk a share of the rows. Sums over tokens are added up, the first fits, and all go on with what
+it found.
+
+In a writer's fit a token counts by 1 / mean square of the original's residual: all that reads the stream is normalised,
+and a few tokens with massive activations would decide the fit otherwise.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.cutting.lineage import Lineage
+from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, row_slices, slice_axes
+from autoglm_compress.errors import UserError
+from autoglm_compress.fitting.descent import (
+    Descent,
+    Run,
+    distil_head,
+    distil_last_layer,
+    distil_layer,
+)
+from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.fitting.ridge import (
+    Examples,
+    Fit,
+    InputExamples,
+    InputMoments,
+    Moments,
+    NotFiniteError,
+    fit,
+    ridge,
+)
+from autoglm_compress.forward.activations import capture_input, copy_input
+from autoglm_compress.forward.hidden_states import HiddenStates
+from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
+from autoglm_compress.processes import ALONE, Processes
+from autoglm_compress.progress import Progress
+
+HEAD_SAMPLE = 4096
+"""Rows of the head that decide how all of it is fitted."""
+
+NEGLIGIBLE_GAIN = 1e-2
+"""Gains of a norm after a writer, relative to its largest, below which a target is not divided by them."""
+
+
+@dataclass(frozen=True)
+class RefitLayer:
+    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and that of them together."""
+
+    weights: dict[str, torch.Tensor]
+    fits: dict[str, Fit]
+    descent: Descent | None
+
+
+class PairedWalk:
+    """Refits a compressed checkpoint, layer by layer, against the original it was cut from.
+
+    Args:
+        original: the checkpoint whose activations are the target.
+        compressed: the checkpoint to refit.
+        lineage: which parts of the original the compressed one has.
+        batches: token ids [batch, length] each, the same in all processes.
+        folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
+        layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
+        logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
+        processes: those that do this together.
+    """
+
+    def __init__(
+        self,
+        original: Checkpoint,
+        compressed: Checkpoint,
+        lineage: Lineage,
+        batches: list[torch.Tensor],
+        *,
+        device: torch.device,
+        progress: Progress,
+        folder: Path,
+        layer_passes: int = 0,
+        logit_passes: int = 0,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.layer_passes, self.logit_passes = layer_passes, logit_passes
+        self.original, self.compressed, self.lineage = original, compressed, lineage
+        self.family = original.family
+        self.device, self.progress, self.processes = device, progress, processes
+        self.rows = FittingRows(batches, processes)
+        dtype = compute_dtype(original, device)
+        self.teacher_model = OneLayerModel(original, device, dtype)
+        self.student_model = OneLayerModel(compressed, device, dtype)
+        self.teacher = HiddenStates(
+            self.rows.batches, original.shape.hidden_size, dtype, folder / "original", processes
+        )
+        self.student = HiddenStates(
+            self.rows.batches, compressed.shape.hidden_size, dtype, folder / "compressed", processes
+        )
+        # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
+        self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
+        self.final_norms = final_norm(compressed, device), final_norm(original, device)
+
+    @torch.no_grad()
+    def run(self) -> Iterator[tuple[int, RefitLayer]]:
+        """Refit layer after layer; a layer counts as done when the next one is asked for."""
+        layers = self.compressed.shape.num_hidden_layers
+        reached = max(0, self.student.done - 1)
+        with self.progress.task("refit", total=layers, unit="layers", reached=reached) as advance:
+            if self.student.done == 0:
+                self._embed()
+            for layer in range(reached, layers):
+                with self._located(f"layer {layer}"):
+                    refitted = self._refit_layer(layer)
+                yield layer, refitted
+                self._commit()
+                advance(1)
+
+    @torch.no_grad()
+    def refit_head(self) -> tuple[torch.Tensor, Fit, Descent | None]:
+        """The head [vocab_size, hidden_size] in its stored dtype, fitted to the original's logits.
+
+        To be called when all layers are done. Of the ridge fit, an even choice of HEAD_SAMPLE rows decides about the
+        strength for all of them, and the fit returned is theirs; then comes the descent, if there is to be one.
+        """
+        self.teacher_model.release()
+        self.student_model.release()
+        target = self.original.head_weight()
+        head, chosen = self._ridge_head(target)
+        if not self.logit_passes:
+            return head, chosen, None
+        fitted = head.to(self.device).float()
+        with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
+            states = [[states for states, _ in stream.pairs()] for stream in (self.student, self.teacher)]
+            batches = self.rows.paired(*states)
+            descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, self.processes, advance)
+        return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
+
+    def _ridge_head(self, target: torch.Tensor) -> tuple[torch.Tensor, Fit]:
+        """The head by ridge towards the original's; a function, since with a large vocabulary much goes with it."""
+        prior = self.compressed.head_weight()
+        sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
+        train, held_out = self._input_moments(self._last_normed())
+        some = target[sample].to(self.device).float()
+        with self._located("head"):
+            [chosen] = self._fit(train.for_targets(some), held_out.for_targets(some), prior[sample].to(some))
+        head = prior if self.processes.is_first else torch.empty_like(prior)
+        if chosen.strength is not None:
+            head = torch.empty_like(prior)
+            for rows in row_slices(len(prior)):
+                moments = train.for_targets(target[rows].to(self.device).float())
+                head[rows] = ridge(moments, prior[rows].to(self.device).float(), chosen.strength).to(head)
+        return self.processes.copy_first(head), chosen
+
+    def _last_normed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each batch the states as the heads get them, ours and the original's."""
+        for (ours, _), (original, _) in zip(self.student.pairs(), self.teacher.pairs(), strict=True):
+            yield self.final_norms[0](ours.to(self.device)), self.final_norms[1](original.to(self.device))
+
+    @contextmanager
+    def _located(self, part: str) -> Iterator[None]:
+        """Say where activations are not finite."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise UserError(f"{self.compressed.folder}: {part}: {error}.") from None
+
+    def _commit(self) -> None:
+        self.student.commit()
+        self.teacher.commit()
+
+    def _embed(self) -> None:
+        for checkpoint, states in ((self.original, self.teacher), (self.compressed, self.student)):
+            states.embed(self.rows.batches, checkpoint)
+        self._skip(range(self.lineage.layers[0]))
+        self._commit()
+
+    def _skip(self, layers: range) -> None:
+        """Send what is to be the original's next states through layers that the compressed model does not have."""
+        for layer in layers:
+            _, run = self.teacher_model.load(layer)
+            for _, after in self.teacher.pairs():
+                after.copy_(run(after))
+
+    def _refit_layer(self, layer: int) -> RefitLayer:
+        origin = self.lineage.layers[layer]
+        following = [*self.lineage.layers, self.original.shape.num_hidden_layers][layer + 1]
+        teacher, run_teacher = self.teacher_model.load(origin)
+        student, run_student = self.student_model.load(layer)
+        (first, first_readers), (second, second_readers) = self.family.norm_readers.items()
+        attention, mlp = self.family.attention_output, self.family.mlp_output
+        cut = self._cut(layer)
+        fits: dict[str, Fit] = {}
+
+        def normed(norm: str, originals: Iterable[torch.Tensor], ours: Iterable[torch.Tensor]) -> Iterator[Any]:
+            for t, s in zip(originals, ours, strict=True):
+                yield student.get_submodule(norm)(s.to(self.device)), teacher.get_submodule(norm)(t.to(self.device))
+
+        inputs = [before for before, _ in self.student.pairs()]
+        originals = [before for before, _ in self.teacher.pairs()]
+        fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
+        for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
+            with copy_input(teacher.get_submodule(second), middle):
+                after.copy_(run_teacher(before))
+
+        written = (capture_input(student.get_submodule(attention), run_student, states) for states in inputs)
+        fits[attention] = self._fit_writer(attention, student, written, self.teacher.middle, inputs)
+        for middle, states in zip(self.student.middle, inputs, strict=True):
+            middle.copy_(capture_input(student.get_submodule(second), run_student, states))
+
+        examples = normed(second, self.teacher.middle, self.student.middle)
+        fits |= self._fit_readers(second_readers, teacher, student, cut, examples)
+        self._skip(range(origin + 1, following))
+        block = student.get_submodule(mlp.rpartition(".")[0])
+        written = (
+            capture_input(student.get_submodule(mlp), block, student.get_submodule(second)(middle.to(self.device)))
+            for middle in self.student.middle
+        )
+        fits[mlp] = self._fit_writer(mlp, student, written, [t for _, t in self.teacher.pairs()], self.student.middle)
+        descent = self._distil(layer, student, run_student)
+        for before, after in self.student.pairs():
+            after.copy_(run_student(before))
+        return RefitLayer(dict(student.named_parameters()), fits, descent)
+
+    def _distil(self, layer: int, student: nn.Module, run: Run) -> Descent | None:
+        """Fit a layer as a whole, if that is asked for, and keep the fit if the held-out rows say so."""
+        last = layer == self.compressed.shape.num_hidden_layers - 1
+        to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
+        if not (to_logits or self.layer_passes):
+            return None
+        batches = self.rows.paired(
+            [ours for ours, _ in self.student.pairs()], [after for _, after in self.teacher.pairs()]
+        )
+        before = {name: weight.clone() for name, weight in student.state_dict().items()}
+        student.float()
+        if to_logits:
+            heads = self.compressed.head_weight().to(self.device).float(), self.original.head_weight()
+            descent = distil_last_layer(
+                student, run, batches, self.final_norms, heads, self.logit_passes, self.processes
+            )
+        else:
+            descent = distil_layer(student, run, batches, self.lineage.project, self.layer_passes, self.processes)
+        if descent.improved:
+            dtype = self.compressed.dtype
+            before = {name: weight.to(dtype).to(before[name].dtype) for name, weight in student.state_dict().items()}
+        student.load_state_dict(before, assign=True)
+        student.requires_grad_(False)
+        return descent
+
+    def _cut(self, layer: int) -> Cut:
+        """Which rows of the original's readers belong to the heads and neurons that a layer still has."""
+        heads = cut_heads(self.lineage.heads[layer], self.lineage.key_value_heads[layer], self.original.shape.head_dim)
+        return heads | cut_neurons(self.lineage.neurons[layer], self.original.shape.intermediate_size)
+
+    def _fit_readers(
+        self,
+        readers: tuple[str, ...],
+        teacher: nn.Module,
+        student: nn.Module,
+        cut: Cut,
+        examples: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    ) -> dict[str, Fit]:
+        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first."""
+        has_bias = student.get_submodule(readers[0]).bias is not None
+        train, held_out = self._input_moments(
+            (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
+        )
+        targets = []
+        for reader in readers:
+            rows = self.family.layer_tensors[f"{reader}.weight"].axes[:1]
+            targets.append(slice_axes(_affine(teacher.get_submodule(reader)), rows, cut))
+        priors = [_affine(student.get_submodule(reader)) for reader in readers]
+        target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
+        found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
+        for reader, one in zip(readers, found, strict=True):
+            self._replace(student.get_submodule(reader), one.weight)
+        return dict(zip(readers, found, strict=True))
+
+    def _input_moments(
+        self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> list[InputMoments | InputExamples]:
+        """What readers are fitted to, and what decides about the fits; examples are inputs of both, ours first."""
+        found: list[InputMoments | InputExamples] = []
+        for (ours, original), decides in zip(examples, self.rows.held_out, strict=True):
+            if not found:
+                sizes = ours.shape[-1], original.shape[-1], ours.device
+                for held_out in (False, True):
+                    few = self.rows.few(sizes[0], held_out)
+                    found.append(InputExamples() if few else InputMoments(*sizes, for_errors=held_out))
+            for moments, rows in zip(found, (~decides, decides), strict=True):
+                moments.add(ours[rows].flatten(0, 1).float(), original[rows].flatten(0, 1).float())
+        for moments in found:
+            moments.add_up(self.processes)
+        return found
+
+    def _fit(
+        self,
+        train: Moments | Examples,
+        held_out: Moments | Examples,
+        prior: torch.Tensor,
+        groups: Sequence[slice] = (slice(None),),
+    ) -> list[Fit]:
+        """What `fit` finds in the first process; the others get its weights, and know nothing of errors."""
+        if self.processes.is_first:
+            found = fit(train, held_out, prior, groups)
+        else:
+            found = [Fit(torch.empty_like(prior[rows]), None, nan, nan) for rows in groups]
+        for one in found:
+            self.processes.copy_first(one.weight)
+        return found
+
+    def _fit_writer(
+        self,
+        writer: str,
+        student: nn.Module,
+        inputs: Iterable[torch.Tensor],
+        originals: Iterable[torch.Tensor],
+        residuals: Iterable[torch.Tensor],
+    ) -> Fit:
+        """Fit a linear to what its inputs should add to our residual stream to make it the original's."""
+        module = student.get_submodule(writer)
+        has_bias, prior = module.bias is not None, _affine(module)
+        norm = self.family.writer_norms.get(writer)
+        gain = student.get_submodule(norm).weight if norm else None
+        sums = [
+            Examples()
+            if self.rows.few(prior.shape[1], kind)
+            else Moments.zeros(prior.shape[1], len(prior), prior.device)
+            for kind in (False, True)
+        ]
+        for x, original, residual, decides in zip(inputs, originals, residuals, self.rows.held_out, strict=True):
+            original = self.lineage.project(original.to(self.device).float())
+            target = original - residual.to(self.device).float()
+            weights = 1 / original.square().mean(-1).clamp_min(1e-12)
+            x = _with_one(x.float(), has_bias)
+            if gain is not None:
+                target = _before_norm(target, gain, x @ prior.T)
+                weights = torch.ones_like(weights)
+            for moments, rows in zip(sums, (~decides, decides), strict=True):
+                moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
+        for moments in sums:
+            moments.add_up(self.processes)
+        [found] = self._fit(*sums, prior)
+        self._replace(module, found.weight)
+        return found
+
+    def _replace(self, linear: nn.Linear, weight: torch.Tensor) -> None:
+        """Give a linear its fitted weight (and bias, the last column) as the checkpoint will hold it."""
+        stored = weight.to(self.compressed.dtype).to(linear.weight.dtype)
+        if linear.bias is not None:
+            linear.bias = nn.Parameter(stored[:, -1].contiguous(), requires_grad=False)
+            stored = stored[:, :-1].contiguous()
+        linear.weight = nn.Parameter(stored, requires_grad=False)
+
+
+def _affine(linear: nn.Linear) -> torch.Tensor:
+    """The weight [out, in] in fp32, with the bias as one more column if there is one."""
+    weight = linear.weight.float()
+    return weight if linear.bias is None else torch.cat([weight, linear.bias.float()[:, None]], dim=1)
+
+
+def _with_one(inputs: torch.Tensor, has_bias: bool) -> torch.Tensor:
+    """Inputs [..., in], with a constant feature for the bias if there is one."""
+    return torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1) if has_bias else inputs
+
+
+def _before_norm(target: torch.Tensor, gain: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """What a writer should give so that the norm after it gives the target: its direction, at the length it has now."""
+    gain = torch.where(gain.abs() < NEGLIGIBLE_GAIN * gain.abs().max(), torch.inf, gain.float())
+    direction = nn.functional.normalize(target / gain, dim=-1)
+    return direction * output.norm(dim=-1, keepdim=True)
+
+
+def _consecutive(lengths: list[int]) -> list[slice]:
+    """Slices of these lengths, one after the other."""
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]

@@ -1,0 +1,175 @@
+"""The layers at both ends of a model, fitted to a matrix that has become embedding and head at once.
+
+Least squares finds the matrix that is nearest to both, and that is near to neither. But what stands between the two can
+stay as it is, if the first layers give the states that they gave before, and the last layers and the matrix turn the
+states before them into the same predictions. So those few layers, the matrix and the final norm are trained for that,
+against the untied checkpoint itself: a small part of what healing all layers costs per token.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.errors import UserError
+from autoglm_compress.fitting.descent import Descent, descend
+from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
+from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
+from autoglm_compress.forward.walk import walk
+from autoglm_compress.processes import ALONE
+from autoglm_compress.progress import Progress
+
+MOST_LAYERS = 2
+"""So many layers at each end are trained, at most half of all."""
+STORED = torch.bfloat16
+
+
+def end_layers(layers: int) -> tuple[range, range]:
+    """The first and the last layers, of so many, that are trained."""
+    number = min(MOST_LAYERS, layers // 2)
+    return range(number), range(layers - number, layers)
+
+
+@dataclass(frozen=True)
+class EndStates:
+    """What a batch is in the untied model; states are [rows, length, hidden_size].
+
+    `tokens` [rows, length], the states after the first layers, before the last ones and after those, and which of the
+    rows are held out.
+    """
+
+    tokens: torch.Tensor
+    after_first: torch.Tensor
+    before_last: torch.Tensor
+    final: torch.Tensor
+    held_out: torch.Tensor
+
+    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Tokens and states of the rows to fit to, or of those that decide, in fp32."""
+        rows = self.held_out if held_out else ~self.held_out
+        states = (part[rows].to(device).float() for part in (self.after_first, self.before_last, self.final))
+        return self.tokens[rows].to(device), *states
+
+
+class _Recorder:
+    """The walk's visitor: keeps the states that leave some layers, in a file for each."""
+
+    def __init__(self, folder: Path, layers: Iterable[int]) -> None:
+        self.folder, self.layers = folder, set(layers)
+
+    def file(self, layer: int) -> Path:
+        return self.folder / f"after-{layer:05d}.safetensors"
+
+    def enter(self, layer: int, module: nn.Module) -> None:
+        self.found: list[torch.Tensor] = []
+        if layer in self.layers:
+            self.hook = module.register_forward_hook(
+                lambda _, inputs, output: self.found.append(output.to("cpu", STORED))
+            )
+
+    def leave(self, layer: int, module: nn.Module) -> None:
+        if layer in self.layers:
+            self.hook.remove()
+            save_atomically(self.file(layer), {str(number): part for number, part in enumerate(self.found)})
+
+
+def record(
+    checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, device: torch.device, progress: Progress
+) -> list[EndStates]:
+    """Send token ids [rows, length] through an untied checkpoint, keeping in `folder` what its ends are fitted to.
+
+    A walk that was killed goes on at the layer it had reached.
+
+    Raises:
+        UserError: the states are not finite.
+    """
+    first, last = end_layers(checkpoint.shape.num_hidden_layers)
+    recorder = _Recorder(folder, (first[-1], last[0] - 1))
+    hidden = walk(
+        checkpoint, batches, recorder, device=device, progress=progress, title="untied model", folder=folder / "walk"
+    )
+    after_first, before_last = (load_file(recorder.file(layer)) for layer in (first[-1], last[0] - 1))
+    held_out = FittingRows(batches, ALONE).held_out
+    found = [
+        EndStates(tokens, after_first[str(number)], before_last[str(number)], final.to("cpu", STORED), decides)
+        for number, (tokens, final, decides) in enumerate(zip(batches, hidden, held_out, strict=True))
+    ]
+    if not all(batch.final.isfinite().all() for batch in found):
+        raise UserError(
+            f"{checkpoint.folder}: activations are NaN or infinite for some calibration tokens: the model overflows in "
+            f"{checkpoint.dtype} or its weights are damaged."
+        )
+    return found
+
+
+class TiedEnds:
+    """What is trained: the shared matrix [vocab_size, hidden_size], the final norm's gain and the layers at the ends.
+
+    All in fp32, beginning with the untied checkpoint's layers.
+    """
+
+    def __init__(self, untied: Checkpoint, matrix: torch.Tensor, gain: torch.Tensor, device: torch.device) -> None:
+        self.untied, self.device = untied, device
+        self.matrix = matrix.to(device, torch.float32, copy=True)
+        self.norm = final_norm(untied, device).float()
+        self.norm.weight.copy_(gain)
+        # A model for each, since one exchanges its layer's weights.
+        self.layers = {
+            layer: OneLayerModel(untied, device, torch.float32).load(layer)
+            for end in end_layers(untied.shape.num_hidden_layers)
+            for layer in end
+        }
+
+    def fit(self, batches: list[EndStates], passes: int, progress: Progress) -> Descent:
+        """Train, going over the batches so many times.
+
+        The loss is the relative squared error of the states after the first layers, and the divergence KL(untied ||
+        tied) in nats of what the last ones predict from the untied model's states before them, each averaged over
+        tokens.
+        """
+        norm, head = final_norm(self.untied, self.device).float(), self.untied.head_weight().to(self.device)
+        first, last = end_layers(self.untied.shape.num_hidden_layers)
+        parameters = [self.matrix, *self.norm.parameters()]
+        parameters += [weight for module, _ in self.layers.values() for weight in module.parameters()]
+
+        def loss(
+            tokens: torch.Tensor,
+            after_first: torch.Tensor,
+            before_last: torch.Tensor,
+            final: torch.Tensor,
+            backward: bool,
+        ) -> float:
+            states = self._through(first, nn.functional.embedding(tokens, self.matrix))
+            size = after_first.square().mean(-1).clamp_min(1e-12)
+            error = ((states - after_first).square().mean(-1) / size).mean()
+            predicted = self.norm(self._through(last, before_last)).flatten(0, 1)
+            with torch.no_grad():
+                expected = FromStates(norm(final).flatten(0, 1), head)
+            unlabelled = torch.full(tokens.shape, UNLABELLED, device=tokens.device).flatten()
+            total = error + differentiable_loss(predicted, self.matrix, expected, unlabelled, 0.0)
+            if backward:
+                total.backward()
+            return total.item()
+
+        with progress.task("fit the tied ends", total=passes, unit="passes") as advance:
+            return descend(parameters, batches, loss, passes, advance=advance)
+
+    def _through(self, layers: range, states: torch.Tensor) -> torch.Tensor:
+        for layer in layers:
+            states = self.layers[layer][1](states)
+        return states
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What was trained, by its names in a checkpoint."""
+        family = self.untied.family
+        yield family.embedding, self.matrix
+        yield family.final_norm, self.norm.weight.detach()
+        for layer, (module, _) in self.layers.items():
+            for name, weight in module.named_parameters():
+                yield family.layer_prefix(layer) + name, weight.detach()

@@ -1,0 +1,1 @@
+"""Hidden states through a model, one decoder layer at a time, and what is measured on the way."""

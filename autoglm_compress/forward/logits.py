@@ -1,0 +1,19 @@
+"""From normalised final states to logits, for heads too large to convert whole."""
+
+import torch
+
+from autoglm_compress.cutting.surgery import row_slices
+
+LOGITS_AT_ONCE = 2**25
+"""Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
+
+
+def logits_of(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Logits [tokens, vocab_size] in the states' dtype, the head converted a slice of rows at a time."""
+    return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)
+
+
+def token_slices(tokens: int, vocab_size: int) -> list[slice]:
+    """Slices of tokens whose logits are LOGITS_AT_ONCE at most, and of one token at least."""
+    chunk = max(1, LOGITS_AT_ONCE // vocab_size)
+    return [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]

@@ -1,0 +1,76 @@
+"""The walk: token batches go through a model one decoder layer at a time, so one layer is all that is in memory."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.hidden_states import HiddenStates
+from autoglm_compress.forward.one_layer_model import Fork, OneLayerModel, compute_dtype
+from autoglm_compress.processes import ALONE, Processes
+from autoglm_compress.progress import Progress
+
+
+class LayerVisitor(Protocol):
+    """What a walk does at each layer besides running it."""
+
+    def enter(self, layer: int, module: nn.Module) -> None:
+        """Called with the layer's weights in place and before any tokens; the place to register hooks."""
+
+    def leave(self, layer: int, module: nn.Module) -> None:
+        """Called when all tokens went through the layer and before their outputs count as done.
+
+        What is to outlast a kill must be on disk when this returns.
+        """
+
+
+@torch.no_grad()
+def walk(
+    checkpoint: Checkpoint,
+    batches: list[torch.Tensor],
+    visitor: LayerVisitor | None,
+    *,
+    device: torch.device,
+    progress: Progress,
+    title: str,
+    folder: Path | None = None,
+    forks: Sequence[Fork | None] | None = None,
+    dtype: torch.dtype | None = None,
+    processes: Processes = ALONE,
+) -> Iterator[torch.Tensor]:
+    """Send token batches [batch, length] through all layers of a checkpoint.
+
+    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
+    killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
+    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
+    what it computes in, `compute_dtype` if not given. Where several `processes` walk, the batches are each one's share;
+    no layer begins before all are done with the one before it.
+
+    Returns:
+        An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
+    """
+    dtype = dtype or compute_dtype(checkpoint, device)
+    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder, processes)
+    forks = forks or [None] * len(batches)
+    layers = checkpoint.shape.num_hidden_layers
+    tokens = sum(batch.numel() for batch in batches)
+    model = OneLayerModel(checkpoint, device, dtype)
+    reached = max(states.done - 1, 0) * tokens
+    with progress.task(title, total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
+        if states.done == 0:
+            states.embed(batches, checkpoint)
+            states.commit()
+        for layer in range(states.done - 1, layers):
+            module, run = model.load(layer)
+            if visitor is not None:
+                visitor.enter(layer, module)
+            for (before, after), fork in zip(states.pairs(), forks, strict=True):
+                after.copy_(run(before, fork))
+                advance(before.shape[0] * before.shape[1])
+            if visitor is not None:
+                visitor.leave(layer, module)
+            states.commit()
+    return (before for before, _ in states.pairs())

@@ -1,0 +1,33 @@
+"""Whole models of `transformers` from checkpoints, for what does not go layer by layer."""
+
+import torch
+from torch import nn
+
+from autoglm_compress.architecture.quantization import HEAD
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.scaled_linear import ScaledLinear
+
+
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False
+) -> nn.Module:
+    """A causal language model with all of a checkpoint's weights.
+
+    Quantized linears are dequantized, or those of the layers become `ScaledLinear`s.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = checkpoint.unquantized_config()
+    config.attention_dropout = 0.0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    quantization = checkpoint.shape.quantization
+    kept = {name for name in quantization.schemes if name != HEAD} if quantization and keep_integers else set()
+    for module in kept:
+        model.set_submodule(module, ScaledLinear.of(checkpoint, module, device, dtype))
+    names = (name for name, _ in checkpoint.shape.tensors() if name.removesuffix(".weight") not in kept)
+    weights = {name: checkpoint.read(name).to(device, dtype) for name in names}
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    return model.eval()

@@ -1,0 +1,141 @@
+"""A decoder layer of `transformers` that tokens go through up to the inputs of one linear, then of the next.
+
+So a linear can be changed before what comes after it is computed, and no linear needs to run twice: what those that
+write to the residual stream read is kept, and in a later part their outputs stand in for all that led to them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoglm_compress.architecture import Family
+from autoglm_compress.forward.hidden_states import HiddenStates
+
+
+class _Reached(Exception):  # noqa: N818
+    """The inputs of the linear that a part ends at were reached; nothing after it is computed."""
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        self.inputs = inputs
+
+
+class KeptActivations:
+    """Activations of batches, in a file for each, for as long as a layer is worked on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._like: dict[Path, tuple[torch.Size, torch.dtype]] = {}
+
+    def _file(self, name: str, number: int) -> Path:
+        return self._folder / f"{name}-{number:05d}.bin"
+
+    def put(self, name: str, number: int, activations: torch.Tensor) -> None:
+        """Keep a batch's activations, in the place of any under the name.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        file, activations = self._file(name, number), activations.contiguous()
+        with file.open("r+b" if file.exists() else "wb") as stream:  # what is overwritten needs no new memory
+            stream.write(activations.flatten().view(torch.uint8).numpy().data)
+        self._like[file] = activations.shape, activations.dtype
+
+    def has(self, name: str, number: int) -> bool:
+        """Whether a batch's activations are kept under a name."""
+        return self._file(name, number) in self._like
+
+    def get(self, name: str, number: int) -> torch.Tensor:
+        """A batch's activations, read as they are used."""
+        file = self._file(name, number)
+        shape, dtype = self._like[file]
+        return torch.from_file(str(file), size=shape.numel(), dtype=dtype).view(shape)
+
+
+class LayerInParts:
+    """The parts of one layer, for all batches; to be used in the order in which the layer runs.
+
+    Args:
+        module: the layer.
+        run: sends hidden states [batch, length, hidden_size] through it.
+        states: the batches' hidden states before the layer, and the place for those after it.
+        family: names the linears that write to the residual stream.
+        kept: where what they read is kept, on a CPU. If None, all that leads to a part is computed again: on a GPU that
+            takes less time than to keep it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        states: HiddenStates,
+        family: Family,
+        kept: KeptActivations | None,
+    ) -> None:
+        self._module = module
+        self._run = run
+        self._states = states
+        self._writers = (family.attention_output, family.mlp_output)
+        self._kept = kept
+        self._settled: list[str] = []
+
+    def inputs_of(self, linear: str) -> Iterator[torch.Tensor]:
+        """The inputs [batch, length, in] of a linear, batch by batch."""
+        for number, (before, _) in enumerate(self._states.pairs()):
+            with self._standing_in(number), self._ending_at(linear):
+                try:
+                    self._run(before)
+                except _Reached as reached:
+                    inputs = reached.inputs
+            if self._kept and linear in self._writers:
+                self._kept.put(linear, number, inputs)
+            yield inputs
+
+    def settle(self, linear: str) -> None:
+        """A linear has its last weights; if it writes to the residual stream, it runs for the last time."""
+        if self._kept and linear in self._writers:
+            self._settled.append(linear)
+
+    def compute_outputs(self) -> None:
+        """Compute the hidden states after the layer."""
+        for number, (before, after) in enumerate(self._states.pairs()):
+            with self._standing_in(number):
+                after.copy_(self._run(before))
+
+    @contextmanager
+    def _ending_at(self, linear: str) -> Iterator[None]:
+        def reached(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        hook = self._module.get_submodule(linear).register_forward_pre_hook(reached)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _standing_in(self, number: int) -> Iterator[None]:
+        """Let a batch's known outputs stand in for the attention or the MLP that they are those of."""
+        with ExitStack() as stack:
+            for linear in self._settled:
+                output = self._output(linear, number)
+                block = self._module.get_submodule(linear.rpartition(".")[0])
+                # Attention gives its weights as well, of which a layer makes no use.
+                block.forward = _giving((output, None) if linear == Family.attention_output else output)
+                stack.callback(delattr, block, "forward")
+            yield
+
+    def _output(self, linear: str, number: int) -> torch.Tensor:
+        """What a settled linear makes of a batch; computed the first time."""
+        kept, output = self._kept, f"{linear}-output"
+        if not kept.has(output, number):
+            kept.put(output, number, self._module.get_submodule(linear)(kept.get(linear, number)))
+        return kept.get(output, number)
+
+
+def _giving(result: Any) -> Callable[..., Any]:
+    """A function of anything that gives always the same."""
+    return lambda *_, **__: result

@@ -1,0 +1,1 @@
+"""What tests share: models, runs, and how to read what comes out."""

@@ -1,0 +1,10 @@
+"""Where the repository keeps what tests read."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+ROOT = TESTS.parent
+RECIPES = ROOT / "recipes"
+DATA = TESTS / "data"
+QWEN = TESTS / "configs" / "qwen3-8b"
+GLM = TESTS / "configs" / "glm-4-9b-0414"

@@ -25,6 +25,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 from autoglm_compress.evaluation.mmlu import chosen_questions, mmlu_group
 from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 FEWSHOT = 5
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-evaluation"))
     arguments = parser.parse_args()
     device = torch.device("cpu")
-    ours = LayerwiseLM(Checkpoint(arguments.model), device=device, progress=Progress(Console()), title="evaluate")
+    ours = LayerwiseLM(Checkpoint(arguments.model), runtime=Runtime(device, Progress(Console())), title="evaluate")
     found = {"ours": measure(ours, arguments.mmlu, arguments.limit)}
     stock = HFLM(str(arguments.model), device="cpu", dtype="float32", batch_size=arguments.batch_size)
     found["lm-eval"] = measure(stock, arguments.mmlu, arguments.limit)

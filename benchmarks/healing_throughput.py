@@ -32,8 +32,8 @@ from autoglm_compress.healing.model import Student
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import ResidentTeacher
 from autoglm_compress.healing.trainer import Check, Trainer
-from autoglm_compress.processes import Processes
 from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 ROWS, LENGTH = 8, 256
 WARM_UP = 2
@@ -99,7 +99,7 @@ def run_ours(checkpoint: Checkpoint, steps: int, work: Path) -> Clock:
     data = TrainingRows(rows_for(checkpoint, steps), torch.arange(ROWS * steps), torch.arange(1))
     options = HealingOptions(tokens=ROWS * LENGTH * steps, batch_size=ROWS, checks=1)
     teacher = ResidentTeacher(checkpoint, CPU, None)
-    trainer = TimedTrainer(student, student, teacher, data, options, work, Progress(Console(quiet=True)), Processes())
+    trainer = TimedTrainer(student, student, teacher, data, options, work, Runtime(CPU, Progress(Console(quiet=True))))
     trainer.clock = Clock()
     trainer.run()
     return trainer.clock

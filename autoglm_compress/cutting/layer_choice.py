@@ -15,7 +15,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.forward.divergence import VOCABULARY_SLICE, Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 TOKEN_SLICE = 64
 """Tokens whose states at all boundaries are compared at once: 78 MB in fp64 for 37 boundaries, 4,096 wide."""
@@ -101,7 +101,7 @@ def greedy_memory(shape: ModelShape) -> int:
 
 @torch.no_grad()
 def remove_greedily(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, device: torch.device, progress: Progress, file: Path
+    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path
 ) -> list[dict[str, float]]:
     """Remove, one after the other, the layer without which the predictions stay closest to the whole checkpoint's.
 
@@ -130,12 +130,13 @@ def remove_greedily(
     kept = [layer for layer in range(checkpoint.shape.num_hidden_layers) if layer not in {r["layer"] for r in removed}]
     if len(kept) == keep:
         return removed
-    [reference] = walk(checkpoint, [rows], None, device=device, progress=progress, title="reference")
+    [reference] = walk(checkpoint, [rows], None, runtime=runtime.alone(), title="reference")
+    device = runtime.device
     divergence = Divergence(checkpoint, reference, device)
     model = OneLayerModel(checkpoint, device, compute_dtype(checkpoint, device))
     embedded = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
     passes = sum(left * (left + 1) // 2 for left in range(keep + 1, len(kept) + 1))
-    with progress.task("remove layers", total=passes * rows.numel(), unit="layer-tokens") as advance:
+    with runtime.progress.task("remove layers", total=passes * rows.numel(), unit="layer-tokens") as advance:
         while len(kept) > keep:
             streams = _skip_each(model, kept, embedded, advance)
             changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)

@@ -10,7 +10,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.logits import logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 SLICES = 4
 """How much finer than elsewhere tokens are sliced: more tensors of logits are in memory at a time here."""
@@ -39,8 +39,7 @@ def agreement(
     original: Checkpoint,
     other: Checkpoint,
     batches: list[torch.Tensor],
-    device: torch.device,
-    progress: Progress,
+    runtime: Runtime,
     work: Path | None = None,
 ) -> Agreement:
     """Compare the next-token distributions of two checkpoints of one vocabulary.
@@ -49,19 +48,16 @@ def agreement(
         original: the checkpoint that is right.
         other: the checkpoint in question.
         batches: token ids [rows, length], of one length.
-        device: where to compute.
-        progress: shows the two walks.
+        runtime: where to compute.
         work: a folder for these checkpoints and batches alone, in which walks that were killed go on; None for none.
     """
     checkpoints, titles = (original, other), ("reference for the check", "check")
     folders = (None, None) if work is None else (work / "original", work / "other")
     states = [
-        [
-            last.clone()
-            for last in walk(checkpoint, batches, None, device=device, progress=progress, title=title, folder=folder)
-        ]
+        [last.clone() for last in walk(checkpoint, batches, None, runtime=runtime.alone(), title=title, folder=folder)]
         for checkpoint, title, folder in zip(checkpoints, titles, folders, strict=True)
     ]
+    device = runtime.device
     norms = [final_norm(checkpoint, device) for checkpoint in checkpoints]
     heads = [checkpoint.head_weight().to(device) for checkpoint in checkpoints]
     if torch.equal(*heads):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -104,8 +104,7 @@ def evaluate(
     *,
     perplexity_rows: Callable[[], torch.Tensor],
     mmlu_folder: Path | None,
-    device: torch.device,
-    progress: Progress,
+    runtime: Runtime,
     work: Path | None = None,
 ) -> dict[str, Any]:
     """Run evaluation tasks on a checkpoint, one decoder layer in memory at a time.
@@ -116,7 +115,7 @@ def evaluate(
         options: how; `options.mmlu.data` is not looked at, `mmlu_folder` is where it leads.
         perplexity_rows: gives the token ids [samples, sequence_length] for perplexity.
         mmlu_folder: the MMLU questions as CSV files, or None for those of the hub.
-        device: where layers run.
+        runtime: where layers run.
         progress: shows the walks.
         work: a folder of this checkpoint, device and versions alone, in which an evaluation that was killed goes on
             where it was; the caller deletes it when the results are safe. None for memory only.
@@ -133,7 +132,7 @@ def evaluate(
     from autoglm_compress.evaluation.perplexity import perplexity
 
     check_tasks(tasks)
-    lm = LayerwiseLM(checkpoint, device=device, progress=progress, title="evaluate", work=work)
+    lm = LayerwiseLM(checkpoint, runtime=runtime, title="evaluate", work=work)
     # What is wrong with the data of a task is said before another is measured.
     questions = _load_questions(tasks, options.mmlu, mmlu_folder) if set(tasks) - {"perplexity"} else None
     rows = perplexity_rows() if "perplexity" in tasks else None

@@ -18,7 +18,7 @@ from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 TOKEN_BUDGET = 1_024
 """Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
@@ -47,7 +47,7 @@ class LayerwiseLM(TemplateLM):
 
     Args:
         checkpoint: the model; quantized weights are dequantized once per walk.
-        device: where layers run.
+        runtime: where layers run.
         progress: shows the walks.
         title: what the walks are called in the progress display.
         token_budget: the most tokens in a batch, padding included (a longer row is a batch of its own).
@@ -62,8 +62,7 @@ class LayerwiseLM(TemplateLM):
         self,
         checkpoint: Checkpoint,
         *,
-        device: torch.device,
-        progress: Progress,
+        runtime: Runtime,
         title: str,
         token_budget: int = TOKEN_BUDGET,
         work: Path | None = None,
@@ -71,8 +70,8 @@ class LayerwiseLM(TemplateLM):
         super().__init__()
         self.checkpoint = checkpoint
         self.tokenizer = _load_tokenizer(checkpoint)
-        self._device = device
-        self._progress = progress
+        self._runtime = runtime.alone()
+        self._device = runtime.device
         self._title = title
         self._token_budget = token_budget
         self._work = work
@@ -215,8 +214,7 @@ class LayerwiseLM(TemplateLM):
             self.checkpoint,
             [batch.tokens for batch in batches],
             None,
-            device=self._device,
-            progress=self._progress,
+            runtime=self._runtime,
             title=title,
             folder=folder,
             forks=[batch.fork for batch in batches],

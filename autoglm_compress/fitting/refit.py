@@ -51,10 +51,9 @@ from autoglm_compress.fitting.ridge import (
     ridge,
 )
 from autoglm_compress.forward.activations import capture_input, copy_input
-from autoglm_compress.forward.hidden_states import HiddenStates
+from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
-from autoglm_compress.processes import ALONE, Processes
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 HEAD_SAMPLE = 4096
 """Rows of the head that decide how all of it is fitted."""
@@ -83,7 +82,6 @@ class PairedWalk:
         folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
         layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
         logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
-        processes: those that do this together.
     """
 
     def __init__(
@@ -93,44 +91,39 @@ class PairedWalk:
         lineage: Lineage,
         batches: list[torch.Tensor],
         *,
-        device: torch.device,
-        progress: Progress,
+        runtime: Runtime,
         folder: Path,
         layer_passes: int = 0,
         logit_passes: int = 0,
-        processes: Processes = ALONE,
     ) -> None:
         self.layer_passes, self.logit_passes = layer_passes, logit_passes
         self.original, self.compressed, self.lineage = original, compressed, lineage
         self.family = original.family
-        self.device, self.progress, self.processes = device, progress, processes
-        self.rows = FittingRows(batches, processes)
-        dtype = compute_dtype(original, device)
-        self.teacher_model = OneLayerModel(original, device, dtype)
-        self.student_model = OneLayerModel(compressed, device, dtype)
+        self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
+        self.rows = FittingRows(batches, runtime.processes)
+        dtype = compute_dtype(original, runtime.device)
+        self.teacher_model = OneLayerModel(original, runtime.device, dtype)
+        self.student_model = OneLayerModel(compressed, runtime.device, dtype)
         self.teacher = HiddenStates(
-            self.rows.batches, original.shape.hidden_size, dtype, folder / "original", processes
+            self.rows.batches, original.shape.hidden_size, dtype, folder / "original", runtime.processes
         )
         self.student = HiddenStates(
-            self.rows.batches, compressed.shape.hidden_size, dtype, folder / "compressed", processes
+            self.rows.batches, compressed.shape.hidden_size, dtype, folder / "compressed", runtime.processes
         )
         # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
         self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
-        self.final_norms = final_norm(compressed, device), final_norm(original, device)
+        self.final_norms = final_norm(compressed, runtime.device), final_norm(original, runtime.device)
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, RefitLayer]]:
         """Refit layer after layer; a layer counts as done when the next one is asked for."""
         layers = self.compressed.shape.num_hidden_layers
-        reached = max(0, self.student.done - 1)
+        streams, reached = (self.student, self.teacher), self.student.layers_done
         with self.progress.task("refit", total=layers, unit="layers", reached=reached) as advance:
-            if self.student.done == 0:
-                self._embed()
-            for layer in range(reached, layers):
+            for layer in remaining_layers(streams, layers, self._embed):
                 with self._located(f"layer {layer}"):
                     refitted = self._refit_layer(layer)
                 yield layer, refitted
-                self._commit()
                 advance(1)
 
     @torch.no_grad()
@@ -182,15 +175,10 @@ class PairedWalk:
         except NotFiniteError as error:
             raise UserError(f"{self.compressed.folder}: {part}: {error}.") from None
 
-    def _commit(self) -> None:
-        self.student.commit()
-        self.teacher.commit()
-
     def _embed(self) -> None:
         for checkpoint, states in ((self.original, self.teacher), (self.compressed, self.student)):
             states.embed(self.rows.batches, checkpoint)
         self._skip(range(self.lineage.layers[0]))
-        self._commit()
 
     def _skip(self, layers: range) -> None:
         """Send what is to be the original's next states through layers that the compressed model does not have."""

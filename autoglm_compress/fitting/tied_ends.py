@@ -24,6 +24,7 @@ from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.processes import ALONE
 from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 MOST_LAYERS = 2
 """So many layers at each end are trained, at most half of all."""
@@ -79,9 +80,7 @@ class _Recorder:
             save_atomically(self.file(layer), {str(number): part for number, part in enumerate(self.found)})
 
 
-def record(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, device: torch.device, progress: Progress
-) -> list[EndStates]:
+def record(checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, runtime: Runtime) -> list[EndStates]:
     """Send token ids [rows, length] through an untied checkpoint, keeping in `folder` what its ends are fitted to.
 
     A walk that was killed goes on at the layer it had reached.
@@ -91,9 +90,7 @@ def record(
     """
     first, last = end_layers(checkpoint.shape.num_hidden_layers)
     recorder = _Recorder(folder, (first[-1], last[0] - 1))
-    hidden = walk(
-        checkpoint, batches, recorder, device=device, progress=progress, title="untied model", folder=folder / "walk"
-    )
+    hidden = walk(checkpoint, batches, recorder, runtime=runtime.alone(), title="untied model", folder=folder / "walk")
     after_first, before_last = (load_file(recorder.file(layer)) for layer in (first[-1], last[0] - 1))
     held_out = FittingRows(batches, ALONE).held_out
     found = [

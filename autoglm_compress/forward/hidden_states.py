@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -86,6 +86,11 @@ class HiddenStates:
             self._write_progress()
             self._processes.least(self.done)
 
+    @property
+    def layers_done(self) -> int:
+        """How many layers all batches went through."""
+        return max(self.done - 1, 0)
+
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch its states after the last step and the place for those after the next."""
         before, after = self._buffers[self.done % 2], self._buffers[(self.done + 1) % 2]
@@ -114,6 +119,26 @@ class HiddenStates:
         self.done += 1
         self._write_progress()
         self._processes.least(self.done)
+
+
+def remaining_layers(streams: Sequence[HiddenStates], layers: int, embed: Callable[[], None]) -> Iterator[int]:
+    """The layers of a model that streams of states, which go in step, have still to go through.
+
+    A layer counts as done when the next one is asked for: what is to outlast a kill must be on disk by then.
+
+    Args:
+        streams: the states of one model or of several.
+        layers: how many layers the (first) model has.
+        embed: gives all streams their first states; called if no walk before this one has done so.
+    """
+    if streams[0].done == 0:
+        embed()
+        for stream in streams:
+            stream.commit()
+    for layer in range(streams[0].layers_done, layers):
+        yield layer
+        for stream in streams:
+            stream.commit()
 
 
 def _reserve(path: Path, size: int) -> None:

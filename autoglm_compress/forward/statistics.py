@@ -31,8 +31,8 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import remove_half_written, save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.processes import ALONE, Processes
-from autoglm_compress.progress import Progress
+from autoglm_compress.processes import Processes
+from autoglm_compress.runtime import Runtime
 
 REVISION = 3
 """Raised when the same walk would measure something else."""
@@ -75,16 +75,14 @@ def measure(
     checkpoint: Checkpoint,
     batches: list[torch.Tensor],
     folder: Path,
-    device: torch.device,
-    progress: Progress,
-    processes: Processes = ALONE,
+    runtime: Runtime,
 ) -> Statistics:
     """Walk token batches [batch, length] through a checkpoint and write its statistics into a folder.
 
     A folder that is complete is used as it is; one whose walk was killed is gone on with. Of several processes all give
     the same batches; each walks its share of the rows, and the first writes what all of them measured.
     """
-    work = folder / "walk"
+    work, processes = folder / "walk", runtime.processes
     if processes.is_first:
         remove_half_written(folder)
     if not processes.tell((folder / "final.safetensors").exists()):
@@ -94,16 +92,14 @@ def measure(
             checkpoint,
             processes.share(batches),
             visitor,
-            device=device,
-            progress=progress,
             title="measure",
             folder=work,
-            processes=processes,
+            runtime=runtime,
         )
         moments = _Moments(with_gram=True)
         boundary = []
         for states, chosen in zip(hidden, sample, strict=True):
-            moments.add(states.to(device), checkpoint.model_config.rms_norm_eps)
+            moments.add(states.to(runtime.device), checkpoint.model_config.rms_norm_eps)
             boundary.append(_at(states, chosen))
         moments.add_up(processes)
         final = {"residual_gram": moments.mean_gram(), "boundary": processes.put_together(torch.cat(boundary))}

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.forward.hidden_states import HiddenStates
+from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import Fork, OneLayerModel, compute_dtype
-from autoglm_compress.processes import ALONE, Processes
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 
 class LayerVisitor(Protocol):
@@ -33,37 +32,32 @@ def walk(
     batches: list[torch.Tensor],
     visitor: LayerVisitor | None,
     *,
-    device: torch.device,
-    progress: Progress,
+    runtime: Runtime,
     title: str,
     folder: Path | None = None,
     forks: Sequence[Fork | None] | None = None,
     dtype: torch.dtype | None = None,
-    processes: Processes = ALONE,
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
     Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
     killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
     `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
-    what it computes in, `compute_dtype` if not given. Where several `processes` walk, the batches are each one's share;
+    what it computes in, `compute_dtype` if not given. Where several processes walk, the batches are each one's share;
     no layer begins before all are done with the one before it.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
     """
-    dtype = dtype or compute_dtype(checkpoint, device)
-    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder, processes)
+    dtype = dtype or compute_dtype(checkpoint, runtime.device)
+    states = HiddenStates(batches, checkpoint.shape.hidden_size, dtype, folder, runtime.processes)
     forks = forks or [None] * len(batches)
     layers = checkpoint.shape.num_hidden_layers
     tokens = sum(batch.numel() for batch in batches)
-    model = OneLayerModel(checkpoint, device, dtype)
-    reached = max(states.done - 1, 0) * tokens
-    with progress.task(title, total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
-        if states.done == 0:
-            states.embed(batches, checkpoint)
-            states.commit()
-        for layer in range(states.done - 1, layers):
+    model = OneLayerModel(checkpoint, runtime.device, dtype)
+    total, reached = layers * tokens, states.layers_done * tokens
+    with runtime.progress.task(title, total=total, unit="layer-tokens", reached=reached) as advance:
+        for layer in remaining_layers([states], layers, lambda: states.embed(batches, checkpoint)):
             module, run = model.load(layer)
             if visitor is not None:
                 visitor.enter(layer, module)
@@ -72,5 +66,4 @@ def walk(
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None:
                 visitor.leave(layer, module)
-            states.commit()
     return (before for before, _ in states.pairs())

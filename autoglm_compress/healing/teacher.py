@@ -16,7 +16,7 @@ from autoglm_compress.forward.logits import logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import fast_dtype, final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.forward.whole_model import load_model
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 TOKENS_AT_ONCE = 2**18
 """Tokens that one reading of the teacher's weights serves; their hidden states are on disk meanwhile."""
@@ -66,8 +66,7 @@ class CachedTeacher:
         rows: torch.Tensor,
         top_k: int,
         folder: Path,
-        device: torch.device,
-        progress: Progress,
+        runtime: Runtime,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         parts = rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1]))
@@ -75,9 +74,9 @@ class CachedTeacher:
         for number, (part, file) in enumerate(zip(parts, files, strict=True), 1):
             if not file.exists():
                 title = f"teacher, part {number} of {len(parts)}"
-                save_atomically(file, _likeliest(checkpoint, part, top_k, folder / "states", device, progress, title))
+                save_atomically(file, _likeliest(checkpoint, part, top_k, folder / "states", runtime, title))
         self._files, self._rows_in_file = files, len(parts[0])
-        self._device = device
+        self._device = runtime.device
 
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
         """Look it up, on disk: all of it may be more than fits into memory."""
@@ -98,15 +97,13 @@ def _likeliest(
     rows: torch.Tensor,
     top_k: int,
     folder: Path,
-    device: torch.device,
-    progress: Progress,
+    runtime: Runtime,
     title: str,
 ) -> dict[str, torch.Tensor]:
     """The `top_k` likeliest tokens after each token of rows, and their log-probabilities, [rows, length, top_k]."""
+    device = runtime.device
     dtype = fast_dtype(checkpoint, device)
-    last = walk(
-        checkpoint, batched(rows), None, device=device, progress=progress, title=title, folder=folder, dtype=dtype
-    )
+    last = walk(checkpoint, batched(rows), None, runtime=runtime.alone(), title=title, folder=folder, dtype=dtype)
     norm, head = final_norm(checkpoint, device), checkpoint.head_weight().to(device)
     tokens, scores = [], []
     for hidden in last:

@@ -20,8 +20,7 @@ from autoglm_compress.healing.optimizer import learning_rate, make_optimizers
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import Teacher
 from autoglm_compress.healing.training_state import load_state, save_state
-from autoglm_compress.processes import Processes
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 GRADIENT_NORM = 1.0
 SAVE_SECONDS = 600.0
@@ -62,13 +61,12 @@ class Trainer:
         data: TrainingRows,
         options: HealingOptions,
         folder: Path,
-        progress: Progress,
-        processes: Processes,
+        runtime: Runtime,
     ) -> None:
         self.wrapped, self.teacher, self.data, self.options = wrapped, teacher, data, options
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress = folder, runtime.progress
         folder.mkdir(parents=True, exist_ok=True)
-        self.processes = processes
+        self.processes = runtime.processes
         self.parameters = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
         self.optimizers = make_optimizers(self.parameters, options)
         self.device = self.parameters[0][1].device

@@ -25,6 +25,7 @@ from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 SEED = 0
 """Decides which rows of text, as the default of a recipe does."""
@@ -57,6 +58,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
     text = locate(options.perplexity.source or PYTHON_DOCS, [Path.cwd()], "--text")
     questions = _questions(options.mmlu.data)
     device = choose_device(request.device)
+    runtime = Runtime(device, progress)
     checkpoint = Checkpoint(request.checkpoint)
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
@@ -75,13 +77,12 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
             options,
             perplexity_rows=text_rows,
             mmlu_folder=questions,
-            device=device,
-            progress=progress,
+            runtime=runtime,
             work=work,
         )
         del results["versions"]  # they are among those of all packages
         if original is not None:
-            found = agreement(original, checkpoint, batched(text_rows()), device, progress, work / "agreement")
+            found = agreement(original, checkpoint, batched(text_rows()), runtime, work / "agreement")
             results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}
     settings = {"mmlu": options.mmlu.model_dump(mode="json"), "perplexity": text_settings}

@@ -22,8 +22,8 @@ from autoglm_compress.pipeline.keys import key_of, text_key
 from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
 from autoglm_compress.pipeline.versions import package_versions
-from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.runtime import Runtime
 from autoglm_compress.stages.evaluate import Evaluate
 
 
@@ -74,12 +74,12 @@ def evaluation_work(folder: Path, evaluated: Any) -> Path:
 class Evaluations:
     """Evaluates checkpoints with a recipe's settings and remembers the results under `evaluations/`."""
 
-    def __init__(self, recipe: Recipe, data: EvaluationData, folder: RunFolder, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, data: EvaluationData, folder: RunFolder, runtime: Runtime) -> None:
         self.recipe = recipe
         self.data = data
         self.folder = folder.path / "evaluations"
         self._work = folder.work
-        self.device = device
+        self.runtime = runtime
         self._settings = self._task_settings()
 
     def _task_settings(self) -> dict[str, Any]:
@@ -115,15 +115,15 @@ class Evaluations:
         return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
     def measure(
-        self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str], progress: Progress
+        self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str]
     ) -> dict[str, Any]:
         """The results of a checkpoint by task, as `known` gives them; only what is not known is measured."""
         known = self._kept(name, key)
         missing = [task for task in tasks if task not in known]
         if missing:
-            progress.note(f"{name}: evaluating {', '.join(missing)}")
+            self.runtime.progress.note(f"{name}: evaluating {', '.join(missing)}")
             checkpoint = open_checkpoint()
-            work = evaluation_work(self._work, [key, str(self.device)])
+            work = evaluation_work(self._work, [key, str(self.runtime.device)])
             with Resources() as resources:
                 measured = evaluate(
                     checkpoint,
@@ -131,8 +131,7 @@ class Evaluations:
                     self.recipe.evaluation,
                     perplexity_rows=lambda: self._rows(checkpoint),
                     mmlu_folder=self.data.questions,
-                    device=self.device,
-                    progress=progress,
+                    runtime=self.runtime,
                     work=work,
                 )
             versions = measured.pop("versions")

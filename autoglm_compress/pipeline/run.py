@@ -37,6 +37,7 @@ from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.runtime import Runtime
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
 
@@ -85,6 +86,7 @@ class _Run:
         self.progress = progress
         self.device = device
         self.processes = processes
+        self.runtime = Runtime(device, progress, processes)
         self.chosen = self._range()
         self.folder = RunFolder(options.output, recipe.name)
         self.calibration_files = calibration_files(recipe)
@@ -93,7 +95,7 @@ class _Run:
         self.source.require_tokenizer()
         self.records: list[dict[str, Any]] = []
         self.others: dict[str, dict[str, Any]] = {}
-        self.evaluations = Evaluations(recipe, find_data(recipe), self.folder, self.device)
+        self.evaluations = Evaluations(recipe, find_data(recipe), self.folder, self.runtime)
 
     def _range(self) -> range:
         labels = self.recipe.labels()
@@ -226,7 +228,7 @@ class _Run:
     def _evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
         """Results of a stage's checkpoint, or of the source, by task."""
         name, key, folder = self._checkpoint_of(number)
-        return self.evaluations.measure(name, key, lambda: Checkpoint(folder), tasks, self.progress)
+        return self.evaluations.measure(name, key, lambda: Checkpoint(folder), tasks)
 
     def _open(self, name: str, option: str) -> Checkpoint:
         """A checkpoint that an option of a stage names."""
@@ -327,11 +329,9 @@ class _Run:
                 self.recipe.calibration, self.calibration_files, self.source, tokens, sequence_length
             ),
             open_checkpoint=self._open,
-            device=self.device,
+            runtime=self.runtime,
             seed=self.recipe.seed,
-            progress=self.progress,
             work=work,
-            processes=self.processes,
         )
 
     @cached_property
@@ -352,7 +352,7 @@ class _Run:
     def _measure(self, name: str) -> Statistics:
         folder = self.folder.work / name
         folder.mkdir(parents=True, exist_ok=True)
-        return measure(self.source, self.calibration_batches, folder, self.device, self.progress, self.processes)
+        return measure(self.source, self.calibration_batches, folder, self.runtime)
 
     def _write_manifest(self) -> None:
         stages = []

@@ -15,14 +15,14 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
-from autoglm_compress.forward.hidden_states import HiddenStates
+from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
-from autoglm_compress.processes import Processes
-from autoglm_compress.progress import Advance, Progress
+from autoglm_compress.progress import Advance
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer, QuantizedLayer
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
 from autoglm_compress.quantization.stepwise_layer import KeptActivations, LayerInParts
+from autoglm_compress.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class QuantizingWalk:
         writer: of the layers.
         batches: this process's token ids [batch, length].
         error_feedback: whether what rounding a feature does is made up for by those after it.
-        device: where layers run.
-        processes: that walk.
+        runtime: where layers run, and which processes walk.
     """
 
     def __init__(
@@ -86,36 +85,30 @@ class QuantizingWalk:
         batches: list[torch.Tensor],
         *,
         error_feedback: bool,
-        device: torch.device,
-        processes: Processes,
+        runtime: Runtime,
     ) -> None:
         self.writer = writer
         self.source = writer.source
         self.batches = batches
         self.error_feedback = error_feedback
-        self.device = device
-        self.processes = processes
+        self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
         self.pairs = smoothing_pairs(self.source.shape)
-        dtype = fast_dtype(self.source, device)
-        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, processes)
-        self.model = OneLayerModel(self.source, device, dtype)
+        dtype = fast_dtype(self.source, runtime.device)
+        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, runtime.processes)
+        self.model = OneLayerModel(self.source, runtime.device, dtype)
 
     @torch.no_grad()
-    def run(self, progress: Progress) -> None:
+    def run(self) -> None:
         """Walk, from the layer that a run since killed had reached.
 
         Raises:
             UserError: there were NaN or infinite inputs.
         """
         layers, tokens = self.source.shape.num_hidden_layers, sum(batch.numel() for batch in self.batches)
-        reached = max(self.states.done - 1, 0) * tokens
-        with progress.task("quantize", total=layers * tokens, unit="layer-tokens", reached=reached) as advance:
-            if self.states.done == 0:
-                self.states.embed(self.batches, self.source)
-                self.states.commit()
-            for layer in range(self.states.done - 1, layers):
+        total, reached = layers * tokens, self.states.layers_done * tokens
+        with self.progress.task("quantize", total=total, unit="layer-tokens", reached=reached) as advance:
+            for layer in remaining_layers([self.states], layers, lambda: self.states.embed(self.batches, self.source)):
                 self._pass_layer(layer, advance)
-                self.states.commit()
 
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)

@@ -22,9 +22,9 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.forward.divergence import Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.bit_allocation import Group
 from autoglm_compress.quantization.grid import clipped_grid
+from autoglm_compress.runtime import Runtime
 
 SAMPLE_TOKENS = 512
 STREAMS = "streams.safetensors"
@@ -41,8 +41,7 @@ def divergences(
     quantization: Quantization,
     groups: Sequence[Group],
     batches: list[torch.Tensor],
-    device: torch.device,
-    progress: Progress,
+    runtime: Runtime,
     file: Path,
 ) -> list[float]:
     """Mean KL(whole || one group rounded) of next-token distributions over SAMPLE_TOKENS tokens, in nats, per group.
@@ -52,8 +51,7 @@ def divergences(
         quantization: how the groups are rounded.
         groups: in the order in which the model runs.
         batches: token ids [batch, length]; the first rows are used.
-        device: where to compute.
-        progress: shows how far it is.
+        runtime: where to compute.
         file: where the result is kept, so that a run that was killed later does not need to measure again. One that is
             killed here goes on at the layer it had reached, from what is kept beside it.
 
@@ -66,10 +64,8 @@ def divergences(
     rows = rows[: max(1, SAMPLE_TOKENS // rows.shape[1])]
     # In fp32 also on a GPU: the noise of 16 bits is as large as what rounding most of the groups does.
     dtype = torch.float32
-    folder = file.with_suffix("")
-    [reference] = walk(
-        checkpoint, [rows], None, device=device, progress=progress, title="reference", dtype=dtype, folder=folder
-    )
+    folder, device = file.with_suffix(""), runtime.device
+    [reference] = walk(checkpoint, [rows], None, runtime=runtime.alone(), title="reference", dtype=dtype, folder=folder)
     divergence = Divergence(checkpoint, reference, device)
     model = OneLayerModel(checkpoint, device, dtype)
     layers, reached, kept = checkpoint.shape.num_hidden_layers, 0, folder / STREAMS
@@ -79,7 +75,7 @@ def divergences(
     else:
         stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
         perturbed = []
-    with progress.task("measure what 4 bits cost", total=layers, unit="layers", reached=reached) as advance:
+    with runtime.progress.task("measure what 4 bits cost", total=layers, unit="layers", reached=reached) as advance:
         for layer in range(reached, layers):
             module, run = model.load(layer)
             perturbed = [run(other) for other in perturbed]

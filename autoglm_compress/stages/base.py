@@ -16,7 +16,7 @@ from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.healing.data import TextPart
 from autoglm_compress.processes import Processes
-from autoglm_compress.progress import Progress
+from autoglm_compress.runtime import Runtime
 
 RATIO = re.compile(r"(0?\.\d+|1(\.0+)?)x")
 
@@ -71,11 +71,9 @@ class StageContext:
     evaluate: Callable[[Sequence[str]], dict[str, Any]]
     training_text: Callable[[int, int | None], list[TextPart]]
     open_checkpoint: Callable[[str, str], Checkpoint]
-    device: torch.device
+    runtime: Runtime
     seed: int
-    progress: Progress
     work: Path
-    processes: Processes = field(default_factory=Processes)
     decisions: dict[str, Any] = field(default_factory=dict)
 
     @property

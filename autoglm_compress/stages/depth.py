@@ -79,7 +79,7 @@ class Depth(Stage):
     def run(self, context: StageContext) -> None:
         """Choose the layers and write a checkpoint without the others."""
         kept, scores = self._choose(context)
-        Rewrite(kept, {}, lambda _: {}).run(context.source, context.target, context.shape, context.progress)
+        Rewrite(kept, {}, lambda _: {}).run(context.source, context.target, context.shape, context.runtime.progress)
         context.lineage = context.lineage.keep_layers(kept)
         method = "listed" if self.layers else self.method
         context.decisions = {"method": method, "kept_layers": list(kept), "scores": scores}
@@ -109,8 +109,7 @@ class Depth(Stage):
             context.source,
             context.calibration_batches(),
             keep,
-            device=context.device,
-            progress=context.progress,
+            runtime=context.runtime,
             file=context.work / "removed.json",
         )
         gone = {step["layer"] for step in removed}

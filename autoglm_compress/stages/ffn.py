@@ -42,7 +42,7 @@ class Ffn(Stage):
         kept = tuple(top(score, context.shape.intermediate_size) for score in scores)
         Rewrite(
             range(before.num_hidden_layers), {}, lambda layer: cut_neurons(kept[layer], before.intermediate_size)
-        ).run(context.source, context.target, context.shape, context.progress)
+        ).run(context.source, context.target, context.shape, context.runtime.progress)
         context.lineage = context.lineage.keep_neurons(kept)
         context.decisions = {
             "layers": [

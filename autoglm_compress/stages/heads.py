@@ -64,7 +64,7 @@ class Heads(Stage):
                 )
             )
         Rewrite(range(before.num_hidden_layers), {}, lambda layer: cut_heads(*kept[layer], before.head_dim)).run(
-            context.source, context.target, context.shape, context.progress
+            context.source, context.target, context.shape, context.runtime.progress
         )
         context.lineage = context.lineage.keep_heads(tuple(h for h, _ in kept), tuple(g for _, g in kept))
         context.decisions = {

@@ -178,14 +178,15 @@ class Heal(Stage, HealingOptions):
         }
 
     def _trainer(self, context: StageContext) -> Trainer:
-        source, device = context.source, context.device
+        source, runtime = context.source, context.runtime
+        device = runtime.device
         original = self._teacher_checkpoint(context)
         lineage = context.lineage if self.residual else None
         resident = None if self.teacher_top_k else ResidentTeacher(original, device, lineage)
-        with context.processes.first_goes_first():
+        with runtime.processes.first_goes_first():
             data = training_rows(self._rows(context, original, resident), context.seed)
             teacher: Teacher = resident or CachedTeacher(
-                original, data.rows.long(), self.teacher_top_k, context.work / "teacher", device, context.progress
+                original, data.rows.long(), self.teacher_top_k, context.work / "teacher", runtime
             )
         if len(data.order) < self.batch_size:
             raise UserError(
@@ -201,9 +202,9 @@ class Heal(Stage, HealingOptions):
             model.train()
             model.gradient_checkpointing_enable({"use_reentrant": False})
         student = Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
-        wrapped = shard(student, device.type, context.processes)
+        wrapped = shard(student, device.type, runtime.processes)
         work = context.work / "training"
-        return Trainer(student, wrapped, teacher, data, self, work, context.progress, context.processes)
+        return Trainer(student, wrapped, teacher, data, self, work, runtime)
 
     def _teacher_checkpoint(self, context: StageContext) -> Checkpoint:
         return context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
@@ -232,6 +233,6 @@ class Heal(Stage, HealingOptions):
         parts = context.training_text(tokens, self.sequence_length)
         if self.data == "calibration":
             return parts
-        teacher = resident or ResidentTeacher(original, context.device, None)
+        teacher = resident or ResidentTeacher(original, context.runtime.device, None)
         folder = context.work / "written"
-        return continued(teacher.model, original.shape, parts, context.seed, folder, context.progress)
+        return continued(teacher.model, original.shape, parts, context.seed, folder, context.runtime.progress)

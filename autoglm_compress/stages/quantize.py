@@ -257,8 +257,7 @@ class Quantize(Stage):
             quantization,
             groups,
             context.calibration_batches(),
-            context.device,
-            context.progress,
+            context.runtime,
             context.work / "sensitivity.json",
         )
         sizes, left = self._budget_left(source.shape, quantization, groups)
@@ -317,23 +316,22 @@ class Quantize(Stage):
 
     def _walk(self, context: StageContext, writer: LayerWriter) -> None:
         """Quantize layer after layer, each process with its rows, unless the first finds that all are written."""
-        source, target, processes = context.source, writer.target, context.processes
+        source, target, processes = context.source, writer.target, context.runtime.processes
         written = target is not None and all(target.has(1 + layer) for layer in range(source.shape.num_hidden_layers))
         if not processes.tell(written):
             QuantizingWalk(
                 writer,
                 processes.share(context.calibration_batches()),
                 error_feedback=self.error_feedback,
-                device=context.device,
-                processes=processes,
-            ).run(context.progress)
+                runtime=context.runtime,
+            ).run()
 
     def _round_layers(self, context: StageContext, writer: LayerWriter) -> None:
         source, layers = context.source, context.source.shape.num_hidden_layers
-        with context.progress.task("quantize", total=layers, unit="layers") as advance:
+        with context.runtime.progress.task("quantize", total=layers, unit="layers") as advance:
             for layer in range(layers):
                 if not context.target.has(1 + layer):
-                    weights = {k: w.to(context.device).float() for k, w in source.read_layer(layer).items()}
+                    weights = {k: w.to(context.runtime.device).float() for k, w in source.read_layer(layer).items()}
                     schemes = writer.quantization.in_layer(source.family.layer_prefix(layer))
                     writer.write(layer, round_layer(weights, schemes, writer.scale_dtype))
                 advance(1)
@@ -342,7 +340,7 @@ class Quantize(Stage):
         """Fail if the written checkpoint does not predict what the one before it does."""
         rows = context.held_out_batches()
         quantized = Checkpoint(context.target.folder)
-        found = agreement(context.source, quantized, rows, context.device, context.progress)
+        found = agreement(context.source, quantized, rows, context.runtime)
         context.decisions["agreement"] = {
             "kl_divergence": float(f"{found.divergence:.4g}"),
             "logit_error": float(f"{found.logit_error:.4g}"),

@@ -83,12 +83,10 @@ class Refit(Stage):
             source,
             context.lineage,
             context.calibration_batches(),
-            device=context.device,
-            progress=context.progress,
+            runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,
             logit_passes=self.logit_passes,
-            processes=context.processes,
         )
         if target is None:
             self._take_part(walk)

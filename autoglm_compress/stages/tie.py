@@ -93,7 +93,7 @@ class Tie(Stage):
 
         layers = range(context.source.shape.num_hidden_layers)
         rewrite = Rewrite(layers, {}, lambda _: {}, change, linked=context.made_by_the_run)
-        rewrite.run(context.source, context.target, context.shape, context.progress)
+        rewrite.run(context.source, context.target, context.shape, context.runtime.progress)
 
     def _changed(self, context: StageContext) -> dict[str, torch.Tensor]:
         """The tensors that tying changes, by name."""
@@ -112,12 +112,10 @@ class Tie(Stage):
         source, family = context.source, context.source.family
 
         def fitted() -> dict[str, torch.Tensor]:
-            batches = record(
-                source, context.calibration_batches(), context.work / "states", context.device, context.progress
-            )
+            batches = record(source, context.calibration_batches(), context.work / "states", context.runtime)
             gain = changed.get(family.final_norm, source.read(family.final_norm))
-            ends = TiedEnds(source, changed[family.embedding], gain, context.device)
-            descent = ends.fit(batches, self.passes, context.progress)
+            ends = TiedEnds(source, changed[family.embedding], gain, context.runtime.device)
+            descent = ends.fit(batches, self.passes, context.runtime.progress)
             losses = {name: torch.tensor(getattr(descent, name), dtype=torch.float64) for name in ("before", "after")}
             return losses | {name: tensor.to("cpu", source.infos[name].dtype) for name, tensor in ends.tensors()}
 

@@ -77,7 +77,7 @@ class Width(Stage):
     def _write(self, context: StageContext, cut: Cut, **change: Any) -> None:
         layers = range(context.source.shape.num_hidden_layers)
         rewrite = Rewrite(layers, cut, lambda _: cut, **change)
-        rewrite.run(context.source, context.target, context.shape, context.progress)
+        rewrite.run(context.source, context.target, context.shape, context.runtime.progress)
 
     def _turn(self, context: StageContext, method: str) -> None:
         source, keep = context.source, context.shape.hidden_size

@@ -7,14 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.batches import Batch, in_batches
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
 from support.models import FAMILIES
+from support.quiet import quiet
 from support.running import load, logits
 
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1, max_size=12, unique=True)
@@ -42,8 +41,7 @@ def test_a_row_that_forks_gives_what_each_of_its_branches_gives_alone(
     shared = (5, 9, 2, 7)  # with the longest rest, as long as the sliding windows of the families that have one
     batch = Batch((shared, (*shared, 1, 3, 8), (*shared, 1, 4), (*shared, 6, 6, 6, 6)), len(shared))
     checkpoint, device = Checkpoint(folder), torch.device("cpu")
-    quiet = Progress(Console(quiet=True))
-    [states] = walk(checkpoint, [batch.tokens], None, device=device, progress=quiet, title="", forks=[batch.fork])
+    [states] = walk(checkpoint, [batch.tokens], None, runtime=quiet(), title="", forks=[batch.fork])
     found = final_norm(checkpoint, device)(states) @ checkpoint.head_weight().float().T
     model = load(folder)
     for line, row in enumerate(batch.rows):

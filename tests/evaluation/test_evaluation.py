@@ -17,7 +17,8 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, output_head
 from autoglm_compress.evaluation.perplexity import perplexity
 from autoglm_compress.evaluation.records import without_records
-from support.evaluating import CPU, WORDS, hugging_face, layerwise, quiet
+from support.evaluating import WORDS, hugging_face, layerwise
+from support.quiet import quiet
 
 
 def instances(kind: str, *arguments: tuple[str, ...]) -> list[Instance]:
@@ -148,8 +149,7 @@ def test_evaluate(glm: Path, quiz: Path) -> None:
         options,
         perplexity_rows=lambda: rows,
         mmlu_folder=quiz,
-        device=CPU,
-        progress=quiet(),
+        runtime=quiet(),
     )
     assert json.loads(json.dumps(result)) == result
     assert result["perplexity"]["tokens"] == 45
@@ -181,7 +181,7 @@ def test_other_tasks_of_lm_eval(glm: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         importlib.import_module("autoglm_compress.evaluation.evaluate"), "_task_manager", lambda: manager
     )
-    settings = {"perplexity_rows": None, "mmlu_folder": None, "device": CPU, "progress": quiet()}
+    settings = {"perplexity_rows": None, "mmlu_folder": None, "runtime": quiet()}
     result = evaluate(Checkpoint(glm), ["choosing", "reading"], EvaluationOptions(), **settings)
     assert result["choosing"]["acc"] == 0.5
     assert result["choosing"]["acc_stderr"] > 0

@@ -18,8 +18,10 @@ from autoglm_compress.evaluation import EvaluationOptions, evaluate, mmlu
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 from autoglm_compress.evaluation.mmlu_result import category_of_subject
 from autoglm_compress.progress import Progress
-from support.evaluating import CPU, hugging_face, quiet
+from autoglm_compress.runtime import Runtime
+from support.evaluating import hugging_face
 from support.questions import QUESTIONS, write, write_quiz
+from support.quiet import CPU, quiet
 
 
 def stock_requests(subject: str, num_fewshot: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
@@ -109,7 +111,7 @@ def test_missing_files(quiz: Path) -> None:
 def mmlu_of(folder: Path, quiz: Path, **options: Any) -> dict[str, Any]:
     """The result of MMLU with two examples."""
     chosen = EvaluationOptions.model_validate({"mmlu": {"num_fewshot": 2, **options}})
-    settings = {"perplexity_rows": None, "mmlu_folder": quiz, "device": CPU, "progress": quiet()}
+    settings = {"perplexity_rows": None, "mmlu_folder": quiz, "runtime": quiet()}
     return evaluate(Checkpoint(folder), ["mmlu"], chosen, **settings)["mmlu"]
 
 
@@ -222,7 +224,6 @@ def test_questions_are_looked_at_before_anything_is_measured(glm: Path, quiz: Pa
             EvaluationOptions(),
             perplexity_rows=lambda: torch.zeros(1, 4, dtype=torch.long),
             mmlu_folder=quiz,
-            device=CPU,
-            progress=Progress(Console(file=told)),
+            runtime=Runtime(CPU, Progress(Console(file=told))),
         )
     assert told.getvalue() == ""

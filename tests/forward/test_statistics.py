@@ -1,6 +1,5 @@
 """The walk against whole models in transformers, its measurements against obvious ones, and the arithmetic of cuts."""
 
-import io
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 
 from autoglm_compress.architecture.family import Family
@@ -19,17 +17,12 @@ from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.cutting.surgery import cut_heads, cut_neurons, slice_axes
 from autoglm_compress.forward.statistics import measure
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.progress import Progress
 from support.models import FAMILIES
+from support.quiet import quiet
 from support.running import load
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
-CPU = torch.device("cpu")
 EPS = 1e-5
-
-
-def quiet() -> Progress:
-    return Progress(Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +39,7 @@ def folder(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path])
 
 def run_walk(checkpoint: Path, batches: list[torch.Tensor], **options: object) -> list[torch.Tensor]:
     """The last hidden states, copied out of the walk's buffers."""
-    options = {"visitor": None, "device": CPU, "progress": quiet(), "title": "walk"} | options
+    options = {"visitor": None, "runtime": quiet(), "title": "walk"} | options
     return [states.clone() for states in walk(Checkpoint(checkpoint), batches, **options)]
 
 
@@ -132,7 +125,7 @@ def mean_outer(rows: torch.Tensor) -> torch.Tensor:
 
 def test_what_is_measured_is_what_the_whole_model_shows(folder: Path, batches: list[torch.Tensor], tmp_path: Path):
     checkpoint = Checkpoint(folder)
-    statistics = measure(checkpoint, batches, tmp_path, CPU, quiet())
+    statistics = measure(checkpoint, batches, tmp_path, quiet())
     assert not (tmp_path / "walk").exists()
     family = checkpoint.family
     layers = [f"model.layers.{layer}" for layer in range(4)]
@@ -186,9 +179,9 @@ def test_the_states_of_a_sample_are_spread_over_all_tokens(
     make_checkpoint: Callable[..., Path], batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     checkpoint = Checkpoint(make_checkpoint("glm"))
-    every = measure(checkpoint, batches, tmp_path / "every", CPU, quiet())
+    every = measure(checkpoint, batches, tmp_path / "every", quiet())
     monkeypatch.setattr("autoglm_compress.forward.statistics.SAMPLE_TOKENS", 10)
-    some = measure(checkpoint, batches, tmp_path / "some", CPU, quiet())
+    some = measure(checkpoint, batches, tmp_path / "some", quiet())
     positions = [4, 14, 24, 33, 43, 52, 62, 72, 81, 91]  # of 96, the last 24 of which are in the second batch
     assert torch.equal(some.layer(2)["boundary"], every.layer(2)["boundary"][positions])
     assert torch.equal(some.final()["boundary"], every.final()["boundary"][positions])
@@ -198,9 +191,9 @@ def test_complete_statistics_are_not_measured_again(
     make_checkpoint: Callable[..., Path], batches: list[torch.Tensor], tmp_path: Path
 ):
     checkpoint = Checkpoint(make_checkpoint("glm"))
-    measure(checkpoint, batches, tmp_path, CPU, quiet())
+    measure(checkpoint, batches, tmp_path, quiet())
     before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    measure(checkpoint, [], tmp_path, CPU, quiet())
+    measure(checkpoint, [], tmp_path, quiet())
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
 
 

@@ -97,7 +97,7 @@ def test_measuring_goes_on_at_the_layer_it_had_reached(source: Path, tmp_path: P
     context = context_for(auto(budget={"average_bits": 6}), source, tmp_path)
     shape = context.source.shape
     quantization = auto(budget={"average_bits": 6})._quantization(shape)
-    arguments = (context.source, quantization, groups_of(shape), batches(), context.device, context.progress)
+    arguments = (context.source, quantization, groups_of(shape), batches(), context.runtime)
     whole = divergences(*arguments, tmp_path / "whole/found.json")
     load, loaded, stop_at = OneLayerModel.load, [], 2 * LAYERS
 
@@ -121,7 +121,7 @@ def test_what_4_bits_cost_is_measured_one_group_at_a_time(source: Path, tmp_path
     context = context_for(stage, source, tmp_path)
     checkpoint = context.source
     quantization, groups = stage._quantization(checkpoint.shape), groups_of(checkpoint.shape)
-    arguments = (checkpoint, quantization, groups, batches(), context.device, context.progress)
+    arguments = (checkpoint, quantization, groups, batches(), context.runtime)
     found = divergences(*arguments, tmp_path / "found.json")
     assert len(found) == GROUPS
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -149,7 +149,7 @@ def test_the_disk_that_measuring_takes_is_planned(source: Path, tmp_path: Path):
     context = context_for(stage, source, tmp_path)
     shape = context.source.shape
     rows = [torch.zeros(1, SAMPLE_TOKENS, dtype=torch.long)]
-    arguments = (context.source, stage._quantization(shape), groups_of(shape), rows, context.device, context.progress)
+    arguments = (context.source, stage._quantization(shape), groups_of(shape), rows, context.runtime)
     divergences(*arguments, tmp_path / "found.json")
     kept = (tmp_path / "found" / STREAMS).stat().st_size
     assert kept == pytest.approx(stream_bytes(shape, GROUPS), rel=0.01)

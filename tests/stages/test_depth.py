@@ -1,6 +1,5 @@
 """The choice of layers: each method against every possible choice, or against whole models with layers skipped."""
 
-import io
 import json
 from collections.abc import Callable
 from itertools import combinations
@@ -12,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -23,9 +21,9 @@ from autoglm_compress.cutting import layer_choice
 from autoglm_compress.cutting.layer_choice import gaps, keep_chain, keep_without_block, remove_greedily, state_distances
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.divergence import Divergence
-from autoglm_compress.progress import Progress
 from support.command_line import assert_says, plan, refusal
 from support.places import QWEN
+from support.quiet import CPU, quiet
 from support.running import (
     Kill,
     compress,
@@ -40,7 +38,6 @@ from support.running import (
 )
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
-CPU = torch.device("cpu")
 METHODS = ["block_influence", "angular", "chain", "greedy_loss", "random"]
 MakeCheckpoint = Callable[..., Path]
 
@@ -221,8 +218,7 @@ def test_greedy_loss_removes_what_changes_predictions_least(
 
 
 def greedy(checkpoint: Path, rows: torch.Tensor, file: Path) -> list[dict[str, float]]:
-    progress = Progress(Console(file=io.StringIO()))
-    return remove_greedily(Checkpoint(checkpoint), list(rows.split(3)), 2, CPU, progress, file)
+    return remove_greedily(Checkpoint(checkpoint), list(rows.split(3)), 2, quiet(), file)
 
 
 def test_greedy_loss_looks_at_few_tokens(

@@ -1,6 +1,5 @@
 """The check of a quantized checkpoint: what it measures, and a stage that fails where predictions are lost."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from autoglm_compress.calibration.text import documents
 from autoglm_compress.calibration.tokens import CalibrationOptions
@@ -16,20 +14,16 @@ from autoglm_compress.checkpoint import Checkpoint, awq_format, compressed_tenso
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
 from autoglm_compress.pipeline.calibration import HELD_OUT_ROWS, HELD_OUT_TOKENS, held_out_batches
-from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.grid import Grid
 from support.command_line import assert_says, refusal
 from support.quantizing import batches, make_model, plain_model, run_stage
+from support.quiet import quiet
 from support.running import run, stage_folders, write_recipe
 
 torch.set_num_threads(1)
 MakeCheckpoint = Callable[..., Path]
 QUANTIZE = {"stage": "quantize", "bits": 8, "group_size": 32, "max_divergence": 0.1}
 TEXT = "\n\n".join(f"{'Some words stand here. ' * 100}Paragraph {number}." for number in range(60))
-
-
-def quiet() -> Progress:
-    return Progress(Console(file=io.StringIO(), width=1000))
 
 
 # What is measured
@@ -42,7 +36,7 @@ def test_agreement_is_that_of_the_predictions(tmp_path: Path, tied: bool):
     run_stage(folders[0], tmp_path, bits=4, group_size=32)
     tokens = torch.cat(batches())
     for other in (folders[0], folders[1], tmp_path / "target"):
-        found = agreement(Checkpoint(folders[0]), Checkpoint(other), batches(), torch.device("cpu"), quiet())
+        found = agreement(Checkpoint(folders[0]), Checkpoint(other), batches(), quiet())
         expected, changed = (
             plain_model(Checkpoint(folder)).float()(tokens).logits.log_softmax(-1) for folder in (folders[0], other)
         )
@@ -50,14 +44,14 @@ def test_agreement_is_that_of_the_predictions(tmp_path: Path, tied: bool):
         assert found.tokens == tokens.numel()
         assert found.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
         assert found.top1 == pytest.approx(float((expected.argmax(-1) == changed.argmax(-1)).float().mean()), abs=0.01)
-    same = agreement(Checkpoint(folders[0]), Checkpoint(folders[0]), batches(), torch.device("cpu"), quiet())
+    same = agreement(Checkpoint(folders[0]), Checkpoint(folders[0]), batches(), quiet())
     assert (same.divergence, same.top1) == (0, 1)
 
 
 def test_what_was_measured_is_in_the_decisions(tmp_path: Path):
     source = make_model(tmp_path / "source", "glm")
     context = run_stage(source, tmp_path, bits=8, group_size=32)
-    found = agreement(Checkpoint(source), Checkpoint(tmp_path / "target"), batches(seed=2), context.device, quiet())
+    found = agreement(Checkpoint(source), Checkpoint(tmp_path / "target"), batches(seed=2), quiet())
     measured = context.decisions["agreement"]
     assert measured["kl_divergence"] == pytest.approx(found.divergence, rel=1e-3)
     assert measured["same_next_token"] == pytest.approx(found.top1, rel=1e-3)
@@ -180,7 +174,7 @@ def test_the_grid_is_what_the_check_is_about(tmp_path: Path, monkeypatch: pytest
 
 
 def held_out(text: Path, model: Path, rows: int = 4, length: int = 32, **others: Path) -> tuple[torch.Tensor, str]:
-    progress = quiet()
+    progress = quiet().progress
     files = {"text": text} | others
     source = "text" if not others else dict.fromkeys(files, 1)
     options = CalibrationOptions(source=source, samples=rows, sequence_length=length)

@@ -1,12 +1,10 @@
 """Tiny models in fp32 for evaluation, and lm-eval's own model to hold ours against."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -18,9 +16,8 @@ from transformers import (
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
-from autoglm_compress.progress import Progress
+from support.quiet import quiet
 
-CPU = torch.device("cpu")
 WORDS = "the answer of a question is one letter and every model reads many words of text about numbers trees rivers"
 SIZES = {
     "vocab_size": 320,
@@ -65,11 +62,7 @@ def make_model(folder: Path, name: str, seed: int = 0) -> Path:
 
 
 def layerwise(folder: Path, **options: int) -> LayerwiseLM:
-    return LayerwiseLM(Checkpoint(folder), device=CPU, progress=quiet(), title="evaluate", **options)
-
-
-def quiet() -> Progress:
-    return Progress(Console(file=io.StringIO()))
+    return LayerwiseLM(Checkpoint(folder), runtime=quiet(), title="evaluate", **options)
 
 
 def hugging_face(folder: Path) -> Any:

@@ -1,19 +1,17 @@
 """The quantize stage on tiny models, without the run around it."""
 
-import io
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from autoglm_compress.architecture import ModelShape, family_of
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
-from autoglm_compress.progress import Progress
 from autoglm_compress.stages.base import StageContext
 from autoglm_compress.stages.quantize import Quantize
+from support.quiet import quiet
 
 LAYERS = 3
 SIZES = {
@@ -77,9 +75,8 @@ def context_for(stage: Quantize, source: Path, folder: Path) -> StageContext:
         statistics=lambda: pytest.fail("quantize needs no statistics"),
         calibration_batches=batches,
         held_out_batches=lambda: batches(seed=2),
-        device=torch.device("cpu"),
+        runtime=quiet(),
         seed=0,
-        progress=Progress(Console(file=io.StringIO())),
         work=folder / "work",
         evaluate=lambda *_: pytest.fail("quantize evaluates nothing"),
         training_text=lambda *_: pytest.fail("quantize trains nothing"),

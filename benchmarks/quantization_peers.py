@@ -33,10 +33,10 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from autoglm_compress.calibration.run_text import CalibrationText, find_sources
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.one_layer_model import fast_dtype
-from autoglm_compress.pipeline.calibration import calibration_batches, calibration_files
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import load_recipe
 
@@ -138,8 +138,8 @@ def write_recipe(path: Path, model: Path, samples: int, length: int, stage: dict
 def rows_of(recipe: Path, model: Path) -> torch.Tensor:
     """The rows of tokens [samples, length] that our stage calibrates on."""
     loaded = load_recipe(recipe)
-    files = calibration_files(loaded)
-    return torch.cat(calibration_batches(loaded.calibration, files, Checkpoint(model), Progress(Console())))
+    files = find_sources(loaded.calibration, loaded.bases)
+    return torch.cat(CalibrationText(loaded.calibration, files, Checkpoint(model), Progress(Console())).batches)
 
 
 def environment(folder: Path, peer: str) -> Path:

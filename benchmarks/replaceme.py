@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.text import PYTHON_DOCS
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.pipeline.calibration import calibration_batches
 from autoglm_compress.progress import Progress
 
 
@@ -33,7 +33,7 @@ def replace_block(model: Path, target: Path, layers: int, calibration: dict[str,
     angles = torch.zeros(layers, dtype=torch.float64)
     size = source.config.hidden_size
     grams, crosses = torch.zeros(2, layers, size, size, dtype=torch.float64)
-    for batch in calibration_batches(options, files, Checkpoint(model), Progress(Console(quiet=True))):
+    for batch in CalibrationText(options, files, Checkpoint(model), Progress(Console(quiet=True))).batches:
         states = source.model(batch, output_hidden_states=True, use_cache=False).hidden_states[:-1]
         for first in range(1, layers):
             before, after = states[first].flatten(0, 1), states[first + gone].flatten(0, 1)

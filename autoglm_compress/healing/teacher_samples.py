@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.training_rows import TextPart, rows_to_fetch
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.healing.data import TextPart, rows_to_fetch
 from autoglm_compress.progress import Progress
 
 CACHE_BYTES, MOST_ROWS = 2**31, 512

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
 
+from autoglm_compress.calibration.training_rows import TrainingRows
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
-from autoglm_compress.healing.data import TrainingRows
 from autoglm_compress.healing.model import Student, full, sharded_like
 from autoglm_compress.healing.optimizer import learning_rate, make_optimizers
 from autoglm_compress.healing.options import HealingOptions

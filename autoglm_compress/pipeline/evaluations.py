@@ -24,7 +24,6 @@ from autoglm_compress.pipeline.run_folder import RunFolder, read_json
 from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.runtime import Runtime
-from autoglm_compress.stages.evaluate import Evaluate
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,6 @@ def find_data(recipe: Recipe) -> EvaluationData:
         looked = " or in ".join(str(base) for base in recipe.bases)
         raise UserError(f"evaluation.mmlu.data: no folder {options.mmlu.data!r} in {looked}.")
     return EvaluationData(text, questions)
-
-
-def tasks_of(recipe: Recipe, last: int) -> tuple[str, ...]:
-    """Every task that the recipe asks for up to its stage number `last`; the source is evaluated on all of them."""
-    asked = list(recipe.evaluation.every_stage)
-    for stage in recipe.stages[: last + 1]:
-        asked += stage.tasks if isinstance(stage, Evaluate) else ()
-    return tuple(dict.fromkeys(asked))
 
 
 def evaluation_work(folder: Path, evaluated: Any) -> Path:
@@ -108,10 +99,11 @@ class Evaluations:
         return {
             task: entry["result"]
             for task, entry in record["tasks"].items()
-            if entry["settings"] == self._settings_key(task)
+            if entry["settings"] == self.settings_key(task)
         }
 
-    def _settings_key(self, task: str) -> str:
+    def settings_key(self, task: str) -> str:
+        """What the result of a task depends on beside the checkpoint, as a hash."""
         return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
     def measure(
@@ -142,7 +134,7 @@ class Evaluations:
                 "versions": versions,
                 "resources": resources.as_data(),
                 "tasks": {
-                    task: {"settings": self._settings_key(task), "result": result} for task, result in known.items()
+                    task: {"settings": self.settings_key(task), "result": result} for task, result in known.items()
                 },
             }
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,30 @@ from autoglm_compress.recipe import Recipe
 
 REVISION = 1
 """Raised when results change for a reason that no stage's own revision covers."""
+
+
+@dataclass(frozen=True)
+class KnownCheckpoint:
+    """A checkpoint of a run: the name and the key that it is known by, and its folder."""
+
+    name: str
+    key: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of the source and of every stage, and the files that they were made from.
+
+    `source_files` and the `files` of `others` (checkpoints that stages name, each with its `folder`) have sizes and
+    hashes; `calibration` is the key of the calibration text.
+    """
+
+    source: str
+    stages: tuple[str, ...]
+    calibration: str
+    source_files: dict[str, dict[str, Any]]
+    others: dict[str, dict[str, Any]]
 
 
 def key_of(data: Any) -> str:
@@ -53,11 +78,15 @@ def key_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def stage_keys(
-    recipe: Recipe, source_files: dict[str, dict[str, Any]], calibration: str, others: Mapping[str, str]
+    recipe: Recipe,
+    source_files: dict[str, dict[str, Any]],
+    calibration: str,
+    others: Mapping[str, str],
+    settings_key: Callable[[str], str],
 ) -> tuple[str, list[str]]:
     """The key of the source, and that of every stage: its options and all that its result depends on.
 
-    `others` are the keys of the checkpoints that stages name.
+    `others` are the keys of the checkpoints that stages name, and `settings_key` gives that of a task's settings.
     """
     source_key = key_of_files(source_files)
     keys: list[str] = []
@@ -69,5 +98,6 @@ def stage_keys(
         if stage.trains_on_calibration:
             depends.append(recipe.calibration.source)  # of more rows than calibration has, shares give others
         depends += [others.get(name) for name in stage.other_checkpoints.values()]
+        depends += [settings_key(task) for task in stage.evaluates]
         keys.append(key_of(depends))
     return source_key, keys

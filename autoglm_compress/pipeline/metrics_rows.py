@@ -1,67 +1,51 @@
 """The rows of `metrics.json`, from what stages and evaluations left on record."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.pipeline.evaluations import Evaluations
+from autoglm_compress.pipeline.keys import KnownCheckpoint
 from autoglm_compress.pipeline.metrics import row
 from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
 from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run_folder import RunFolder, read_json
+from autoglm_compress.pipeline.run_folder import SOURCE_NAME
 from autoglm_compress.recipe import Recipe
-from autoglm_compress.stages.evaluate import Evaluate
-
-SOURCE_FOLDER_NAME = f"00-{SOURCE}"
+from autoglm_compress.stages import Makes
 
 
 @dataclass(frozen=True)
 class MetricsRows:
-    """`checkpoint_of` gives name, key and folder of a stage's checkpoint, or of the source for None."""
+    """`checkpoint_of` gives a stage's checkpoint, or the source for None."""
 
     recipe: Recipe
     plan: Plan
     source: Checkpoint
-    folder: RunFolder
-    keys: Sequence[str]
     evaluations: Evaluations
-    checkpoint_of: Callable[[int | None], tuple[str, str, Path]]
+    checkpoint_of: Callable[[int | None], KnownCheckpoint]
 
     def of(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """A row for the source and for every finished stage, with all that was measured of its checkpoint.
 
-        `records` are those of the stages of this run so far; what an earlier one left of later stages comes after.
+        `records` are the `stage.json` of the stages, in order.
         """
-        cost = self.evaluations.resources(SOURCE_FOLDER_NAME)
-        source = self._row(None, SOURCE, SOURCE, cost, None, None)
+        cost = self.evaluations.resources(SOURCE_NAME)
+        source = self._row(None, SOURCE, SOURCE, cost, None, None, None, self._size(None))
         rows: list[dict[str, Any]] = []
-        records = [*records, *self._finished_later(len(records))]
         for number, record in enumerate(records):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
             resources = {field: record.get(field) for field in Resources.FIELDS}
-            checkpoint = number if stage.makes_checkpoint else parent
-            # What a stage that only looks is compared with is what the checkpoint it looks at is compared with.
-            before = parent if stage.makes_checkpoint or parent is None else self.recipe.parents[parent]
+            makes_checkpoint = stage.makes is Makes.CHECKPOINT
+            checkpoint = number if makes_checkpoint else parent
+            # A stage that makes no checkpoint is compared with what the checkpoint it takes is compared with.
+            before = parent if makes_checkpoint or parent is None else self.recipe.parents[parent]
             previous = source if before is None else rows[before]
             name = self.recipe.folder_name(number)
             made = None if checkpoint is None else records[checkpoint]
-            rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous, made))
+            size = _bytes(record, "") if stage.makes is Makes.ARTIFACT else self._size(made)
+            rows.append(self._row(checkpoint, name, stage.stage, resources, source, previous, made, size))
         return [source, *rows]
-
-    def _finished_later(self, reached: int) -> Iterator[dict[str, Any]]:
-        """What an earlier run left on record of the stages after those of this one, as far as it counts."""
-        for number in range(reached, len(self.recipe.stages)):
-            stage, name = self.recipe.stages[number], self.recipe.folder_name(number)
-            record = self.folder.finished(name, self.keys[number])
-            if isinstance(stage, Evaluate):
-                parent, key, _ = self.checkpoint_of(self.recipe.parents[number])
-                known = self.evaluations.has(parent, key, stage.tasks)
-                record = read_json(self.folder.path / f"{name}.json") if known else None
-            if record is None:
-                return
-            yield record
 
     def _row(
         self,
@@ -71,14 +55,22 @@ class MetricsRows:
         resources: dict[str, Any],
         source: dict[str, Any] | None,
         previous: dict[str, Any] | None,
-        made: dict[str, Any] | None = None,
+        made: dict[str, Any] | None,
+        size: int,
     ) -> dict[str, Any]:
-        checkpoint_name, key, _ = self.checkpoint_of(number)
-        results = self.evaluations.known(checkpoint_name, key)
-        if made is None:
-            shape, size = shape_data(self.source.shape), sum(file.stat().st_size for file in self.source.files())
-        else:  # the weights themselves may have been dropped
-            shape, files = made["shape"], made["files"]
-            size = sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors"))
+        checkpoint = self.checkpoint_of(number)
+        results = self.evaluations.known(checkpoint.name, checkpoint.key)
+        shape = shape_data(self.source.shape) if made is None else made["shape"]
         parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
+
+    def _size(self, made: dict[str, Any] | None) -> int:
+        """Bytes of the weight files of a checkpoint, which may have been dropped; of the source for None."""
+        return (
+            sum(file.stat().st_size for file in self.source.files()) if made is None else _bytes(made, ".safetensors")
+        )
+
+
+def _bytes(record: dict[str, Any], ending: str) -> int:
+    """Bytes of the files of a stage whose names end so."""
+    return sum(file["bytes"] for name, file in record["files"].items() if name.endswith(ending))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import ModelShape, Quantization, family_of, resized_config
+from autoglm_compress.calibration.run_text import find_sources
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.reader import load_model_config, read_config
@@ -16,11 +17,10 @@ from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
-from autoglm_compress.pipeline.calibration import calibration_files
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.recipe.problems import FieldPath
-from autoglm_compress.stages import PlanError, Stage
+from autoglm_compress.stages import Makes, PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded and nothing to do."""
@@ -148,7 +148,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         RecipeError: a stage cannot work on the shape it would be given; the message lists every such stage.
         UserError: the source is not found or not supported, or calibration text is not there.
     """
-    calibration_files(recipe)
+    find_sources(recipe.calibration, recipe.bases)
     folder = config_only(recipe.model.source, recipe.bases)
     source, config = source_shape(folder), load_model_config(folder)
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
@@ -188,7 +188,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
                 stage=stage.stage,
                 shape=after,
                 peak_memory=_peak_memory(stage, before, source),
-                disk=after.bytes if stage.makes_checkpoint else 0,
+                disk=after.bytes if stage.makes is Makes.CHECKPOINT else 0,
                 warnings=tuple(warnings),
             )
         )
@@ -280,7 +280,7 @@ def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
         return PROCESS_BYTES + whole
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
     surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
-    if not stage.uses_calibration and stage.makes_checkpoint:
+    if not stage.uses_calibration and stage.makes is not Makes.MEASUREMENT:
         return PROCESS_BYTES + max(surgery, stage.working_memory(before))
     layer = max(sum(prod(tensor) for tensor in shape.layer_tensors().values()) for shape in (source, before))
     activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.stages import Makes
 
 
 def passing(recipe: Recipe) -> list[int]:
     """The stages whose checkpoints are not kept: those that others are made from, as far as `keep` says so."""
     stages = zip(recipe.stages, recipe.parents, strict=True)
-    taken = sorted({parent for stage, parent in stages if stage.makes_checkpoint and parent is not None})
+    taken = sorted({parent for stage, parent in stages if stage.makes is Makes.CHECKPOINT and parent is not None})
     return {"all": [], "last": taken[:-1], "none": taken}[recipe.keep]
 
 

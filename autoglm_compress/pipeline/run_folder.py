@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
@@ -17,7 +17,11 @@ from autoglm_compress.errors import UserError
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LINEAGE = "lineage.json"
+SOURCE_NAME = "00-source"
+"""What the source is called where stages go by the names of their folders."""
 LOCK = ".lock"
+REVISION = 2
+"""Raised when unfinished work of older versions cannot be gone on with."""
 UNOWNED = (LOCK, ".partial")
 """How names end of what a run leaves that was killed before it wrote a manifest."""
 
@@ -50,7 +54,7 @@ def _no_writing(folder: Path, error: OSError) -> str:
 
 
 class RunFolder:
-    """`manifest.json`, `metrics.json`, a folder per finished checkpoint, and `.work` with what is unfinished.
+    """`manifest.json`, `metrics.json`, a folder per finished stage, and `.work` with what is unfinished.
 
     Raises:
         UserError: the folder holds something else than a run of this recipe.
@@ -121,7 +125,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(_no_writing(self.path, error)) from None
 
-    def adopt(self, names: list[str], keys: list[str]) -> list[Path]:
+    def adopt(self, names: Sequence[str], keys: Sequence[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
         by_key = {(read_json(folder / STAGE) or {}).get("key"): folder for folder in self._stage_folders()}
         moves = {
@@ -135,9 +139,8 @@ class RunFolder:
             results = self.path / "evaluations" / f"{old}.json"
             if results.exists():
                 results.replace(results.with_name(f"{name}.json"))
-        for summary in self.path.glob("[0-9][0-9]-*.json"):
-            if summary.stem not in names:  # of an evaluation that has another number now; its results are kept
-                summary.unlink()
+        for summary in self.path.glob("[0-9][0-9]-*.json"):  # of evaluations, by older versions; results are kept
+            summary.unlink()
         return [folder for folder in self._stage_folders() if folder.name not in names]
 
     def _rename_in_records(self, moves: dict[str, str]) -> None:
@@ -153,8 +156,7 @@ class RunFolder:
 
         Of one that says it was `dropped` the weights need not be.
         """
-        unfinished = self.stage_work(name) / "checkpoint"
-        if self._record(unfinished, key) is not None:
+        if self._record(self.stage_result(name), key) is not None:
             self.publish(name)  # killed between the last write and the rename
         return self._record(self.path / name, key)
 
@@ -171,30 +173,35 @@ class RunFolder:
         return record if whole else None
 
     def stage_work(self, name: str) -> Path:
-        """Where a stage works: `checkpoint/` becomes its folder, `scratch/` is removed with the rest."""
+        """Where a stage works: `result/` becomes its folder, `scratch/` is removed with the rest."""
         return self.work / name
+
+    def stage_result(self, name: str) -> Path:
+        """Where a stage puts what becomes its folder."""
+        return self.stage_work(name) / "result"
 
     def begin(self, name: str, key: str, versions: dict[str, str]) -> tuple[Path, bool]:
         """The work folder of a stage, and whether it holds work of a killed run that can be gone on with.
 
         It cannot if other versions of packages did it: a checkpoint is not to be half theirs.
         """
-        folder, wanted = self.stage_work(name), {"key": key, "versions": versions}
+        folder, wanted = self.stage_work(name), {"key": key, "versions": versions, "revision": REVISION}
         resumed = read_json(folder / "key.json") == wanted
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "scratch").mkdir(parents=True)
+            self.stage_result(name).mkdir()
             write_json(folder / "key.json", wanted)
         return folder, resumed
 
     def publish(self, name: str) -> Path:
-        """Make a complete checkpoint the stage's folder, in place of an older one."""
+        """Make a complete result the stage's folder, in place of an older one."""
         final, old = self.path / name, self.work / f"{name}.old"
         (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # there is nothing to go on with from here
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
-        (self.stage_work(name) / "checkpoint").rename(final)
+        self.stage_result(name).rename(final)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.stage_work(name))
         return final

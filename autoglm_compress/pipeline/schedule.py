@@ -1,13 +1,13 @@
 """What a run has to do, given what earlier runs have done."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe
-from autoglm_compress.stages.evaluate import Evaluate
+from autoglm_compress.stages import Makes
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,48 @@ class Schedule:
 
     def finished(self, number: int) -> dict[str, Any] | None:
         """The `stage.json` of a stage that is finished and is not to be done again all the same."""
-        done = number not in self.again
-        return self.folder.finished(self.recipe.folder_name(number), self.keys[number]) if done else None
+        if number in self.again:
+            return None
+        return self.folder.finished(self.recipe.folder_name(number), self.keys[number])
 
-    def done(self, number: int) -> bool:
-        """Whether a stage needs the checkpoint that it takes no more."""
-        stage = self.recipe.stages[number]
-        if stage.makes_checkpoint:
-            return number not in self.to_make and self.finished(number) is not None
-        known = isinstance(stage, Evaluate) and self.known(self.recipe.parents[number], stage.tasks)
-        return known and number not in self.again
+    def needs_weights(self, number: int) -> bool:
+        """Whether a stage still needs the weights of the checkpoint that it takes."""
+        to_do = number in self.to_make or self.finished(number) is None
+        return to_do and self._reads_weights(number)
+
+    def _reads_weights(self, number: int) -> bool:
+        """Whether doing a stage reads the weights of the checkpoint that it takes: not if all it asks for is known."""
+        tasks = self.recipe.stages[number].evaluates
+        return not tasks or number in self.again or not self.known(self.recipe.parents[number], tasks)
 
     @cached_property
     def to_make(self) -> tuple[int, ...]:
-        """The stages whose checkpoints are to be made, as things were when this was first asked for.
+        """The stages that are to be done, as things were when this was first asked for.
 
         One whose weights were dropped is among them if another is to be made from it or it is still to be evaluated.
         """
         found: set[int] = set()
         needed: set[int | None] = set()
         for number in reversed(range(self.last + 1)):
-            if not self.recipe.stages[number].makes_checkpoint:
-                if not self.done(number):
-                    needed.add(self.recipe.parents[number])
-                continue
-            record = self.finished(number)
-            used = number in needed or not self.known(number, self.recipe.evaluation.every_stage)
-            if record is None or (record.get("dropped") and used):
+            stage, record = self.recipe.stages[number], self.finished(number)
+            missing = record is None
+            if stage.makes is Makes.CHECKPOINT and not missing and record.get("dropped"):
+                missing = number in needed or not self.known(number, self.recipe.evaluation.every_stage)
+            if missing:
                 found.add(number)
-                needed.add(self.recipe.parents[number])
+                if self._reads_weights(number):
+                    needed.add(self.recipe.parents[number])
         return tuple(sorted(found))
 
     def with_weights(self) -> list[int]:
-        """The stages that are not to be made and whose weights are there."""
+        """The stages that are not to be done and whose weights are there."""
         records = {number: self.finished(number) for number in range(self.last + 1) if number not in self.to_make}
         return [number for number, record in records.items() if record and not record.get("dropped")]
+
+    def finished_in_a_row(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """The `stage.json` of each of these stages, up to the first that is not finished."""
+        for number in numbers:
+            record = self.folder.finished(self.recipe.folder_name(number), self.keys[number])
+            if record is None:
+                return
+            yield record

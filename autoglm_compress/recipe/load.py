@@ -11,8 +11,7 @@ from autoglm_compress.evaluation.evaluate import check_tasks
 from autoglm_compress.recipe.document import override, read_document
 from autoglm_compress.recipe.problems import FieldPath, Problem, RecipeError, from_validation, suggestion
 from autoglm_compress.recipe.schema import SOURCE, Recipe, RecipeHeader
-from autoglm_compress.stages import Stage, stage_types
-from autoglm_compress.stages.evaluate import Evaluate
+from autoglm_compress.stages import Makes, Stage, stage_types
 
 
 def load_recipe(file: Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -123,12 +122,12 @@ def _parents(
 
 
 def _makes_checkpoint(stage: Stage | None) -> bool:
-    return stage is None or stage.makes_checkpoint
+    return stage is None or stage.makes is Makes.CHECKPOINT
 
 
 def _task_problems(stages: Sequence[Stage | None], header: RecipeHeader | None) -> list[Problem]:
     asked = [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
-    asked += [(("stages", n, "tasks"), s.tasks) for n, s in enumerate(stages) if isinstance(s, Evaluate)]
+    asked += [(("stages", n, "tasks"), s.evaluates) for n, s in enumerate(stages) if s is not None and s.evaluates]
     problems = []
     for path, tasks in asked:
         try:

@@ -68,6 +68,13 @@ class Recipe(BaseModel):
         """`NN-name`, by which the run's folder knows a stage."""
         return f"{number + 1:02d}-{self.stages[number].label}"
 
+    def tasks(self, last: int) -> tuple[str, ...]:
+        """Every evaluation asked for up to stage number `last`; the source is evaluated on all of them."""
+        asked = [*self.evaluation.every_stage]
+        for stage in self.stages[: last + 1]:
+            asked += stage.evaluates
+        return tuple(dict.fromkeys(asked))
+
     def as_data(self) -> dict[str, Any]:
         """The recipe with all defaults filled in, as plain data for the manifest."""
         data = self.model_dump(mode="json", include={"name", "model", "calibration", "evaluation", "keep", "seed"})

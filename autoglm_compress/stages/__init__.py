@@ -3,7 +3,7 @@
 from functools import cache
 from importlib.metadata import entry_points
 
-from autoglm_compress.stages.base import PlanError, Stage, StageContext
+from autoglm_compress.stages.base import Makes, PlanError, Stage, StageContext
 from autoglm_compress.stages.depth import Depth
 from autoglm_compress.stages.evaluate import Evaluate
 from autoglm_compress.stages.ffn import Ffn
@@ -14,7 +14,7 @@ from autoglm_compress.stages.refit import Refit
 from autoglm_compress.stages.tie import Tie
 from autoglm_compress.stages.width import Width
 
-__all__ = ["PlanError", "Stage", "StageContext", "stage_types"]
+__all__ = ["Makes", "PlanError", "Stage", "StageContext", "stage_types"]
 
 BUILT_IN: dict[str, type[Stage]] = {
     "depth": Depth,

@@ -3,18 +3,19 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import Statistics
-from autoglm_compress.healing.data import TextPart
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
 
@@ -38,6 +39,17 @@ def resolve_size(size: int | str, current: int) -> int:
     return size if isinstance(size, int) else round(float(size.removesuffix("x")) * current)
 
 
+class Makes(str, Enum):
+    """The kinds of results. All have a key, a folder that appears whole or not at all, and a `stage.json`."""
+
+    CHECKPOINT = "checkpoint"
+    """A model that `transformers` loads, which other stages can take."""
+    ARTIFACT = "artifact"
+    """Files made from a checkpoint that no other stage takes."""
+    MEASUREMENT = "measurement"
+    """Nothing but what was found out, in the `decisions` of `stage.json`."""
+
+
 class PlanError(ValueError):
     """A stage cannot work on the shape it is given; `field` names the option to change."""
 
@@ -48,38 +60,49 @@ class PlanError(ValueError):
 
 @dataclass
 class StageContext:
-    """All that a stage may know of the run around it: `origin` is the run's source, `source` what this stage reads.
+    """All that a stage may know of the run around it.
 
-    `statistics`, `calibration_batches`, `held_out_batches` (a few rows of text that nothing was fitted to) and
-    `training_text` (so many tokens of the calibration sources, in rows of a length or of the calibration's),
-    `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of `other_checkpoints`, by its name and
-    option) are functions because what they give is expensive and not every
-    stage asks for it. `shape` is the planned shape of the result; a stage that decides more of it puts that there.
-    `work` is a folder of the stage's own that survives a kill and is removed once the stage is complete. `target` is
-    None for a stage that makes no checkpoint, and in all processes but the first. A stage leaves what it decided in
-    `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the run's source are left.
+    `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text.
+    `statistics` (of the run's source), `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of
+    `other_checkpoints`, by its name and option) are functions because what they give is expensive and not every stage
+    asks for it.
+
+    `shape` is the planned shape of the result; a stage that decides more of it puts that there. `result` is the folder
+    that the result goes into, and `target` writes a checkpoint there. Both are None in all processes but the first, and
+    `target` is None for a stage that makes no checkpoint. `work` is a folder of the stage's own that survives a kill
+    and is removed once the stage is complete. A stage leaves what it decided in `decisions`, which goes into its
+    `stage.json`, and in `lineage` which parts of the run's source are left.
     """
 
     origin: Checkpoint
-    source: Checkpoint
+    source_folder: Path
     target: CheckpointWriter | None
+    result: Path | None
     shape: ModelShape
     lineage: Lineage
+    text: CalibrationText
     statistics: Callable[[], Statistics]
-    calibration_batches: Callable[[], list[torch.Tensor]]
-    held_out_batches: Callable[[], list[torch.Tensor]]
     evaluate: Callable[[Sequence[str]], dict[str, Any]]
-    training_text: Callable[[int, int | None], list[TextPart]]
     open_checkpoint: Callable[[str, str], Checkpoint]
     runtime: Runtime
     seed: int
     work: Path
     decisions: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def source(self) -> Checkpoint:
+        """The checkpoint that this stage takes, opened when it is first asked for: its weights may be gone by then."""
+        return Checkpoint(self.source_folder)
+
+    def require_source_unchanged(self) -> None:
+        """Raise UserError if a weight file of `source` was replaced since it was opened."""
+        if "source" in self.__dict__:
+            self.source.require_unchanged()
+
     @property
     def made_by_the_run(self) -> bool:
         """Whether an earlier stage wrote what this one reads, so that files can be shared."""
-        return self.source.folder != self.origin.folder
+        return self.source_folder != self.origin.folder
 
 
 class Stage(BaseModel):
@@ -93,8 +116,8 @@ class Stage(BaseModel):
 
     revision: ClassVar[int] = 1
     """Raised when the stage's result changes for the same options, so that old results are not taken for new."""
-    makes_checkpoint: ClassVar[bool] = True
-    """Whether the stage writes a checkpoint (or only looks at the one before it)."""
+    makes: ClassVar[Makes] = Makes.CHECKPOINT
+    """What the stage leaves in its folder beside `stage.json`."""
     makes_quantized: ClassVar[bool] = False
     """Whether the checkpoint it writes is quantized."""
     reads_quantized: ClassVar[bool] = False
@@ -116,6 +139,14 @@ class Stage(BaseModel):
     def uses_calibration(self) -> bool:
         """Whether the result depends on the calibration text, directly or through the statistics."""
         return False
+
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """The tasks whose results the stage asks for with `context.evaluate`; if it has any, it needs nothing else.
+
+        So its checkpoint's weights need not be there where these results are known.
+        """
+        return ()
 
     @property
     def runs_in_all_processes(self) -> bool:

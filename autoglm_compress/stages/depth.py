@@ -107,7 +107,7 @@ class Depth(Stage):
             return kept, {"total_cost": sum(gap["cost"] for gap in found), "gaps": found}
         removed = remove_greedily(
             context.source,
-            context.calibration_batches(),
+            context.text.batches,
             keep,
             runtime=context.runtime,
             file=context.work / "removed.json",

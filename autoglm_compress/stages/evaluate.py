@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import Makes, Stage, StageContext
 
 
 class Evaluate(Stage):
@@ -14,8 +14,13 @@ class Evaluate(Stage):
     stage: Literal["evaluate"]
     tasks: tuple[str, ...] = Field(default=("mmlu", "perplexity"), min_length=1)
 
-    makes_checkpoint = False
+    makes = Makes.MEASUREMENT
     reads_quantized = True
+
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """The tasks."""
+        return self.tasks
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""

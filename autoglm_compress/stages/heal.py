@@ -9,13 +9,13 @@ import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
+from autoglm_compress.calibration.training_rows import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
-from autoglm_compress.healing.data import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student
 from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
@@ -230,7 +230,7 @@ class Heal(Stage, HealingOptions):
                 lambda: {"rows": dataset_rows(self.data, tokenizer, enough, self.sequence_length)},
             )
             return [TextPart(rows["rows"], wanted)]
-        parts = context.training_text(tokens, self.sequence_length)
+        parts = context.text.training(tokens, self.sequence_length)
         if self.data == "calibration":
             return parts
         teacher = resident or ResidentTeacher(original, context.runtime.device, None)

@@ -256,7 +256,7 @@ class Quantize(Stage):
             source,
             quantization,
             groups,
-            context.calibration_batches(),
+            context.text.batches,
             context.runtime,
             context.work / "sensitivity.json",
         )
@@ -296,7 +296,7 @@ class Quantize(Stage):
             return
         # AutoAWQ works on the CPU, whatever the run's device.
         dtype = fast_dtype(source, torch.device("cpu"))
-        rows = torch.cat(context.calibration_batches())
+        rows = torch.cat(context.text.batches)
         tensors = quantize_with_autoawq(source.folder, rows, self.group_size, dtype)
         for name, tensor in tensors.items():
             if name in source.infos:
@@ -321,7 +321,7 @@ class Quantize(Stage):
         if not processes.tell(written):
             QuantizingWalk(
                 writer,
-                processes.share(context.calibration_batches()),
+                processes.share(context.text.batches),
                 error_feedback=self.error_feedback,
                 runtime=context.runtime,
             ).run()
@@ -338,7 +338,7 @@ class Quantize(Stage):
 
     def _check(self, context: StageContext) -> None:
         """Fail if the written checkpoint does not predict what the one before it does."""
-        rows = context.held_out_batches()
+        rows = context.text.held_out()
         quantized = Checkpoint(context.target.folder)
         found = agreement(context.source, quantized, rows, context.runtime)
         context.decisions["agreement"] = {

@@ -82,7 +82,7 @@ class Refit(Stage):
             context.origin,
             source,
             context.lineage,
-            context.calibration_batches(),
+            context.text.batches,
             runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,

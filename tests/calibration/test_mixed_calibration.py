@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.text import documents
 from autoglm_compress.calibration.tokens import CalibrationOptions, interleaved, share_out, token_rows
-from autoglm_compress.pipeline.calibration import calibration_batches
 from autoglm_compress.pipeline.keys import calibration_key
 from autoglm_compress.recipe import load_recipe
 from support.command_line import assert_says, plan, refusal
@@ -50,8 +50,8 @@ def model(tokenizer: PreTrainedTokenizerFast) -> SimpleNamespace:
 def rows_of(files: dict[str, Path], model: SimpleNamespace, **options: object) -> tuple[torch.Tensor, list[str]]:
     """The calibration rows of some options, and what the user is told."""
     notes: list[str] = []
-    batches = calibration_batches(CalibrationOptions(**options), files, model, SimpleNamespace(note=notes.append))
-    return torch.cat(batches), notes
+    text = CalibrationText(CalibrationOptions(**options), files, model, SimpleNamespace(note=notes.append))
+    return torch.cat(text.batches), notes
 
 
 # How many rows of each

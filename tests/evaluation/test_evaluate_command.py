@@ -70,7 +70,7 @@ def test_the_results_are_those_of_a_recipe(make_checkpoint: MakeCheckpoint, quiz
         assert "not one log-likelihood changed; of 10 questions" in again.output
     found = results_of(record)
     assert_says(output, "stem", "mmlu", f"{100 * found['mmlu']['accuracy']:.1f}%", "10 questions", "62 tokens")
-    stage = json.loads((folder / "02-evaluate.json").read_text())["results"]
+    stage = json.loads((folder / "02-evaluate" / "stage.json").read_text())["decisions"]
     assert stage["mmlu"]["accuracy"] == found["mmlu"]["accuracy"]
     assert stage["perplexity"]["value"] == found["perplexity"]["value"]
     # Every question is in evaluations/, and nowhere else.

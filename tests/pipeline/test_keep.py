@@ -97,7 +97,7 @@ def test_a_finished_run_does_not_miss_what_it_dropped(write: Write, none_kept: P
     before = digests(tmp_path / "out")
     for keep in ("none", "all"):
         output = run(write(tmp_path, keep=keep))
-        assert output.count("finished before, reused") == len(NAMES)
+        assert output.count("finished before, reused") == len([*NAMES, "04-evaluate"])
         assert "running" not in output
         assert "evaluating" not in output
         assert digests(tmp_path / "out") == before
@@ -131,7 +131,7 @@ def test_what_a_later_stage_takes_stays_until_then(write: Write, all_kept: Path,
     [
         Kill("pathlib:Path.unlink", "01-depth/model", before=False),
         Kill("pathlib:Path.replace", "02-ffn/.stage.json"),
-        Kill("pathlib:Path.rename", "03-heads/checkpoint", before=False),
+        Kill("pathlib:Path.rename", "03-heads/result", before=False),
     ],
     ids=["weights half gone", "not yet marked", "not yet gone"],
 )

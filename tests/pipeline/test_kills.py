@@ -22,28 +22,28 @@ KILLS = [
     half_written("walk/progress.json", 3),
     half_written("final.safetensors"),
     just_written("final.safetensors"),
-    half_written("01-depth/checkpoint/unit-00001"),
-    half_written("01-depth/checkpoint/model-00001"),
-    just_written("01-depth/checkpoint/model.safetensors.index"),
-    just_written("01-depth/checkpoint/stage.json"),
-    Kill("pathlib:Path.rename", "01-depth/checkpoint", before=False),
-    half_written("02-heads/checkpoint/unit-00002"),
-    half_written("02-heads/checkpoint/config.json"),
-    just_written("03-ffn/checkpoint/unit-00004"),
-    half_written("03-ffn/checkpoint/lineage.json"),
-    half_written("04-width/checkpoint/unit-00000"),
-    half_written("05-tie/checkpoint/unit-00003"),
-    half_written("06-refit/checkpoint/unit-00002"),
-    just_written("06-refit/checkpoint/unit-00003"),
+    half_written("01-depth/result/unit-00001"),
+    half_written("01-depth/result/model-00001"),
+    just_written("01-depth/result/model.safetensors.index"),
+    just_written("01-depth/result/stage.json"),
+    Kill("pathlib:Path.rename", "01-depth/result", before=False),
+    half_written("02-heads/result/unit-00002"),
+    half_written("02-heads/result/config.json"),
+    just_written("03-ffn/result/unit-00004"),
+    half_written("03-ffn/result/lineage.json"),
+    half_written("04-width/result/unit-00000"),
+    half_written("05-tie/result/unit-00003"),
+    half_written("06-refit/result/unit-00002"),
+    just_written("06-refit/result/unit-00003"),
     half_written("06-refit/scratch/original/progress.json", 3),
-    just_written("06-refit/checkpoint/stage.json"),
+    just_written("06-refit/result/stage.json"),
     half_written("evaluations/06-refit.json"),
-    half_written("08-int8/checkpoint/unit-00002"),
-    just_written("08-int8/checkpoint/unit-00002"),
+    half_written("08-int8/result/unit-00002"),
+    just_written("08-int8/result/unit-00002"),
     half_written("08-int8/scratch/progress.json", 4),
-    just_written("08-int8/checkpoint/model.safetensors.index"),
-    half_written("09-int4/checkpoint/unit-00001"),
-    just_written("09-int4/checkpoint/stage.json"),
+    just_written("08-int8/result/model.safetensors.index"),
+    half_written("09-int4/result/unit-00001"),
+    just_written("09-int4/result/stage.json"),
     half_written("out/metrics.json", 9),
 ]
 
@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(write: Write, tmp_path: Path, un
 
 def test_what_was_finished_after_a_kill_is_finished(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
     recipe = write(tmp_path)
-    assert run_until_killed(recipe, half_written("01-depth/checkpoint/stage.json"))
+    assert run_until_killed(recipe, half_written("01-depth/result/stage.json"))
     run(recipe)
     assert_as_if_undisturbed(tmp_path / "out", undisturbed)
     assert said(run(recipe), "finished before, reused") == NAMES
@@ -87,14 +87,14 @@ def test_a_run_that_is_killed_again_and_again_arrives(
 
 
 def test_a_killed_redo_leaves_the_old_stage_in_place(finished: Path, undisturbed: dict[str, str]):
-    assert run_until_killed(finished, half_written("04-width/checkpoint/unit-00002"), "--from", "width")
+    assert run_until_killed(finished, half_written("04-width/result/unit-00002"), "--from", "width")
     assert digests(finished.parent / "out") == undisturbed
     run(finished)
     assert_as_if_undisturbed(finished.parent / "out", undisturbed)
 
 
 def test_a_stage_whose_work_was_not_tidied_can_be_redone(finished: Path, undisturbed: dict[str, str]):
-    published = Kill("pathlib:Path.rename", "08-int8/checkpoint", before=False)
+    published = Kill("pathlib:Path.rename", "08-int8/result", before=False)
     assert run_until_killed(finished, published, "--from", "int8")
     assert said(run(finished, "--from", "int8"), "running") == ["08-int8", "09-int4"]
     assert_as_if_undisturbed(finished.parent / "out", undisturbed)
@@ -104,7 +104,7 @@ def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(
     write: Write, tmp_path: Path, undisturbed: dict[str, str]
 ):
     recipe = write(tmp_path, {"ffn": {"method": "magnitude"}})
-    assert run_until_killed(recipe, half_written("03-ffn/checkpoint/unit-00003"))
+    assert run_until_killed(recipe, half_written("03-ffn/result/unit-00003"))
     assert "03-ffn: running" in run(write(tmp_path))
     assert_as_if_undisturbed(tmp_path / "out", undisturbed)
 
@@ -113,8 +113,8 @@ def test_work_for_options_that_changed_meanwhile_is_not_gone_on_with(
     ("kill", "name", "walked", "expected"),
     [
         (half_written("layer-00002.safetensors"), "01-depth", None, [2, 3]),
-        (half_written("06-refit/checkpoint/unit-00002"), "06-refit", "05-tie", [1, 2]),
-        (just_written("08-int8/checkpoint/unit-00002"), "08-int8", "06-refit", [1, 2]),
+        (half_written("06-refit/result/unit-00002"), "06-refit", "05-tie", [1, 2]),
+        (just_written("08-int8/result/unit-00002"), "08-int8", "06-refit", [1, 2]),
     ],
 )
 def test_a_killed_walk_goes_on_at_the_layer_it_had_reached(

@@ -99,7 +99,7 @@ def test_one_process_begins_anew_what_two_have_begun(tmp_path: Path, make_checkp
     recipes = [
         write_recipe(tmp_path / name, make_checkpoint("glm"), stages, calibration=ODD) for name in ("two", "one")
     ]
-    kill = just_written("02-refit/checkpoint/unit-00002")
+    kill = just_written("02-refit/result/unit-00002")
     assert launch_until_killed(recipes[0], 0, kill, "--output", tmp_path / "two" / "out").returncode
     for recipe in recipes:
         run(recipe, pictures=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from support.resuming import NAMES, STAGES, Write, said, write_text
-from support.running import digests, invoke, load, run, stage_folders
+from support.resuming import CHECKPOINTS, NAMES, STAGES, Write, said, write_text
+from support.running import digests, invoke, load, result_folders, run, stage_folders
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
@@ -23,9 +23,9 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def run_and_compare(recipe: Path, *arguments: str) -> tuple[str, list[str]]:
     """What the user saw, and the stages whose folders are the same files as before."""
-    folders = {folder.name: state(folder) for folder in stage_folders(recipe.parent / "out")}
+    folders = {folder.name: state(folder) for folder in result_folders(recipe.parent / "out")}
     output = run(recipe, *arguments)
-    return output, [f.name for f in stage_folders(recipe.parent / "out") if folders.get(f.name) == state(f)]
+    return output, [f.name for f in result_folders(recipe.parent / "out") if folders.get(f.name) == state(f)]
 
 
 # Nothing changed
@@ -38,7 +38,7 @@ def test_a_second_run_does_nothing_again(finished: Path):
     assert not re.search("running|evaluating|measure|quantize:|write:", output)
     after = state(finished.parent / "out")
     rewritten = {name for name in after if before.get(name) != after[name]}
-    assert rewritten <= {"manifest.json", "metrics.json", "report.html", "07-evaluate.json"}
+    assert rewritten <= {"manifest.json", "metrics.json", "report.html"}
     assert after["metrics.json"][1] == before["metrics.json"][1]
     assert before.keys() == after.keys()
 
@@ -46,7 +46,7 @@ def test_a_second_run_does_nothing_again(finished: Path):
 def test_the_same_recipe_gives_the_same_bytes_elsewhere(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
     run(write(tmp_path))
     assert digests(tmp_path / "out") == undisturbed
-    assert {Path(name).parent.name for name in undisturbed} == set(NAMES)
+    assert {Path(name).parent.name for name in undisturbed} == set(CHECKPOINTS)
 
 
 def test_work_leaves_nothing_behind_but_statistics(finished: Path):
@@ -105,9 +105,10 @@ def test_another_source_redoes_everything(
 def test_other_evaluation_settings_only_evaluate_again(finished: Path, write: Write):
     write(finished.parent, evaluation={"perplexity": {"samples": 1, "sequence_length": 32}})
     output, same = run_and_compare(finished)
-    assert same == NAMES
+    assert same == CHECKPOINTS
+    assert said(output, "its options, or what it depends on, changed: done again") == ["07-evaluate"]
     assert said(output, "evaluating perplexity") == ["00-source", "06-refit"]
-    assert not re.search("measure|quantize:|write:|done again", output)
+    assert not re.search("measure|quantize:|write:", output)
     row = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][7]
     assert row["evaluations"]["perplexity"]["tokens"] == 31
 
@@ -129,14 +130,14 @@ def test_going_back_to_the_old_options_gives_the_old_bytes(finished: Path, write
 def test_a_renamed_stage_is_moved(finished: Path, write: Write):
     write(finished.parent, {"int8": {"name": "eight"}, "ffn": {"name": "narrow"}})
     output = run(finished)
-    renamed = ["01-depth", "02-heads", "03-narrow", *NAMES[3:6], "08-eight", "09-int4"]
+    renamed = ["01-depth", "02-heads", "03-narrow", *NAMES[3:7], "08-eight", "09-int4"]
     assert said(output, "finished before, reused") == renamed
     assert not re.search("running|evaluating|not in the recipe", output)
-    assert [folder.name for folder in stage_folders(finished.parent / "out")] == renamed
+    assert [folder.name for folder in result_folders(finished.parent / "out")] == renamed
     assert json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"][3]["name"] == "03-narrow"
-    records = [json.loads((folder / "stage.json").read_text()) for folder in stage_folders(finished.parent / "out")]
+    records = [json.loads((folder / "stage.json").read_text()) for folder in result_folders(finished.parent / "out")]
     assert [record["name"] for record in records] == renamed
-    assert [record["parent"] for record in records] == ["00-source", *renamed[:6], "06-refit"]
+    assert [record["parent"] for record in records] == ["00-source", *renamed[:6], "06-refit", "06-refit"]
 
 
 def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: Path, write: Write):
@@ -148,8 +149,11 @@ def test_an_inserted_evaluation_moves_what_follows_and_redoes_nothing(finished: 
     after = state(finished.parent / "out" / "07-refit")
     assert before.keys() == after.keys()
     assert {name for name in after if after[name] != before[name]} == {"stage.json"}  # which names it and its parent
-    left = [path.name for path in (finished.parent / "out").glob("[0-9]*.json")]
-    assert sorted(left) == ["01-first.json", "08-evaluate.json"]
+    made = {
+        folder.name: json.loads((folder / "stage.json").read_text())["makes"]
+        for folder in result_folders(finished.parent / "out")
+    }
+    assert [name for name, kind in made.items() if kind == "measurement"] == ["01-first", "08-evaluate"]
     metrics = json.loads((finished.parent / "out" / "metrics.json").read_text())["stages"]
     assert [row["name"] for row in metrics][6:9] == ["06-tie", "07-refit", "08-evaluate"]
     assert metrics[8]["perplexity"] is not None
@@ -175,7 +179,7 @@ def test_from_does_a_stage_and_those_after_it_again(finished: Path, undisturbed:
 def test_until_stops_there_and_the_rest_can_follow(write: Write, tmp_path: Path, undisturbed: dict[str, str]):
     recipe = write(tmp_path)
     run(recipe, "--until", "ffn")
-    assert [folder.name for folder in stage_folders(tmp_path / "out")] == NAMES[:3]
+    assert [folder.name for folder in result_folders(tmp_path / "out")] == NAMES[:3]
     output = run(recipe)
     assert said(output, "finished before, reused") == NAMES[:3]
     assert said(output, "running") == NAMES[3:]

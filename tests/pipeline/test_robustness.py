@@ -169,7 +169,7 @@ def test_a_source_that_changes_is_named_and_nothing_of_it_is_kept(
 def test_what_other_versions_made_is_said_and_not_gone_on_with(
     recipe: Path, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"), pictures=True)
+    assert run_until_killed(recipe, half_written("02-ffn/result/unit-00002"), pictures=True)
     for file in (tmp_path / "out/01-depth/stage.json", tmp_path / "out/.work/02-ffn/key.json"):
         record = json.loads(file.read_text())
         record["versions"]["torch"] = "1.0"
@@ -184,8 +184,8 @@ def test_what_other_versions_made_is_said_and_not_gone_on_with(
 def test_what_safetensors_was_writing_when_it_was_killed_is_not_in_the_checkpoint(
     recipe: Path, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    assert run_until_killed(recipe, half_written("02-ffn/checkpoint/unit-00002"), pictures=True)
-    (tmp_path / "out/.work/02-ffn/checkpoint/.tmpQmASvy").write_bytes(b"half of a unit")
+    assert run_until_killed(recipe, half_written("02-ffn/result/unit-00002"), pictures=True)
+    (tmp_path / "out/.work/02-ffn/result/.tmpQmASvy").write_bytes(b"half of a unit")
     run(recipe, pictures=True)
     assert digests(tmp_path / "out") == undisturbed
 

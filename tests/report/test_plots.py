@@ -13,7 +13,7 @@ import torch
 
 from autoglm_compress.report import draw, stage_plots
 from autoglm_compress.report.stage_plots import PLOTS
-from autoglm_compress.stages import stage_types
+from autoglm_compress.stages import Makes, stage_types
 from support.running import run, stage_folders, write_recipe
 
 torch.set_num_threads(1)
@@ -130,7 +130,7 @@ def test_records_of_older_versions_can_be_drawn(name: str):
 
 def test_every_stage_that_makes_a_checkpoint_has_a_plot():
     ours = {name for name, kind in stage_types().items() if kind.__module__.startswith("autoglm_compress.")}
-    assert {name for name in ours if stage_types()[name].makes_checkpoint} == PLOTS.keys()
+    assert {name for name in ours if stage_types()[name].makes is Makes.CHECKPOINT} == PLOTS.keys()
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from autoglm_compress.calibration.training_rows import TextPart, random_rows, training_rows
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.healing.data import TextPart, random_rows, training_rows
 from autoglm_compress.healing.optimizer import learning_rate
 from autoglm_compress.healing.options import HealingOptions, Lora
 from autoglm_compress.healing.teacher_samples import continued

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoglm_compress.calibration.run_text import HELD_OUT_ROWS, HELD_OUT_TOKENS, CalibrationText
 from autoglm_compress.calibration.text import documents
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, awq_format, compressed_tensors_format
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
-from autoglm_compress.pipeline.calibration import HELD_OUT_ROWS, HELD_OUT_TOKENS, held_out_batches
 from autoglm_compress.quantization.grid import Grid
 from support.command_line import assert_says, refusal
 from support.quantizing import batches, make_model, plain_model, run_stage
@@ -178,7 +178,7 @@ def held_out(text: Path, model: Path, rows: int = 4, length: int = 32, **others:
     files = {"text": text} | others
     source = "text" if not others else dict.fromkeys(files, 1)
     options = CalibrationOptions(source=source, samples=rows, sequence_length=length)
-    found = torch.cat(held_out_batches(options, files, Checkpoint(model), progress))
+    found = torch.cat(CalibrationText(options, files, Checkpoint(model), progress).held_out())
     return found, progress.console.file.getvalue()
 
 

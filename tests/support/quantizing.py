@@ -63,23 +63,33 @@ def batches(count: int = 2, seed: int = 1) -> list[torch.Tensor]:
     return [torch.randint(0, SIZES["vocab_size"], (2, 32), generator=generator) for _ in range(count)]
 
 
+class RandomText:
+    """Tokens by chance in the place of calibration text."""
+
+    @property
+    def batches(self) -> list[torch.Tensor]:
+        return batches()
+
+    def held_out(self) -> list[torch.Tensor]:
+        return batches(seed=2)
+
+
 def context_for(stage: Quantize, source: Path, folder: Path) -> StageContext:
     checkpoint = Checkpoint(source)
     (folder / "work").mkdir(parents=True, exist_ok=True)
     return StageContext(
         origin=checkpoint,
-        source=checkpoint,
+        source_folder=source,
         target=CheckpointWriter(folder / "target", checkpoint.shape.num_hidden_layers + 2),
         shape=stage.plan(checkpoint.shape),
         lineage=Lineage.of_source(checkpoint.shape),
+        result=folder / "target",
+        text=RandomText(),
         statistics=lambda: pytest.fail("quantize needs no statistics"),
-        calibration_batches=batches,
-        held_out_batches=lambda: batches(seed=2),
         runtime=quiet(),
         seed=0,
         work=folder / "work",
         evaluate=lambda *_: pytest.fail("quantize evaluates nothing"),
-        training_text=lambda *_: pytest.fail("quantize trains nothing"),
         open_checkpoint=lambda *_: pytest.fail("quantize needs no other checkpoint"),
     )
 

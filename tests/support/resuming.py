@@ -22,7 +22,8 @@ STAGES: list[dict[str, Any]] = [
     {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32},
     {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 32},
 ]
-NAMES = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "06-refit", "08-int8", "09-int4"]
+CHECKPOINTS = ["01-depth", "02-heads", "03-ffn", "04-width", "05-tie", "06-refit", "08-int8", "09-int4"]
+NAMES = sorted([*CHECKPOINTS, "07-evaluate"])
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,12 @@ def compress(folder: Path, source: Path, *stages: dict[str, Any], **changes: Any
 
 def stage_folders(output: Path) -> list[Path]:
     """The checkpoints of a run, in order."""
-    return sorted(path for path in output.glob("[0-9][0-9]-*") if path.is_dir())
+    return sorted(path.parent for path in output.glob("[0-9][0-9]-*/config.json"))
+
+
+def result_folders(output: Path) -> list[Path]:
+    """What the stages of a run left, in order, checkpoints or not."""
+    return sorted(path.parent for path in output.glob("[0-9][0-9]-*/stage.json"))
 
 
 def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,81 @@
+"""What a run works with: found and opened before anything is hashed, decided or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoglm_compress.calibration.run_text import CalibrationText, find_sources
+from autoglm_compress.checkpoint import Checkpoint, resolve_source
+from autoglm_compress.errors import UserError
+from autoglm_compress.pipeline.evaluations import Evaluations, find_data
+from autoglm_compress.pipeline.plan import Plan, plan_recipe
+from autoglm_compress.pipeline.run_folder import RunFolder
+from autoglm_compress.recipe import Recipe
+from autoglm_compress.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a recipe."""
+
+    output: Path
+    device: str = "auto"
+    first: str | None = None
+    last: str | None = None
+    fresh: bool = False
+    memory_limit: str | None = None
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """A recipe, what it names, and where its results go; `chosen` are the numbers of the stages from first to last."""
+
+    recipe: Recipe
+    options: RunOptions
+    runtime: Runtime
+    chosen: range
+    folder: RunFolder
+    plan: Plan
+    source: Checkpoint
+    text: CalibrationText
+    evaluations: Evaluations
+
+    @property
+    def names(self) -> list[str]:
+        """The folders of all stages, in order."""
+        return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
+
+    def open_other(self, name: str, option: str) -> Checkpoint:
+        """A checkpoint beside source and parent that an option of a stage names."""
+        return Checkpoint(resolve_source(name, self.recipe.bases, option))
+
+
+def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
+    """Find all that a run works with.
+
+    Raises:
+        UserError: something that the recipe or the command line names is not there or cannot be.
+    """
+    chosen = _chosen(recipe, options)
+    folder = RunFolder(options.output, recipe.name)
+    files = find_sources(recipe.calibration, recipe.bases)
+    plan = plan_recipe(recipe, options.output)
+    source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
+    source.require_tokenizer()
+    text = CalibrationText(recipe.calibration, files, source, runtime.progress)
+    evaluations = Evaluations(recipe, find_data(recipe), folder, runtime)
+    return RunInputs(recipe, options, runtime, chosen, folder, plan, source, text, evaluations)
+
+
+def _chosen(recipe: Recipe, options: RunOptions) -> range:
+    """The stages that `--from` and `--until` leave."""
+    labels = recipe.labels()
+    for option, label in (("--from", options.first), ("--until", options.last)):
+        if label is not None and label not in labels:
+            raise UserError(f"{option}: no stage {label!r} in the recipe; there are {', '.join(labels)}.")
+    first = labels.index(options.first) if options.first else 0
+    last = labels.index(options.last) if options.last else len(labels) - 1
+    if first > 0 and options.fresh:
+        raise UserError("--fresh starts from the first stage, and cannot go with --from.")
+    if first > last:
+        raise UserError(f"--from {options.first} comes after --until {options.last}.")
+    return range(first, last + 1)

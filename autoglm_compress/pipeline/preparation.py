@@ -1,0 +1,134 @@
+"""Before a run: what everything is known by, what is still to be done, and what cannot be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
+from autoglm_compress.pipeline.inputs import RunInputs
+from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, calibration_key, hash_source, key_of_files, stage_keys
+from autoglm_compress.pipeline.plan import bytes_of
+from autoglm_compress.pipeline.retention import most_bytes
+from autoglm_compress.pipeline.run_folder import SOURCE_NAME
+from autoglm_compress.pipeline.schedule import Schedule
+from autoglm_compress.pipeline.versions import made_elsewhere
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a run knows before it begins."""
+
+    inputs: RunInputs
+    keys: Keys
+    schedule: Schedule
+
+    def checkpoint(self, number: int | None) -> KnownCheckpoint:
+        """What a stage reads that takes the checkpoint of stage `number`, or the source for None."""
+        return _checkpoint(self.inputs, self.keys, number)
+
+
+def prepare(inputs: RunInputs) -> Preparation:
+    """Hash what a run depends on, see what is to be done, refuse what cannot be, and announce the rest.
+
+    Deletes what `--fresh` says, and moves finished stages to the names they have in the recipe now.
+
+    Raises:
+        UserError: the run cannot be done.
+    """
+    options, folder = inputs.options, inputs.folder
+    keys = _keys(inputs)
+    left_over = [] if options.fresh else folder.adopt(inputs.names, keys.stages)
+    again = inputs.chosen if options.fresh or options.first is not None else ()
+
+    def known(number: int | None, tasks: Sequence[str]) -> bool:
+        checkpoint = _checkpoint(inputs, keys, number)
+        return inputs.evaluations.has(checkpoint.name, checkpoint.key, tasks)
+
+    schedule = Schedule(inputs.recipe, folder, keys.stages, known, again, inputs.chosen[-1])
+    _check_processes(inputs, schedule)
+    if options.memory_limit is not None:
+        inputs.plan.require_memory(bytes_of(options.memory_limit), schedule.to_make)
+    if options.fresh:
+        folder.clear()
+    _announce(inputs, keys, schedule, left_over)
+    _check_disk(inputs, schedule)
+    return Preparation(inputs, keys, schedule)
+
+
+def _checkpoint(inputs: RunInputs, keys: Keys, number: int | None) -> KnownCheckpoint:
+    if number is None:
+        return KnownCheckpoint(SOURCE_NAME, keys.source, inputs.source.folder)
+    name = inputs.recipe.folder_name(number)
+    return KnownCheckpoint(name, keys.stages[number], inputs.folder.path / name)
+
+
+def _keys(inputs: RunInputs) -> Keys:
+    recipe, manifest = inputs.recipe, inputs.folder.manifest
+    source_files = _hashed(inputs.source, manifest.get("source", {}))
+    others, known = {}, manifest.get("others", {})
+    for stage in recipe.stages[: inputs.chosen[-1] + 1]:
+        for option, name in stage.other_checkpoints.items():
+            other = inputs.open_other(name, option)
+            others[name] = {"folder": str(other.folder), "files": _hashed(other, known.get(name, {}))}
+    calibration = calibration_key(recipe.calibration, inputs.text.files)
+    by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
+    source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key)
+    return Keys(source, tuple(stages), calibration, source_files, others)
+
+
+def _hashed(checkpoint: Checkpoint, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
+    return hash_source(checkpoint, known["files"] if known.get("folder") == str(checkpoint.folder) else {})
+
+
+def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:
+    """Raise UserError if the processes cannot do together what is to be done."""
+    processes = inputs.runtime.processes
+    to_make = [inputs.recipe.stages[number] for number in schedule.to_make]
+    if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
+        # Too little text is said before work starts, and before anything is deleted.
+        processes.require_rows(sum(map(len, inputs.text.batches)))
+    for stage in to_make:
+        stage.check_processes(processes)
+
+
+def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequence[Path]) -> None:
+    """Say which stages are reused, which have to be done again and why, and what is left over."""
+    note, first = inputs.runtime.progress.note, inputs.options.first
+    before = {entry["name"]: entry for entry in inputs.folder.manifest.get("stages", [])}
+    for number in range(inputs.chosen[-1] + 1):
+        name, key, stage = inputs.names[number], keys.stages[number], inputs.recipe.stages[number]
+        finished = inputs.folder.finished(name, key)
+        forced = first is not None and number >= inputs.chosen[0]
+        if finished and not forced and number in schedule.to_make:
+            note(f"{name}: finished before, but not kept: done again for those that need it")
+        elif finished and not forced:
+            note(f"{name}: finished before, reused{made_elsewhere(finished, stage.label)}")
+        elif number < inputs.chosen[0]:
+            raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
+        elif forced:
+            note(f"{name}: done again (--from {first})")
+        elif name in before and before[name]["key"] != key:
+            note(f"{name}: its options, or what it depends on, changed: done again")
+        elif name in before and before[name]["finished"]:
+            note(f"{name}: missing or damaged files: done again")
+    for folder in left_over:
+        note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")
+    for warning in inputs.plan.stage_warnings():
+        note(f"warning: {warning}")
+
+
+def _check_disk(inputs: RunInputs, schedule: Schedule) -> None:
+    """Raise UserError if what is to be made does not fit on the disk."""
+    recipe, plan, to_make = inputs.recipe, inputs.plan, schedule.to_make
+    sizes = [entry.disk for entry in plan.checkpoints[1:]]
+    needed = most_bytes(recipe, sizes, to_make, schedule.with_weights())
+    needed += plan.scratch_bytes if to_make else 0
+    if needed > plan.free_bytes:
+        hint = ", or keep fewer checkpoints with --set keep=none" if recipe.keep != "none" else ""
+        raise UserError(
+            f"{inputs.folder.path}: the run needs {needed / 1e9:.2f} GB of disk and {plan.free_bytes / 1e9:.2f} "
+            f"GB are free. Free some, or give a folder on another disk with --output{hint}."
+        )

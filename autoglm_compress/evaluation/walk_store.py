@@ -7,7 +7,7 @@ from typing import Any
 
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.evaluation.batches import Batch
-from autoglm_compress.evaluation.hashes import hash_of
+from autoglm_compress.hashing import hash_of
 
 SPARE = 4
 """How many times the bytes of the states must be free for them to go to the disk."""

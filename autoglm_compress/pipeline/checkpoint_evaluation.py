@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.calibration.text import PYTHON_DOCS, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.comparison.results_file import SCHEMA_VERSION
@@ -20,11 +21,10 @@ from autoglm_compress.evaluation.agreement import Agreement, agreement
 from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
 from autoglm_compress.evaluation.perplexity import hash_of_rows
 from autoglm_compress.pipeline.evaluations import evaluation_work
-from autoglm_compress.pipeline.keys import hash_source, key_of_files, text_key
-from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.versions import package_versions
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.resources import Resources
+from autoglm_compress.versions import package_versions
 
 SEED = 0
 """Decides which rows of text, as the default of a recipe does."""

@@ -9,9 +9,9 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.pipeline.evaluations import Evaluations
 from autoglm_compress.pipeline.metrics import row
 from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
-from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.resources import Resources
 from autoglm_compress.stages.evaluate import Evaluate
 
 SOURCE_FOLDER_NAME = f"00-{SOURCE}"

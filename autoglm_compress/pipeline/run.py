@@ -12,11 +12,13 @@ from rich.console import Console
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter, resolve_source
-from autoglm_compress.checkpoint.writer import sha256, write_json
+from autoglm_compress.checkpoint.identity import hash_source, key_of_files
+from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.forward.statistics import Statistics, measure
+from autoglm_compress.hashing import key_of, sha256
 from autoglm_compress.pipeline.calibration import (
     calibration_batches,
     calibration_files,
@@ -24,21 +26,21 @@ from autoglm_compress.pipeline.calibration import (
     training_text,
 )
 from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
-from autoglm_compress.pipeline.keys import calibration_key, hash_source, key_of, key_of_files, stage_keys
+from autoglm_compress.pipeline.keys import calibration_key, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table
 from autoglm_compress.pipeline.metrics_rows import SOURCE_FOLDER_NAME, MetricsRows
 from autoglm_compress.pipeline.plan import bytes_of, plan_recipe, shape_data
-from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
 from autoglm_compress.pipeline.schedule import Schedule
-from autoglm_compress.pipeline.versions import made_elsewhere, package_versions, result_versions
 from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.resources import Resources
 from autoglm_compress.stages import StageContext
 from autoglm_compress.stages.evaluate import Evaluate
+from autoglm_compress.versions import made_elsewhere, package_versions, result_versions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import Agreement, agreement
 from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
@@ -23,6 +22,7 @@ from autoglm_compress.evaluation.perplexity import hash_of_rows
 from autoglm_compress.pipeline.evaluations import evaluation_work
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.evaluation import SCHEMA_VERSION
 from autoglm_compress.resources import Resources
 from autoglm_compress.versions import package_versions
 

@@ -6,8 +6,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from autoglm_compress.evaluation.records import without_records
 from autoglm_compress.pipeline.checkpoint_evaluation import AGREEMENT
+from autoglm_compress.records.task_results import without_records
 
 
 def evaluation_table(record: Mapping[str, Any]) -> Table:

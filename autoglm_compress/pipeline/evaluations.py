@@ -14,14 +14,14 @@ from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.evaluate import evaluate
-from autoglm_compress.evaluation.records import without_records
 from autoglm_compress.hashing import key_of, sha256
 from autoglm_compress.pipeline.run_folder import RunFolder, read_json
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.evaluation import SCHEMA_VERSION
+from autoglm_compress.records.task_results import without_records
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages.evaluate import Evaluate
 from autoglm_compress.versions import package_versions

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from autoglm_compress.records.files import SOURCE, SOURCE_FOLDER_NAME
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human, size
-from autoglm_compress.report.run_record import SOURCE, SOURCE_FILE, Row, Run, Shape
+from autoglm_compress.report.run_record import Run
 
 
 def checkpoints(run: Run) -> list[Row]:
@@ -21,7 +24,7 @@ def parents(run: Run) -> dict[str, str | None]:
     for row in checkpoints(run):
         stage = run.stages.get(row.name)
         named = stage.parent if stage else None
-        named = SOURCE if named == SOURCE_FILE else named
+        named = SOURCE if named == SOURCE_FOLDER_NAME else named
         found[row.name] = named if named in found else previous
         previous = row.name
     return found

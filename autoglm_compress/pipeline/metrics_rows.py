@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.pipeline.evaluations import Evaluations
+from autoglm_compress.evaluation.run_results import Evaluations
 from autoglm_compress.pipeline.metrics import row
 from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
-from autoglm_compress.pipeline.run_folder import RunFolder, read_json
+from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.files import SOURCE_FOLDER_NAME, read_json
+from autoglm_compress.records.metrics import Row
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages.evaluate import Evaluate
-
-SOURCE_FOLDER_NAME = f"00-{SOURCE}"
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class MetricsRows:
     evaluations: Evaluations
     checkpoint_of: Callable[[int | None], tuple[str, str, Path]]
 
-    def of(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def of(self, records: Sequence[dict[str, Any]]) -> list[Row]:
         """A row for the source and for every finished stage, with all that was measured of its checkpoint.
 
         `records` are those of the stages of this run so far; what an earlier one left of later stages comes after.
         """
         cost = self.evaluations.resources(SOURCE_FOLDER_NAME)
         source = self._row(None, SOURCE, SOURCE, cost, None, None)
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         records = [*records, *self._finished_later(len(records))]
         for number, record in enumerate(records):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
@@ -69,10 +69,10 @@ class MetricsRows:
         name: str,
         stage: str,
         resources: dict[str, Any],
-        source: dict[str, Any] | None,
-        previous: dict[str, Any] | None,
+        source: Row | None,
+        previous: Row | None,
         made: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Row:
         checkpoint_name, key, _ = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint_name, key)
         if made is None:

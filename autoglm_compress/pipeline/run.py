@@ -16,6 +16,7 @@ from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.forward.statistics import Statistics, measure
 from autoglm_compress.hashing import key_of, sha256
@@ -25,17 +26,18 @@ from autoglm_compress.pipeline.calibration import (
     held_out_batches,
     training_text,
 )
-from autoglm_compress.pipeline.evaluations import Evaluations, find_data, tasks_of
 from autoglm_compress.pipeline.keys import calibration_key, stage_keys
 from autoglm_compress.pipeline.metrics import metrics_table
-from autoglm_compress.pipeline.metrics_rows import SOURCE_FOLDER_NAME, MetricsRows
+from autoglm_compress.pipeline.metrics_rows import MetricsRows
 from autoglm_compress.pipeline.plan import bytes_of, plan_recipe, shape_data
 from autoglm_compress.pipeline.retention import most_bytes, passing, users
-from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE, RunFolder, disk_problem, read_json
-from autoglm_compress.pipeline.schedule import Schedule
+from autoglm_compress.pipeline.run_folder import LINEAGE, RunFolder, disk_problem
+from autoglm_compress.pipeline.schedule import Schedule, tasks_of
 from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.files import EVALUATIONS, METRICS, SOURCE_FOLDER_NAME, STAGE, read_json
+from autoglm_compress.records.metrics import Metrics
 from autoglm_compress.report import draw_missing, write_report
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages import StageContext
@@ -95,7 +97,14 @@ class _Run:
         self.source.require_tokenizer()
         self.records: list[dict[str, Any]] = []
         self.others: dict[str, dict[str, Any]] = {}
-        self.evaluations = Evaluations(recipe, find_data(recipe), self.folder, self.device)
+        self.evaluations = Evaluations(
+            recipe.evaluation,
+            find_data(recipe.evaluation, recipe.bases, next(iter(recipe.calibration.rows))),
+            folder=self.folder.path / EVALUATIONS,
+            work=self.folder.work,
+            seed=recipe.seed,
+            device=self.device,
+        )
 
     def _range(self) -> range:
         labels = self.recipe.labels()
@@ -273,7 +282,7 @@ class _Run:
 
     def _write_metrics(self) -> None:
         rows = self._rows().of(self.records)
-        write_json(self.folder.path / "metrics.json", {"recipe": self.recipe.name, "stages": rows})
+        Metrics(recipe=self.recipe.name, stages=rows).write(self.folder.path / METRICS)
 
     def _make_checkpoint(self, number: int) -> dict[str, Any]:
         """Run one stage in its work folder and publish the result; returns its `stage.json`."""

@@ -1,6 +1,5 @@
 """The folder a run writes to: whose it is, which stages in it are finished, and where unfinished work lives."""
 
-import json
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autoglm_compress.atomic import write_json
 from autoglm_compress.checkpoint.reader import INDEX
-from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.records.files import EVALUATIONS, MANIFEST, STAGE, read_json
 
-MANIFEST = "manifest.json"
-STAGE = "stage.json"
 LINEAGE = "lineage.json"
 LOCK = ".lock"
 UNOWNED = (LOCK, ".partial")
@@ -25,14 +23,6 @@ UNOWNED = (LOCK, ".partial")
 def is_weights(name: str) -> bool:
     """Whether a file of a checkpoint goes when its weights are dropped."""
     return name.endswith(".safetensors") or name == INDEX
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None if it is absent or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def disk_problem(folder: Path, error: OSError) -> str | None:
@@ -103,7 +93,7 @@ class RunFolder:
         """Delete what earlier runs of this recipe made."""
         for stage in self._stage_folders():
             shutil.rmtree(stage)
-        for path in (self.work, self.path / "evaluations"):
+        for path in (self.work, self.path / EVALUATIONS):
             shutil.rmtree(path, ignore_errors=True)
         self.manifest = {}
 
@@ -132,7 +122,7 @@ class RunFolder:
         self._rename_in_records(moves)
         for old, name in moves.items():
             (self.path / old).rename(self.path / name)
-            results = self.path / "evaluations" / f"{old}.json"
+            results = self.path / EVALUATIONS / f"{old}.json"
             if results.exists():
                 results.replace(results.with_name(f"{name}.json"))
         for summary in self.path.glob("[0-9][0-9]-*.json"):

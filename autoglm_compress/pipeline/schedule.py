@@ -10,6 +10,14 @@ from autoglm_compress.recipe import Recipe
 from autoglm_compress.stages.evaluate import Evaluate
 
 
+def tasks_of(recipe: Recipe, last: int) -> tuple[str, ...]:
+    """Every task that the recipe asks for up to its stage number `last`; the source is evaluated on all of them."""
+    asked = list(recipe.evaluation.every_stage)
+    for stage in recipe.stages[: last + 1]:
+        asked += stage.tasks if isinstance(stage, Evaluate) else ()
+    return tuple(dict.fromkeys(asked))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The stages of a recipe up to number `last`, of which those in `again` are done whether they are finished or not.

@@ -211,8 +211,8 @@ def evaluate(
     An interrupted evaluation goes on where it was. Batches are sized by tokens, and scores do not depend on them.
     """
     with _one_message():
-        from autoglm_compress.pipeline.checkpoint_evaluation import EvaluationRequest, evaluate_checkpoint
-        from autoglm_compress.pipeline.evaluation_table import evaluation_table
+        from autoglm_compress.evaluation.command import EvaluationRequest, evaluate_checkpoint
+        from autoglm_compress.evaluation.table import evaluation_table
         from autoglm_compress.progress import Progress
 
         _quiet_transformers()

@@ -28,7 +28,7 @@ from random_models import article_config, write_checkpoint
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.hashing import sha256
 from autoglm_compress.pipeline.run_folder import LOCK
 
 STAGES: list[dict[str, Any]] = [

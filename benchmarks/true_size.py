@@ -33,12 +33,12 @@ from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.forward import statistics
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run_folder import read_json
 from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
 from autoglm_compress.quantization.quantizing_walk import QuantizingWalk
 from autoglm_compress.recipe import load_recipe
+from autoglm_compress.records.files import read_json
+from autoglm_compress.resources import Resources
 
 LENGTH = 128
 PERPLEXITY = {"samples": 2, "sequence_length": LENGTH}

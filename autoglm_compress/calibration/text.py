@@ -1,6 +1,7 @@
 """Calibration text: documents from a file or a built-in source, split into calibration and held-out for good."""
 
 import json
+import platform
 import random
 import re
 import zlib
@@ -11,6 +12,7 @@ from typing import Any
 from autoglm_compress.calibration import python_docs
 from autoglm_compress.calibration.python_docs import HELD_OUT_PERCENT, Split
 from autoglm_compress.errors import UserError
+from autoglm_compress.hashing import sha256
 
 PYTHON_DOCS = "python-docs"
 PARAGRAPH_CHARACTERS = 2000
@@ -36,6 +38,11 @@ def locate(source: str, bases: list[Path], option: str) -> Path | None:
             return path
     looked = " or in ".join(str(base) for base in bases)
     raise UserError(f"{option}: no file {source!r} in {looked}. Give a .jsonl or .txt file, or {PYTHON_DOCS}.")
+
+
+def text_key(path: Path | None) -> str:
+    """What the text of a file, or of the interpreter's own documentation, is known by."""
+    return f"python {platform.python_version()}" if path is None else sha256(path)
 
 
 def documents(path: Path | None, split: Split) -> list[Document]:

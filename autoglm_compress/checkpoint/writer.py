@@ -1,12 +1,9 @@
 """Writing a checkpoint in pieces that survive a kill, and that become a complete folder in one rename."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from errno import EIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from autoglm_compress.atomic import appearing, write_json
 from autoglm_compress.checkpoint.reader import INDEX, Checkpoint
 from autoglm_compress.checkpoint.safetensors_header import read_header
 
@@ -115,7 +113,7 @@ def _shard_of(checkpoint: Checkpoint, tensors: Collection[str]) -> Path | None:
 
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that appears under its name only when it is complete and on the disk."""
-    with _appearing(path) as temporary:
+    with appearing(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=METADATA)
         except SafetensorError as error:
@@ -128,25 +126,6 @@ def computed_once(file: Path, compute: Callable[[], dict[str, torch.Tensor]]) ->
     if not file.exists():
         save_atomically(file, compute())
     return load_file(file)
-
-
-def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
-    """Write JSON that appears under its name only when it is complete and on the disk."""
-    with _appearing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that gets its own when it is complete and on the disk, or is deleted if it fails."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def remove_half_written(folder: Path) -> None:
@@ -168,17 +147,3 @@ def _usual_mode() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return 0o666 & ~mask
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

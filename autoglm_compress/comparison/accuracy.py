@@ -4,8 +4,9 @@ from autoglm_compress.comparison.gates import gate_on_answers
 from autoglm_compress.comparison.limits import DEFAULT_MAX_DROP, Limits
 from autoglm_compress.comparison.measure import Accuracy, Measure, Unit
 from autoglm_compress.comparison.paired import drop_bounds, mcnemar
-from autoglm_compress.comparison.results_file import Mmlu, Question, Results
+from autoglm_compress.comparison.results_file import Results
 from autoglm_compress.errors import UserError
+from autoglm_compress.records.task_results import Mmlu, Question
 
 Pairs = list[tuple[Question, Question]]
 

@@ -6,9 +6,10 @@ from autoglm_compress.comparison.gates import gate_on_rows
 from autoglm_compress.comparison.limits import Limits
 from autoglm_compress.comparison.measure import Gate, Measure, Unit
 from autoglm_compress.comparison.paired import mean_bounds
-from autoglm_compress.comparison.results_file import MOST_NATS, Agreement, Results
+from autoglm_compress.comparison.results_file import Results
 from autoglm_compress.comparison.verdict import judge_value
 from autoglm_compress.errors import UserError
+from autoglm_compress.records.task_results import MOST_NATS, Agreement
 
 
 def perplexity_measures(base: Results, new: Results, limits: Limits) -> list[Measure]:

@@ -9,8 +9,8 @@ import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import pooled_sample_stderr
 
-from autoglm_compress.evaluation.hashes import hash_of
 from autoglm_compress.evaluation.mmlu import LETTERS, PREFIX, TASK_FILES, stock_tasks
+from autoglm_compress.hashing import hash_of
 
 DIGITS = 6
 """Digits after the point that log-likelihoods are recorded with; what floats leave to chance is about as large."""

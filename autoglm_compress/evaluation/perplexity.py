@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.evaluation.hashes import hash_of
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
+from autoglm_compress.hashing import hash_of
 
 
 def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from autoglm_compress.evaluation.hashes import hash_of
+from autoglm_compress.hashing import hash_of
 
 
 def task_result(results: dict[str, Any], name: str) -> dict[str, Any]:

@@ -5,12 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.evaluation.batches import Batch
-from autoglm_compress.evaluation.hashes import hash_of
+from autoglm_compress.hashing import hash_of, key_of
+from autoglm_compress.versions import package_versions
 
 SPARE = 4
 """How many times the bytes of the states must be free for them to go to the disk."""
+
+
+def evaluation_work(folder: Path, evaluated: Any) -> Path:
+    """Where an evaluation leaves what lets it go on after a kill with the same scores as if nothing had happened.
+
+    Args:
+        folder: where work lies.
+        evaluated: what is evaluated and on what device, as plain data. Versions and threads count besides it.
+    """
+    return folder / f"evaluation-{key_of([evaluated, package_versions(), torch.get_num_threads()])}"
 
 
 class WalkStore:

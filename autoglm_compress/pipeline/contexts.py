@@ -9,12 +9,12 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.forward.statistics import Statistics, measure
+from autoglm_compress.hashing import key_of
 from autoglm_compress.pipeline.inputs import RunInputs
-from autoglm_compress.pipeline.keys import key_of
 from autoglm_compress.pipeline.preparation import Preparation
 from autoglm_compress.pipeline.run_folder import LINEAGE
-from autoglm_compress.pipeline.versions import result_versions
 from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.versions import result_versions
 
 
 class Contexts:

@@ -6,10 +6,11 @@ from pathlib import Path
 from autoglm_compress.calibration.run_text import CalibrationText, find_sources
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
 from autoglm_compress.errors import UserError
-from autoglm_compress.pipeline.evaluations import Evaluations, find_data
+from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.files import EVALUATIONS
 from autoglm_compress.runtime import Runtime
 
 
@@ -62,7 +63,14 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
     source.require_tokenizer()
     text = CalibrationText(recipe.calibration, files, source, runtime.progress)
-    evaluations = Evaluations(recipe, find_data(recipe), folder, runtime)
+    evaluations = Evaluations(
+        recipe.evaluation,
+        find_data(recipe.evaluation, recipe.bases, default_text=next(iter(recipe.calibration.rows))),
+        folder=folder.path / EVALUATIONS,
+        work=folder.work,
+        seed=recipe.seed,
+        runtime=runtime,
+    )
     return RunInputs(recipe, options, runtime, chosen, folder, plan, source, text, evaluations)
 
 

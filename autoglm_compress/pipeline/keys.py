@@ -1,17 +1,15 @@
 """What the result of a stage depends on, as hashes: the same key means the same bytes."""
 
-import hashlib
-import json
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoglm_compress.calibration.text import text_key
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.checkpoint.identity import key_of_files
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
+from autoglm_compress.hashing import key_of
 from autoglm_compress.recipe import Recipe
 
 REVISION = 1
@@ -42,39 +40,11 @@ class Keys:
     others: dict[str, dict[str, Any]]
 
 
-def key_of(data: Any) -> str:
-    """A short hash of plain data."""
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
-
-
-def hash_source(source: Checkpoint, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size, modification time and SHA-256 of the source's files; unchanged files in `known` are not read again."""
-    files = {}
-    for path in [source.folder / "config.json", *source.tokenizer_files(), *source.files()]:
-        state = path.stat()
-        seen = known.get(path.name, {})
-        same = (seen.get("bytes"), seen.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
-        digest = seen["sha256"] if same else sha256(path)
-        files[path.name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest}
-    return files
-
-
-def text_key(path: Path | None) -> str:
-    """What the text of a file, or of the interpreter's own documentation, is known by."""
-    return f"python {platform.python_version()}" if path is None else sha256(path)
-
-
 def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None]) -> str:
     """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
     parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
     text = parts if len(parts) > 1 else parts[0][1]
     return key_of([options.samples, options.sequence_length, options.seed, text])
-
-
-def key_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """The key of a checkpoint, from what `hash_source` found."""
-    return key_of({name: file["sha256"] for name, file in files.items()})
 
 
 def stage_keys(

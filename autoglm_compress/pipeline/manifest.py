@@ -5,31 +5,34 @@ from datetime import datetime, timezone
 import torch
 
 from autoglm_compress.pipeline.preparation import Preparation
-from autoglm_compress.pipeline.run_folder import STAGE, read_json
-from autoglm_compress.pipeline.versions import package_versions
+from autoglm_compress.records.files import STAGE, found
+from autoglm_compress.records.manifest import Manifest, SourceRecord, StageEntry
+from autoglm_compress.records.stage import StageRecord
+from autoglm_compress.versions import package_versions
 
 
 def write_manifest(preparation: Preparation) -> None:
     """Write it as things stand now."""
     inputs, keys = preparation.inputs, preparation.keys
-    stages = []
-    for name, key in zip(inputs.names, keys.stages, strict=True):
-        record = read_json(inputs.folder.path / name / STAGE) or {}
-        finished = record.get("key") == key
-        kept = {field: record[field] for field in ("files", "dropped") if finished and field in record}
-        stages.append({"name": name, "key": key, "finished": finished} | kept)
-    inputs.folder.write_manifest(
-        {
-            "recipe": inputs.recipe.as_data(),
-            "source": {"folder": str(inputs.source.folder), "key": keys.source, "files": keys.source_files},
-            "others": keys.others,
-            "calibration_key": keys.calibration,
-            "seed": inputs.recipe.seed,
-            "device": str(inputs.runtime.device),
-            "threads": torch.get_num_threads(),
-            "processes": inputs.runtime.processes.count,
-            "versions": package_versions(),
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "stages": stages,
-        }
+    manifest = Manifest(
+        recipe=inputs.recipe.as_data(),
+        source=SourceRecord(folder=str(inputs.source.folder), key=keys.source, files=keys.source_files),
+        others={name: SourceRecord(**other) for name, other in keys.others.items()},
+        calibration_key=keys.calibration,
+        seed=inputs.recipe.seed,
+        device=str(inputs.runtime.device),
+        threads=torch.get_num_threads(),
+        processes=inputs.runtime.processes.count,
+        versions=package_versions(),
+        written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        stages=[_entry(preparation, name, key) for name, key in zip(inputs.names, keys.stages, strict=True)],
     )
+    inputs.folder.write_manifest(manifest)
+
+
+def _entry(preparation: Preparation, name: str, key: str) -> StageEntry:
+    record = found(StageRecord, preparation.inputs.folder.path / name / STAGE)
+    if record is None or record.key != key:
+        return StageEntry(name=name, key=key, finished=False)
+    dropped = {"dropped": True} if record.dropped else {}
+    return StageEntry(name=name, key=key, finished=True, files=record.files, **dropped)

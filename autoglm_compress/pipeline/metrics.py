@@ -1,10 +1,13 @@
 """What a run cost and what it gave: one row per stage, for machines and for people."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from autoglm_compress.pipeline.plan import SOURCE, Plan
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
 MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accuracy")}
@@ -18,48 +21,49 @@ def row(
     file_bytes: int,
     resources: dict[str, Any],
     results: dict[str, Any],
-    source: dict[str, Any] | None,
-    previous: dict[str, Any] | None,
-) -> dict[str, Any]:
+    source: Row | None,
+    previous: Row | None,
+) -> Row:
     """One row of `metrics.json`; `shape` is plain data, and deltas are taken against `source` and `previous`."""
-    data: dict[str, Any] = {
-        "name": name,
-        "stage": stage,
-        "shape": shape,
-        "parameters": parameters,
-        "bytes": file_bytes,
-        **resources,
-    }
+    measures: dict[str, float | None] = {}
     for measure, (task, field) in MEASURES.items():
         value = results.get(task, {}).get(field)
-        data[measure] = value
+        measures[measure] = value
         for against, other in (("source", source), ("previous", previous)):
-            reference = other and other.get(measure)
+            reference = other and getattr(other, measure)
             known = value is not None and reference is not None
-            data[f"{measure}_delta_{against}"] = value - reference if known else None
-    data["evaluations"] = results
-    return data
+            measures[f"{measure}_delta_{against}"] = value - reference if known else None
+    return Row(
+        name=name,
+        stage=stage,
+        shape=Shape.model_validate(shape),
+        parameters=parameters,
+        bytes=file_bytes,
+        **resources,
+        **measures,
+        evaluations=results,
+    )
 
 
-def metrics_table(rows: list[dict[str, Any]]) -> Table:
+def metrics_table(rows: Sequence[Row]) -> Table:
     """The rows as a table that fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
     for heading in ("params", "size", "perplexity", "x source", "accuracy", "delta", "time", "peak"):
         table.add_column(heading, justify="right")
-    base = rows[0]["perplexity"] if rows else None
+    base = rows[0].perplexity if rows else None
     for entry in rows:
-        perplexity, accuracy, delta = entry["perplexity"], entry["accuracy"], entry["accuracy_delta_source"]
+        perplexity, accuracy, delta = entry.perplexity, entry.accuracy, entry.accuracy_delta_source
         table.add_row(
-            entry["name"],
-            human(entry["parameters"]),
-            human(entry["bytes"]) + "B",
+            entry.name,
+            human(entry.parameters),
+            human(entry.bytes) + "B",
             "" if perplexity is None else f"{perplexity:.2f}",
             "" if perplexity is None or not base else f"{perplexity / base:.3f}",
             "" if accuracy is None else f"{100 * accuracy:.1f}%",
-            "" if delta is None or entry["name"] == SOURCE else f"{100 * delta:+.1f}",
-            f"{entry['seconds']:.1f}s",
-            human(entry["peak_rss_bytes"]) + "B",
+            "" if delta is None or entry.name == SOURCE else f"{100 * delta:+.1f}",
+            f"{entry.seconds:.1f}s",
+            human(entry.peak_rss_bytes) + "B",
         )
     return table
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.pipeline.evaluations import Evaluations
+from autoglm_compress.evaluation.run_results import Evaluations
 from autoglm_compress.pipeline.keys import KnownCheckpoint
 from autoglm_compress.pipeline.metrics import row
 from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
-from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run_folder import SOURCE_NAME
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.files import SOURCE_FOLDER_NAME
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.stage import StageRecord
+from autoglm_compress.resources import Resources
 from autoglm_compress.stages import Makes
 
 
@@ -25,17 +27,17 @@ class MetricsRows:
     evaluations: Evaluations
     checkpoint_of: Callable[[int | None], KnownCheckpoint]
 
-    def of(self, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def of(self, records: Sequence[StageRecord]) -> list[Row]:
         """A row for the source and for every finished stage, with all that was measured of its checkpoint.
 
         `records` are the `stage.json` of the stages, in order.
         """
-        cost = self.evaluations.resources(SOURCE_NAME)
+        cost = self.evaluations.resources(SOURCE_FOLDER_NAME)
         source = self._row(None, SOURCE, SOURCE, cost, None, None, None, self._size(None))
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for number, record in enumerate(records):
             stage, parent = self.recipe.stages[number], self.recipe.parents[number]
-            resources = {field: record.get(field) for field in Resources.FIELDS}
+            resources = {field: getattr(record, field) for field in Resources.FIELDS}
             makes_checkpoint = stage.makes is Makes.CHECKPOINT
             checkpoint = number if makes_checkpoint else parent
             # A stage that makes no checkpoint is compared with what the checkpoint it takes is compared with.
@@ -53,24 +55,24 @@ class MetricsRows:
         name: str,
         stage: str,
         resources: dict[str, Any],
-        source: dict[str, Any] | None,
-        previous: dict[str, Any] | None,
-        made: dict[str, Any] | None,
+        source: Row | None,
+        previous: Row | None,
+        made: StageRecord | None,
         size: int,
-    ) -> dict[str, Any]:
+    ) -> Row:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
-        shape = shape_data(self.source.shape) if made is None else made["shape"]
+        shape = shape_data(self.source.shape) if made is None else made.shape.as_data()
         parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
 
-    def _size(self, made: dict[str, Any] | None) -> int:
+    def _size(self, made: StageRecord | None) -> int:
         """Bytes of the weight files of a checkpoint, which may have been dropped; of the source for None."""
         return (
             sum(file.stat().st_size for file in self.source.files()) if made is None else _bytes(made, ".safetensors")
         )
 
 
-def _bytes(record: dict[str, Any], ending: str) -> int:
+def _bytes(record: StageRecord, ending: str) -> int:
     """Bytes of the files of a stage whose names end so."""
-    return sum(file["bytes"] for name, file in record["files"].items() if name.endswith(ending))
+    return sum(file.bytes for name, file in record.files.items() if name.endswith(ending))

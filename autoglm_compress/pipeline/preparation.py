@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.inputs import RunInputs
-from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, calibration_key, hash_source, key_of_files, stage_keys
+from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, calibration_key, stage_keys
 from autoglm_compress.pipeline.plan import bytes_of
 from autoglm_compress.pipeline.retention import most_bytes
-from autoglm_compress.pipeline.run_folder import SOURCE_NAME
 from autoglm_compress.pipeline.schedule import Schedule
-from autoglm_compress.pipeline.versions import made_elsewhere
+from autoglm_compress.records.files import SOURCE_FOLDER_NAME
+from autoglm_compress.records.manifest import SourceRecord
+from autoglm_compress.versions import made_elsewhere
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,29 @@ def prepare(inputs: RunInputs) -> Preparation:
 
 def _checkpoint(inputs: RunInputs, keys: Keys, number: int | None) -> KnownCheckpoint:
     if number is None:
-        return KnownCheckpoint(SOURCE_NAME, keys.source, inputs.source.folder)
+        return KnownCheckpoint(SOURCE_FOLDER_NAME, keys.source, inputs.source.folder)
     name = inputs.recipe.folder_name(number)
     return KnownCheckpoint(name, keys.stages[number], inputs.folder.path / name)
 
 
 def _keys(inputs: RunInputs) -> Keys:
     recipe, manifest = inputs.recipe, inputs.folder.manifest
-    source_files = _hashed(inputs.source, manifest.get("source", {}))
-    others, known = {}, manifest.get("others", {})
+    source_files = _hashed(inputs.source, manifest.source)
+    others = {}
     for stage in recipe.stages[: inputs.chosen[-1] + 1]:
         for option, name in stage.other_checkpoints.items():
             other = inputs.open_other(name, option)
-            others[name] = {"folder": str(other.folder), "files": _hashed(other, known.get(name, {}))}
+            others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
     calibration = calibration_key(recipe.calibration, inputs.text.files)
     by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
     source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key)
     return Keys(source, tuple(stages), calibration, source_files, others)
 
 
-def _hashed(checkpoint: Checkpoint, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _hashed(checkpoint: Checkpoint, known: SourceRecord | None) -> dict[str, dict[str, Any]]:
     """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
-    return hash_source(checkpoint, known["files"] if known.get("folder") == str(checkpoint.folder) else {})
+    same = known is not None and known.folder == str(checkpoint.folder)
+    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()} if same else {})
 
 
 def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:
@@ -97,7 +100,7 @@ def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:
 def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequence[Path]) -> None:
     """Say which stages are reused, which have to be done again and why, and what is left over."""
     note, first = inputs.runtime.progress.note, inputs.options.first
-    before = {entry["name"]: entry for entry in inputs.folder.manifest.get("stages", [])}
+    before = {entry.name: entry for entry in inputs.folder.manifest.stages}
     for number in range(inputs.chosen[-1] + 1):
         name, key, stage = inputs.names[number], keys.stages[number], inputs.recipe.stages[number]
         finished = inputs.folder.finished(name, key)
@@ -105,14 +108,14 @@ def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequ
         if finished and not forced and number in schedule.to_make:
             note(f"{name}: finished before, but not kept: done again for those that need it")
         elif finished and not forced:
-            note(f"{name}: finished before, reused{made_elsewhere(finished, stage.label)}")
+            note(f"{name}: finished before, reused{made_elsewhere(finished.versions, stage.label)}")
         elif number < inputs.chosen[0]:
             raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
         elif forced:
             note(f"{name}: done again (--from {first})")
-        elif name in before and before[name]["key"] != key:
+        elif name in before and before[name].key != key:
             note(f"{name}: its options, or what it depends on, changed: done again")
-        elif name in before and before[name]["finished"]:
+        elif name in before and before[name].finished:
             note(f"{name}: missing or damaged files: done again")
     for folder in left_over:
         note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")

@@ -1,24 +1,21 @@
 """The folder a run writes to: whose it is, which stages in it are finished, and where unfinished work lives."""
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autoglm_compress.atomic import write_json
 from autoglm_compress.checkpoint.reader import INDEX
-from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.records.files import EVALUATIONS, MANIFEST, STAGE, found, read_json
+from autoglm_compress.records.manifest import Manifest
+from autoglm_compress.records.stage import StageRecord
 
-MANIFEST = "manifest.json"
-STAGE = "stage.json"
 LINEAGE = "lineage.json"
-SOURCE_NAME = "00-source"
-"""What the source is called where stages go by the names of their folders."""
 LOCK = ".lock"
 REVISION = 2
 """Raised when unfinished work of older versions cannot be gone on with."""
@@ -29,14 +26,6 @@ UNOWNED = (LOCK, ".partial")
 def is_weights(name: str) -> bool:
     """Whether a file of a checkpoint goes when its weights are dropped."""
     return name.endswith(".safetensors") or name == INDEX
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, None if it is absent or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def disk_problem(folder: Path, error: OSError) -> str | None:
@@ -67,10 +56,8 @@ class RunFolder:
             if place.exists() and not place.is_dir():
                 where = f"{path}: is" if place == path else f"{path}: {place} is"
                 raise UserError(f"{where} a file. Give a folder with --output.")
-        manifest = read_json(path / MANIFEST)
-        recipe = manifest.get("recipe") if isinstance(manifest, dict) else None
-        owner = recipe.get("name") if isinstance(recipe, dict) else None
-        self.manifest: dict[str, Any] = manifest if owner is not None else {}
+        self.manifest = found(Manifest, path / MANIFEST) or Manifest()
+        owner = self.manifest.recipe.get("name")
         # A first run that was killed at once leaves a manifest under its temporary name.
         if owner is None and path.exists() and any(not entry.name.endswith(UNOWNED) for entry in path.iterdir()):
             raise UserError(f"{path}: not empty, and not the output of a run. Give another folder with --output.")
@@ -107,27 +94,28 @@ class RunFolder:
         """Delete what earlier runs of this recipe made."""
         for stage in self._stage_folders():
             shutil.rmtree(stage)
-        for path in (self.work, self.path / "evaluations"):
+        for path in (self.work, self.path / EVALUATIONS):
             shutil.rmtree(path, ignore_errors=True)
-        self.manifest = {}
+        self.manifest = Manifest()
 
     def _stage_folders(self) -> list[Path]:
         return sorted(path.parent for path in self.path.glob(f"[0-9][0-9]-*/{STAGE}"))
 
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest.
 
         Raises:
             UserError: the folder cannot be written to.
         """
         try:
-            write_json(self.path / MANIFEST, manifest)
+            manifest.write(self.path / MANIFEST)
         except OSError as error:
             raise UserError(_no_writing(self.path, error)) from None
 
     def adopt(self, names: Sequence[str], keys: Sequence[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
-        by_key = {(read_json(folder / STAGE) or {}).get("key"): folder for folder in self._stage_folders()}
+        records = {folder: found(StageRecord, folder / STAGE) for folder in self._stage_folders()}
+        by_key = {record.key: folder for folder, record in records.items() if record}
         moves = {
             by_key[key].name: name
             for name, key in zip(names, keys, strict=True)
@@ -136,7 +124,7 @@ class RunFolder:
         self._rename_in_records(moves)
         for old, name in moves.items():
             (self.path / old).rename(self.path / name)
-            results = self.path / "evaluations" / f"{old}.json"
+            results = self.path / EVALUATIONS / f"{old}.json"
             if results.exists():
                 results.replace(results.with_name(f"{name}.json"))
         for summary in self.path.glob("[0-9][0-9]-*.json"):  # of evaluations, by older versions; results are kept
@@ -146,12 +134,14 @@ class RunFolder:
     def _rename_in_records(self, moves: dict[str, str]) -> None:
         """Write the names that stages will have into their records; by them, reports find out what came from what."""
         for folder in self._stage_folders() if moves else ():
-            record = read_json(folder / STAGE)
+            record = found(StageRecord, folder / STAGE)
             if record is not None:
-                renamed = {field: moves.get(record.get(field), record.get(field)) for field in ("name", "parent")}
-                write_json(folder / STAGE, record | renamed)
+                renamed = {
+                    field: moves.get(getattr(record, field), getattr(record, field)) for field in ("name", "parent")
+                }
+                record.model_copy(update=renamed).write(folder / STAGE)
 
-    def finished(self, name: str, key: str) -> dict[str, Any] | None:
+    def finished(self, name: str, key: str) -> StageRecord | None:
         """The `stage.json` of a stage that is finished with this key and whose files are all there.
 
         Of one that says it was `dropped` the weights need not be.
@@ -161,14 +151,14 @@ class RunFolder:
         return self._record(self.path / name, key)
 
     @staticmethod
-    def _record(folder: Path, key: str) -> dict[str, Any] | None:
-        record = read_json(folder / STAGE)
-        if record is None or record["key"] != key:
+    def _record(folder: Path, key: str) -> StageRecord | None:
+        record = found(StageRecord, folder / STAGE)
+        if record is None or record.key != key:
             return None
         whole = all(
-            (folder / name).exists() and (folder / name).stat().st_size == file["bytes"]
-            for name, file in record["files"].items()
-            if not (record.get("dropped") and is_weights(name))
+            (folder / name).exists() and (folder / name).stat().st_size == file.bytes
+            for name, file in record.files.items()
+            if not (record.dropped and is_weights(name))
         )
         return record if whole else None
 
@@ -206,15 +196,15 @@ class RunFolder:
         shutil.rmtree(self.stage_work(name))
         return final
 
-    def drop(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    def drop(self, name: str, record: StageRecord) -> StageRecord:
         """Delete the weights of a finished stage and keep what says what they were.
 
         `record` is its `stage.json`; returns what that is then.
         """
-        folder, dropped = self.path / name, record | {"dropped": True}
-        if record != dropped:
-            write_json(folder / STAGE, dropped)
-        for file in filter(is_weights, record["files"]):
+        folder, dropped = self.path / name, record.model_copy(update={"dropped": True})
+        if not record.dropped:
+            dropped.write(folder / STAGE)
+        for file in filter(is_weights, record.files):
             (folder / file).unlink(missing_ok=True)
         return dropped
 

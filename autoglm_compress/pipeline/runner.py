@@ -1,12 +1,10 @@
 """The loop over the stages of a recipe: each is finished whole or not at all."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from autoglm_compress.checkpoint.writer import sha256, write_json
+from autoglm_compress.hashing import sha256
 from autoglm_compress.pipeline.contexts import Contexts
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.manifest import write_manifest
@@ -14,12 +12,15 @@ from autoglm_compress.pipeline.metrics import metrics_table
 from autoglm_compress.pipeline.metrics_rows import MetricsRows
 from autoglm_compress.pipeline.plan import shape_data
 from autoglm_compress.pipeline.preparation import Preparation, prepare
-from autoglm_compress.pipeline.resources import Resources
 from autoglm_compress.pipeline.retention import passing, users
-from autoglm_compress.pipeline.run_folder import LINEAGE, STAGE
-from autoglm_compress.pipeline.versions import package_versions, result_versions
+from autoglm_compress.pipeline.run_folder import LINEAGE
+from autoglm_compress.records.files import METRICS, STAGE
+from autoglm_compress.records.metrics import Metrics, Row
+from autoglm_compress.records.stage import FileRecord, Shape, StageRecord
 from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.resources import Resources
 from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.versions import package_versions, result_versions
 
 
 def run_stages(inputs: RunInputs) -> None:
@@ -49,7 +50,7 @@ class _Runner:
         self._preparation = preparation
         self._inputs = preparation.inputs
         self._contexts = Contexts(preparation.inputs, preparation)
-        self._records: list[dict[str, Any]] = []
+        self._records: list[StageRecord] = []
 
     def run(self) -> None:
         inputs, last = self._inputs, self._inputs.chosen[-1]
@@ -66,16 +67,16 @@ class _Runner:
         inputs.runtime.progress.console.print(metrics_table(self._rows()))
         write_report(inputs.folder.path, inputs.runtime.progress)
 
-    def _finished(self, number: int) -> dict[str, Any] | None:
+    def _finished(self, number: int) -> StageRecord | None:
         """The `stage.json` of a stage that need not be done, after another look at whether its result will do."""
         schedule, recipe = self._preparation.schedule, self._inputs.recipe
         record = None if number in schedule.to_make else schedule.finished(number)
         if record is not None:
             before = self._preparation.checkpoint(recipe.parents[number])
-            recipe.stages[number].accept(record["decisions"], before.folder)
+            recipe.stages[number].accept(record.decisions, before.folder)
         return record
 
-    def _make(self, number: int) -> dict[str, Any]:
+    def _make(self, number: int) -> StageRecord:
         """Run one stage in its work folder and publish the result; returns its `stage.json`."""
         inputs, folder = self._inputs, self._inputs.folder
         stage, name, key = inputs.recipe.stages[number], inputs.names[number], self._preparation.keys.stages[number]
@@ -94,31 +95,33 @@ class _Runner:
         context.require_source_unchanged()
         if stage.makes is Makes.CHECKPOINT:
             context.lineage.save(result / LINEAGE)
-        record = self._record(number, context, result) | resources.as_data()
-        write_json(result / STAGE, record)
+        record = self._record(number, context, result, resources)
+        record.write(result / STAGE)
         folder.publish(name)
         return record
 
-    def _record(self, number: int, context: StageContext, result: Path) -> dict[str, Any]:
-        """What there is to say of a stage that has run, but for what it cost."""
+    def _record(self, number: int, context: StageContext, result: Path, resources: Resources) -> StageRecord:
+        """What there is to say of a stage that has run."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and STAGE not in path.name)
-        return {
-            "name": inputs.names[number],
-            "key": self._preparation.keys.stages[number],
-            "makes": stage.makes.value,
-            "options": stage.model_dump(mode="json", by_alias=True),
-            "parent": self._preparation.checkpoint(parent).name,
-            "shape_before": shape_data(inputs.source.shape) if parent is None else self._records[parent]["shape"],
-            "shape": shape_data(context.shape),
-            "decisions": context.decisions,
-            "warnings": list(inputs.plan.checkpoints[number + 1].warnings),
-            "files": {
-                path.relative_to(result).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        before = shape_data(inputs.source.shape) if parent is None else self._records[parent].shape.as_data()
+        return StageRecord(
+            name=inputs.names[number],
+            key=self._preparation.keys.stages[number],
+            makes=stage.makes.value,
+            options=stage.model_dump(mode="json", by_alias=True),
+            parent=self._preparation.checkpoint(parent).name,
+            shape_before=Shape(**before),
+            shape=Shape(**shape_data(context.shape)),
+            decisions=context.decisions,
+            warnings=list(inputs.plan.checkpoints[number + 1].warnings),
+            files={
+                path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
                 for path in files
             },
-            "versions": package_versions(),
-        }
+            versions=package_versions(),
+            **resources.as_data(),
+        )
 
     def _look_at(self, number: int) -> None:
         """Draw what a stage has decided, and evaluate the checkpoint it has made."""
@@ -134,12 +137,12 @@ class _Runner:
             if number <= reached and not any(schedule.needs_weights(user) for user in later):
                 self._records[number] = self._inputs.folder.drop(self._inputs.names[number], self._records[number])
 
-    def _rows(self) -> Sequence[dict[str, Any]]:
+    def _rows(self) -> list[Row]:
         inputs, preparation = self._inputs, self._preparation
         rows = MetricsRows(inputs.recipe, inputs.plan, inputs.source, inputs.evaluations, preparation.checkpoint)
         later = range(len(self._records), len(inputs.recipe.stages))
         return rows.of([*self._records, *preparation.schedule.finished_in_a_row(later)])
 
     def _write_metrics(self) -> None:
-        data = {"recipe": self._inputs.recipe.name, "stages": self._rows()}
-        write_json(self._inputs.folder.path / "metrics.json", data)
+        metrics = Metrics(recipe=self._inputs.recipe.name, stages=self._rows())
+        metrics.write(self._inputs.folder.path / METRICS)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.stage import StageRecord
 from autoglm_compress.stages import Makes
 
 
@@ -25,7 +25,7 @@ class Schedule:
     again: Collection[int]
     last: int
 
-    def finished(self, number: int) -> dict[str, Any] | None:
+    def finished(self, number: int) -> StageRecord | None:
         """The `stage.json` of a stage that is finished and is not to be done again all the same."""
         if number in self.again:
             return None
@@ -52,7 +52,7 @@ class Schedule:
         for number in reversed(range(self.last + 1)):
             stage, record = self.recipe.stages[number], self.finished(number)
             missing = record is None
-            if stage.makes is Makes.CHECKPOINT and not missing and record.get("dropped"):
+            if stage.makes is Makes.CHECKPOINT and not missing and record.dropped:
                 missing = number in needed or not self.known(number, self.recipe.evaluation.every_stage)
             if missing:
                 found.add(number)
@@ -63,9 +63,9 @@ class Schedule:
     def with_weights(self) -> list[int]:
         """The stages that are not to be done and whose weights are there."""
         records = {number: self.finished(number) for number in range(self.last + 1) if number not in self.to_make}
-        return [number for number, record in records.items() if record and not record.get("dropped")]
+        return [number for number, record in records.items() if record and not record.dropped]
 
-    def finished_in_a_row(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    def finished_in_a_row(self, numbers: Iterable[int]) -> Iterator[StageRecord]:
         """The `stage.json` of each of these stages, up to the first that is not finished."""
         for number in numbers:
             record = self.folder.finished(self.recipe.folder_name(number), self.keys[number])

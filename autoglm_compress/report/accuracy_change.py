@@ -2,7 +2,7 @@
 
 import math
 
-from autoglm_compress.report.run_record import Mmlu, Scores
+from autoglm_compress.records.task_results import MmluSummary, Scores
 
 
 def change(scores: Scores, source: Scores) -> tuple[float, float | None]:
@@ -22,7 +22,7 @@ def change(scores: Scores, source: Scores) -> tuple[float, float | None]:
 
 def _pairs(scores: Scores, source: Scores) -> list[tuple[str, str]]:
     """The answers to each question, of all subjects; none where the two were not asked the same number."""
-    if isinstance(scores, Mmlu) and isinstance(source, Mmlu):
+    if isinstance(scores, MmluSummary) and isinstance(source, MmluSummary):
         if scores.subjects.keys() != source.subjects.keys():
             return []
         by_subject = [_pairs(found, source.subjects[name]) for name, found in scores.subjects.items()]

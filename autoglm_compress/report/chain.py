@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from autoglm_compress.records.files import SOURCE, SOURCE_FOLDER_NAME
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human, size
-from autoglm_compress.report.run_record import SOURCE, SOURCE_FILE, Row, Run, Shape
+from autoglm_compress.report.run_record import Run
 
 
 def checkpoints(run: Run) -> list[Row]:
-    """The rows that have a checkpoint of their own: `evaluate` only looks at one."""
-    return [row for row in run.rows if row.stage != "evaluate" or row.name in run.stages]
+    """The rows that have a checkpoint of their own: of stages that made one, and the source."""
+    made = {name: stage.makes for name, stage in run.stages.items()}
+    # Older versions left no record of evaluations.
+    return [row for row in run.rows if made.get(row.name, row.stage) not in ("measurement", "artifact", "evaluate")]
 
 
 def parents(run: Run) -> dict[str, str | None]:
@@ -21,7 +26,7 @@ def parents(run: Run) -> dict[str, str | None]:
     for row in checkpoints(run):
         stage = run.stages.get(row.name)
         named = stage.parent if stage else None
-        named = SOURCE if named == SOURCE_FILE else named
+        named = SOURCE if named == SOURCE_FOLDER_NAME else named
         found[row.name] = named if named in found else previous
         previous = row.name
     return found

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from autoglm_compress.records.metrics import Row
 from autoglm_compress.report.chain import final_checkpoints
 from autoglm_compress.report.numbers import human, percent, plain, points, size, two_places
-from autoglm_compress.report.run_record import Row, Run
+from autoglm_compress.report.run_record import Run
 from autoglm_compress.report.run_tables import STAGE_COLUMNS, measured_cells
 from autoglm_compress.report.tables import Column, Table, number_cell, text_cell, without_empty_columns
 

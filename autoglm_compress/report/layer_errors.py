@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from autoglm_compress.records.stage import StageRecord
 from autoglm_compress.report.figures import WIDTH
 from autoglm_compress.report.numbers import plain
-from autoglm_compress.report.run_record import Stage
 from autoglm_compress.report.tables import Cell, Column, Table, number_cell, text_cell, without_empty_columns
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ CELL_HEIGHT = 0.2
 Entry = dict[str, Any]
 
 
-def layer_entries(stage: Stage) -> list[Entry]:
+def layer_entries(stage: StageRecord) -> list[Entry]:
     """What is recorded for each linear of each layer: `layer`, `part` and the measures there are; empty if none."""
     layers = stage.decisions.get("layers")
     if stage.options.get("stage") == "refit" and layers:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.stage import StageRecord
 from autoglm_compress.report.chain import boxes, checkpoints, final_checkpoints
 from autoglm_compress.report.figures import as_svg
 from autoglm_compress.report.final_table import final_table, verdict
@@ -16,7 +18,7 @@ from autoglm_compress.report.inline_svg import inline_svg
 from autoglm_compress.report.layer_errors import heat_map, layer_entries, layer_table
 from autoglm_compress.report.render import render, write_page
 from autoglm_compress.report.run_plots import ACCURACY, PERPLEXITY, Measure, cost_plot, size_curve
-from autoglm_compress.report.run_record import Row, Run, Stage, read_run
+from autoglm_compress.report.run_record import Run, read_run
 from autoglm_compress.report.run_tables import other_results, score_tables, stage_table
 from autoglm_compress.report.stage_plots import draw
 from autoglm_compress.report.tables import Table, json_link
@@ -121,7 +123,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in known.items() if value is not None]
 
 
-def _section(row: Row, stage: Stage) -> StageSection:
+def _section(row: Row, stage: StageRecord) -> StageSection:
     notes, entries, table = [], [], None
     try:
         entries = layer_entries(stage)
@@ -129,7 +131,7 @@ def _section(row: Row, stage: Stage) -> StageSection:
     except Exception as error:  # as for a picture
         notes.append(f"No errors by layer: {type(error).__name__}: {error}")
     pictures = [
-        _picture(f"plot-{row.name}", f"what {row.name} decided", lambda: draw(stage.record)),
+        _picture(f"plot-{row.name}", f"what {row.name} decided", lambda: draw(stage.as_data())),
         picture_of(f"heat-{row.name}", f"errors by layer of {row.name}", lambda: heat_map(entries)),
     ]
     options = {name: value for name, value in stage.options.items() if name != "stage" and value is not None}

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
+from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.task_results import Scores
 from autoglm_compress.report.accuracy_change import change
 from autoglm_compress.report.chain import checkpoints
 from autoglm_compress.report.numbers import KV_TOKENS, duration, human, percent, plain, points, signed, size, two_places
-from autoglm_compress.report.run_record import Row, Run, Scores
+from autoglm_compress.report.run_record import Run
 from autoglm_compress.report.tables import Cell, Column, Table, number_cell, text_cell, without_empty_columns
 
 OURS = ("perplexity", "mmlu")

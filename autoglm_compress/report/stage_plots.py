@@ -1,11 +1,11 @@
 """One plot for each stage of what it decided, drawn from its `stage.json` alone, so that it can always be redrawn."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.stage import read_stage
 from autoglm_compress.report.figures import (
     DROPPED,
     KEPT,
@@ -38,7 +38,7 @@ def draw_missing(stage_file: Path, progress: Progress) -> None:
     if file.exists():
         return
     try:
-        plot = draw(json.loads(stage_file.read_text(encoding="utf-8")))
+        plot = draw(read_stage(stage_file).as_data())
         if plot is not None:
             temporary = file.with_name(f".{PLOT}.partial")
             temporary.write_bytes(plot)

@@ -11,7 +11,7 @@ import torch
 
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import sha256
+from autoglm_compress.hashing import sha256
 from support.command_line import assert_says, refusal
 from support.quantizing import plain_model
 from support.questions import QUESTIONS, write, write_quiz

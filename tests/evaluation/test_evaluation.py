@@ -16,7 +16,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, output_head
 from autoglm_compress.evaluation.perplexity import perplexity
-from autoglm_compress.evaluation.records import without_records
+from autoglm_compress.records.task_results import without_records
 from support.evaluating import WORDS, hugging_face, layerwise
 from support.quiet import quiet
 

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from autoglm_compress import atomic
 from autoglm_compress.checkpoint import CheckpointWriter, writer
 from support.command_line import assert_says, refusal
 from support.running import digests, half_written, invoke, run, run_until_killed, write_recipe
@@ -127,7 +128,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_in_one_message(
     def fail(path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    at_second_unit(monkeypatch, lambda: monkeypatch.setattr(writer, "_sync", fail))
+    at_second_unit(monkeypatch, lambda: monkeypatch.setattr(atomic, "_sync", fail))
     assert_says(refusal("run", recipe, "--output", tmp_path / "out", "--device", "cpu"), tmp_path / "out", *words)
     assert_nothing_half_written(tmp_path / "out")
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from autoglm_compress.checkpoint.writer import sha256
 from autoglm_compress.cli import app
+from autoglm_compress.hashing import sha256
 
 CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 32}
 EVALUATION = {"perplexity": {"samples": 2, "sequence_length": 32}}

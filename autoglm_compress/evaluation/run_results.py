@@ -9,75 +9,91 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.calibration.text import locate
+from autoglm_compress.calibration.text import locate, text_key
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.source import local_folder
-from autoglm_compress.checkpoint.writer import sha256, write_json
-from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
-from autoglm_compress.evaluation.evaluate import evaluate
-from autoglm_compress.evaluation.records import without_records
-from autoglm_compress.pipeline.keys import key_of, text_key
-from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.run_folder import RunFolder, read_json
-from autoglm_compress.pipeline.versions import package_versions
-from autoglm_compress.recipe import Recipe
+from autoglm_compress.evaluation.evaluate import EvaluationOptions, evaluate
+from autoglm_compress.evaluation.walk_store import evaluation_work
+from autoglm_compress.hashing import key_of, sha256
+from autoglm_compress.records.evaluation import (
+    SCHEMA_VERSION,
+    EvaluationRecord,
+    Spent,
+    TaskEntry,
+)
+from autoglm_compress.records.files import found
+from autoglm_compress.records.task_results import without_records
+from autoglm_compress.resources import Resources
 from autoglm_compress.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The files that evaluations read, found before work starts."""
+    """The files that evaluations read, found before work starts; None stands for a built-in text, or for the hub."""
 
     text: Path | None
     questions: Path | None
 
 
-def find_data(recipe: Recipe) -> EvaluationData:
-    """Locate what the recipe's evaluations read.
+def find_data(options: EvaluationOptions, bases: list[Path], default_text: str) -> EvaluationData:
+    """Locate what evaluations read.
+
+    Args:
+        options: the recipe's.
+        bases: the folders in which relative paths are looked up, in order.
+        default_text: the text source where the options name none.
 
     Raises:
-        UserError: a file or folder that the recipe names is not there.
+        UserError: a file or folder that the options name is not there.
     """
-    options = recipe.evaluation
-    source = options.perplexity.source or next(iter(recipe.calibration.rows))
-    text = locate(source, recipe.bases, "evaluation.perplexity.source")
+    text = locate(options.perplexity.source or default_text, bases, "evaluation.perplexity.source")
     if options.mmlu.data is None:
         return EvaluationData(text, None)
-    questions = local_folder(options.mmlu.data, recipe.bases)
+    questions = local_folder(options.mmlu.data, bases)
     if questions is None:
-        looked = " or in ".join(str(base) for base in recipe.bases)
+        looked = " or in ".join(str(base) for base in bases)
         raise UserError(f"evaluation.mmlu.data: no folder {options.mmlu.data!r} in {looked}.")
     return EvaluationData(text, questions)
 
 
-def evaluation_work(folder: Path, evaluated: Any) -> Path:
-    """Where an evaluation leaves what lets it go on after a kill with the same scores as if nothing had happened.
-
-    Args:
-        folder: where work lies.
-        evaluated: what is evaluated and on what device, as plain data. Versions and threads count besides it.
-    """
-    return folder / f"evaluation-{key_of([evaluated, package_versions(), torch.get_num_threads()])}"
-
-
 class Evaluations:
-    """Evaluates checkpoints with a recipe's settings and remembers the results under `evaluations/`."""
+    """Evaluates checkpoints with a recipe's settings and remembers the results, in a file for each checkpoint."""
 
-    def __init__(self, recipe: Recipe, data: EvaluationData, folder: RunFolder, runtime: Runtime) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        options: EvaluationOptions,
+        data: EvaluationData,
+        *,
+        folder: Path,
+        work: Path,
+        seed: int,
+        runtime: Runtime,
+    ) -> None:
+        """Look at what results depend on.
+
+        Args:
+            options: what is asked, and how.
+            data: the files that are read.
+            folder: where results are kept.
+            work: where lies what lets a killed evaluation go on.
+            seed: decides which rows of text.
+            runtime: where layers run.
+        """
+        self.options = options
         self.data = data
-        self.folder = folder.path / "evaluations"
-        self._work = folder.work
+        self.folder = folder
+        self.seed = seed
         self.runtime = runtime
+        self._work = work
         self._settings = self._task_settings()
 
     def _task_settings(self) -> dict[str, Any]:
-        options = self.recipe.evaluation
+        options = self.options
         questions = sorted(self.data.questions.rglob("*.csv")) if self.data.questions else []
         return {
-            "perplexity": [options.perplexity.model_dump(), text_key(self.data.text), self.recipe.seed],
+            "perplexity": [options.perplexity.model_dump(), text_key(self.data.text), self.seed],
             "mmlu": [options.mmlu.model_dump(exclude={"data"}), [[file.name, sha256(file)] for file in questions]],
         }
 
@@ -92,15 +108,14 @@ class Evaluations:
         """Whether all of these results of a checkpoint are known."""
         return set(tasks) <= self.known(name, key).keys()
 
-    def _kept(self, name: str, key: str) -> dict[str, Any]:
-        record = read_json(self.folder / f"{name}.json")
-        if record is None or record["key"] != key:
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _kept(self, name: str, key: str) -> dict[str, dict[str, Any]]:
+        record = found(EvaluationRecord, self._file(name))
+        if record is None or record.key != key:
             return {}
-        return {
-            task: entry["result"]
-            for task, entry in record["tasks"].items()
-            if entry["settings"] == self.settings_key(task)
-        }
+        return {task: kept.result for task, kept in record.tasks.items() if kept.settings == self.settings_key(task)}
 
     def settings_key(self, task: str) -> str:
         """What the result of a task depends on beside the checkpoint, as a hash."""
@@ -120,7 +135,7 @@ class Evaluations:
                 measured = evaluate(
                     checkpoint,
                     missing,
-                    self.recipe.evaluation,
+                    self.options,
                     perplexity_rows=lambda: self._rows(checkpoint),
                     mmlu_folder=self.data.questions,
                     runtime=self.runtime,
@@ -128,36 +143,33 @@ class Evaluations:
                 )
             versions = measured.pop("versions")
             known |= measured
-            record = {
-                "schema_version": SCHEMA_VERSION,
-                "key": key,
-                "versions": versions,
-                "resources": resources.as_data(),
-                "tasks": {
-                    task: {"settings": self.settings_key(task), "result": result} for task, result in known.items()
+            record = EvaluationRecord(
+                schema_version=SCHEMA_VERSION,
+                key=key,
+                tasks={
+                    task: TaskEntry(settings=self.settings_key(task), result=result) for task, result in known.items()
                 },
-            }
+                versions=versions,
+                resources=Spent(**resources.as_data()),
+            )
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / f"{name}.json", record)
+            record.write(self._file(name))
             shutil.rmtree(work, ignore_errors=True)
         return without_records({task: known[task] for task in tasks if task in known})
 
     def forget(self, name: str, tasks: Sequence[str]) -> None:
         """Drop results, so that the tasks are measured again."""
-        path = self.folder / f"{name}.json"
-        record = read_json(path)
+        record = found(EvaluationRecord, self._file(name))
         if record is not None:
-            record["tasks"] = {task: entry for task, entry in record["tasks"].items() if task not in tasks}
-            write_json(path, record)
+            kept = {task: entry for task, entry in record.tasks.items() if task not in tasks}
+            record.model_copy(update={"tasks": kept}).write(self._file(name))
 
-    def resources(self, name: str) -> dict[str, float | int]:
+    def resources(self, name: str) -> dict[str, Any]:
         """Seconds and peak memory of the latest evaluation of a checkpoint."""
-        record = read_json(self.folder / f"{name}.json")
-        return record["resources"] if record else {"seconds": 0.0, "peak_rss_bytes": 0}
+        record = found(EvaluationRecord, self._file(name))
+        return record.resources.as_data() if record else {"seconds": 0.0, "peak_rss_bytes": 0}
 
     def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
-        options = self.recipe.evaluation.perplexity
+        options = self.options.perplexity
         tokenizer = checkpoint.tokenizer()
-        return token_rows(
-            tokenizer, self.data.text, "held-out", options.samples, options.sequence_length, self.recipe.seed
-        )
+        return token_rows(tokenizer, self.data.text, "held-out", options.samples, options.sequence_length, self.seed)

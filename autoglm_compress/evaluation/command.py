@@ -9,23 +9,22 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.calibration.text import PYTHON_DOCS, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
-from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.comparison.results_file import SCHEMA_VERSION
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import Agreement, agreement
 from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
 from autoglm_compress.evaluation.perplexity import hash_of_rows
-from autoglm_compress.pipeline.evaluations import evaluation_work
-from autoglm_compress.pipeline.keys import hash_source, key_of_files, text_key
-from autoglm_compress.pipeline.resources import Resources
-from autoglm_compress.pipeline.versions import package_versions
+from autoglm_compress.evaluation.walk_store import evaluation_work
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.evaluation import SCHEMA_VERSION, CheckpointRecord, EvaluationRecord, Spent, TaskEntry
+from autoglm_compress.resources import Resources
 from autoglm_compress.runtime import Runtime
+from autoglm_compress.versions import package_versions
 
 SEED = 0
 """Decides which rows of text, as the default of a recipe does."""
@@ -47,7 +46,7 @@ class EvaluationRequest:
     device: str = "auto"
 
 
-def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[str, Any]:
+def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> EvaluationRecord:
     """Evaluate, and write `request.output`, whole or not at all; returns what was written.
 
     Raises:
@@ -88,16 +87,16 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> dict[
     settings = {"mmlu": options.mmlu.model_dump(mode="json"), "perplexity": text_settings}
     if original is not None:
         settings[AGREEMENT] = text_settings | {"against": against}
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "checkpoint": identity,
-        "tasks": {name: {"settings": settings.get(name, {}), "result": result} for name, result in results.items()},
-        "device": str(device),
-        "versions": package_versions(),
-        "resources": resources.as_data(),
-    }
+    record = EvaluationRecord(
+        schema_version=SCHEMA_VERSION,
+        checkpoint=CheckpointRecord.model_validate(identity),
+        tasks={name: TaskEntry(settings=settings.get(name, {}), result=result) for name, result in results.items()},
+        device=str(device),
+        versions=package_versions(),
+        resources=Spent(**resources.as_data()),
+    )
     try:
-        write_json(request.output, record)
+        record.write(request.output)
     except OSError as error:
         raise UserError(f"--output: {request.output}: cannot write there: {error.strerror or error}.") from None
     shutil.rmtree(works, ignore_errors=True)

@@ -6,18 +6,19 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from autoglm_compress.evaluation.records import without_records
-from autoglm_compress.pipeline.checkpoint_evaluation import AGREEMENT
+from autoglm_compress.evaluation.command import AGREEMENT
+from autoglm_compress.records.evaluation import EvaluationRecord
+from autoglm_compress.records.task_results import without_records
 
 
-def evaluation_table(record: Mapping[str, Any]) -> Table:
+def evaluation_table(record: EvaluationRecord) -> Table:
     """The results as a table that fits 80 columns: MMLU by category and in all, and the other tasks."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="bold")
     table.add_column("")
     for heading in ("value", "± stderr", "of"):
         table.add_column(heading, justify="right")
-    for task, entry in record["tasks"].items():
-        result = entry["result"]
+    for task, entry in record.tasks.items():
+        result = entry.result
         if task == "mmlu":
             for name, part in (result["categories"] or result["subjects"]).items():
                 table.add_row(escape(name), *_accuracy(part))

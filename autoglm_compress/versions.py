@@ -3,7 +3,6 @@
 import platform
 from functools import cache
 from importlib.metadata import version
-from typing import Any
 
 PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compressed-tensors", "lm-eval")
 
@@ -19,9 +18,9 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 
-def made_elsewhere(record: dict[str, Any], label: str) -> str:
-    """What to know of a finished stage that other versions made."""
-    now, then = result_versions(), record["versions"]
+def made_elsewhere(then: dict[str, str], label: str) -> str:
+    """What to know of a finished stage, called `label`, that was made with the versions `then`."""
+    now = result_versions()
     other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
     if not other:
         return ""

@@ -1,0 +1,32 @@
+"""Writing files that are there whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
+    """Write JSON that appears under its name only when it is complete and on the disk."""
+    with appearing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that gets its own when it is complete and on the disk, or is deleted if it fails."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

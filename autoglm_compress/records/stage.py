@@ -1,0 +1,77 @@
+"""`stage.json`: what a finished stage decided, made and cost."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from autoglm_compress.architecture.shape import kv_cache_bytes
+from autoglm_compress.records.files import Record, read_record
+
+
+class Shape(Record):
+    """The sizes of a checkpoint, named as in `config.json`."""
+
+    architecture: str | None = None
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    tie_word_embeddings: bool | None = None
+    dtype: str | None = None
+    quantization: dict[str, Any] | None = None
+
+    def kv_cache_bytes(self, tokens: int) -> int | None:
+        """Bytes of a 16-bit key-value cache for so many tokens."""
+        sizes = (self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
+        return None if None in sizes else kv_cache_bytes(*sizes, tokens)
+
+
+class FileRecord(Record):
+    """Size and SHA-256 of a file, and of a source's files the time of their last change in nanoseconds."""
+
+    bytes: int
+    mtime_ns: int | None = None
+    sha256: str
+
+
+class StageRecord(Record):
+    """`stage.json`.
+
+    `makes` is what kind of result lies beside it. `files` are all of it but this record, `dropped` says that the
+    weights among them were deleted since. `left_out` are tensors of the source that the model does not use, `linears`
+    has measures of single linears for tables. Time is in seconds, memory and disk traffic in bytes.
+    """
+
+    name: str | None = None
+    key: str | None = None
+    makes: Literal["checkpoint", "artifact", "measurement"] = "checkpoint"
+    options: dict[str, Any] = Field(default_factory=dict)
+    parent: str | None = None
+    shape_before: Shape | None = None
+    shape: Shape | None = None
+    decisions: dict[str, Any] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+    left_out: list[str] = Field(default_factory=list)
+    linears: list[dict[str, Any]] = Field(default_factory=list)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    processes: int | None = None
+    dropped: bool = False
+
+
+def read_stage(path: Path) -> StageRecord:
+    """Read a `stage.json`.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON or not as the schema has it.
+    """
+    return read_record(StageRecord, path)

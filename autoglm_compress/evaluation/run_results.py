@@ -121,7 +121,7 @@ class Evaluations:
         """What the result of a task depends on beside the checkpoint, as a hash."""
         return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
-    def measure(
+    def results(
         self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str]
     ) -> dict[str, Any]:
         """The results of a checkpoint by task, as `known` gives them; only what is not known is measured."""

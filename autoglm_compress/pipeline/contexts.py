@@ -63,7 +63,7 @@ class Contexts:
     def evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
         """Results of a stage's checkpoint, or of the source, by task; what is known is not measured again."""
         checkpoint = self._preparation.checkpoint(number)
-        return self._inputs.evaluations.measure(
+        return self._inputs.evaluations.results(
             checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder), tasks
         )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoglm_compress.calibration.run_text import CalibrationText, find_sources
+from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
@@ -58,11 +58,10 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     """
     chosen = _chosen(recipe, options)
     folder = RunFolder(options.output, recipe.name)
-    files = find_sources(recipe.calibration, recipe.bases)
     plan = plan_recipe(recipe, options.output)
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
     source.require_tokenizer()
-    text = CalibrationText(recipe.calibration, files, source, runtime.progress)
+    text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress)
     evaluations = Evaluations(
         recipe.evaluation,
         find_data(recipe.evaluation, recipe.bases, default_text=next(iter(recipe.calibration.rows))),

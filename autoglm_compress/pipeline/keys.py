@@ -7,10 +7,13 @@ from typing import Any
 
 from autoglm_compress.calibration.text import text_key
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.checkpoint.identity import key_of_files
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.hashing import key_of
+from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.recipe import Recipe
+from autoglm_compress.records.manifest import SourceRecord
 
 REVISION = 1
 """Raised when results change for a reason that no stage's own revision covers."""
@@ -71,3 +74,24 @@ def stage_keys(
         depends += [settings_key(task) for task in stage.evaluates]
         keys.append(key_of(depends))
     return source_key, keys
+
+
+def keys_of(inputs: RunInputs) -> Keys:
+    """Hash what a run depends on; files that the manifest knows and that did not change are not read again."""
+    recipe, manifest = inputs.recipe, inputs.folder.manifest
+    source_files = _hashed(inputs.source, manifest.source)
+    others = {}
+    for stage in recipe.stages[: inputs.chosen[-1] + 1]:
+        for option, name in stage.other_checkpoints.items():
+            other = inputs.open_other(name, option)
+            others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
+    calibration = calibration_key(recipe.calibration, inputs.text.files)
+    by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
+    source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key)
+    return Keys(source, tuple(stages), calibration, source_files, others)
+
+
+def _hashed(checkpoint: Checkpoint, known: SourceRecord | None) -> dict[str, dict[str, Any]]:
+    """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
+    same = known is not None and known.folder == str(checkpoint.folder)
+    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()} if same else {})

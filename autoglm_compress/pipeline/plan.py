@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -55,13 +55,14 @@ class PlannedCheckpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """The source and every stage, with the disk the run needs and has.
+    """The source and every stage, the file of every calibration source, and the disk the run needs and has.
 
     `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
     `kept_bytes` what the checkpoints take that it leaves.
     """
 
     checkpoints: tuple[PlannedCheckpoint, ...]
+    texts: Mapping[str, Path | None]
     disk_bytes: int
     scratch_bytes: int
     kept_bytes: int
@@ -148,7 +149,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         RecipeError: a stage cannot work on the shape it would be given; the message lists every such stage.
         UserError: the source is not found or not supported, or calibration text is not there.
     """
-    find_sources(recipe.calibration, recipe.bases)
+    texts = find_sources(recipe.calibration, recipe.bases)
     folder = config_only(recipe.model.source, recipe.bases)
     source, config = source_shape(folder), load_model_config(folder)
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
@@ -207,6 +208,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     sizes = [checkpoint.disk for checkpoint in checkpoints[1:]]
     return Plan(
         checkpoints=tuple(checkpoints),
+        texts=texts,
         disk_bytes=most_bytes(recipe, sizes, range(len(sizes)), ()) + scratch,
         scratch_bytes=scratch,
         kept_bytes=kept_bytes(recipe, sizes),

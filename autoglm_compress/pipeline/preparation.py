@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.inputs import RunInputs
-from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, calibration_key, stage_keys
+from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, keys_of
 from autoglm_compress.pipeline.plan import bytes_of
 from autoglm_compress.pipeline.retention import most_bytes
 from autoglm_compress.pipeline.schedule import Schedule
 from autoglm_compress.records.files import SOURCE_FOLDER_NAME
-from autoglm_compress.records.manifest import SourceRecord
 from autoglm_compress.versions import made_elsewhere
 
 
@@ -40,7 +36,7 @@ def prepare(inputs: RunInputs) -> Preparation:
         UserError: the run cannot be done.
     """
     options, folder = inputs.options, inputs.folder
-    keys = _keys(inputs)
+    keys = keys_of(inputs)
     left_over = [] if options.fresh else folder.adopt(inputs.names, keys.stages)
     again = inputs.chosen if options.fresh or options.first is not None else ()
 
@@ -64,26 +60,6 @@ def _checkpoint(inputs: RunInputs, keys: Keys, number: int | None) -> KnownCheck
         return KnownCheckpoint(SOURCE_FOLDER_NAME, keys.source, inputs.source.folder)
     name = inputs.recipe.folder_name(number)
     return KnownCheckpoint(name, keys.stages[number], inputs.folder.path / name)
-
-
-def _keys(inputs: RunInputs) -> Keys:
-    recipe, manifest = inputs.recipe, inputs.folder.manifest
-    source_files = _hashed(inputs.source, manifest.source)
-    others = {}
-    for stage in recipe.stages[: inputs.chosen[-1] + 1]:
-        for option, name in stage.other_checkpoints.items():
-            other = inputs.open_other(name, option)
-            others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
-    calibration = calibration_key(recipe.calibration, inputs.text.files)
-    by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
-    source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key)
-    return Keys(source, tuple(stages), calibration, source_files, others)
-
-
-def _hashed(checkpoint: Checkpoint, known: SourceRecord | None) -> dict[str, dict[str, Any]]:
-    """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
-    same = known is not None and known.folder == str(checkpoint.folder)
-    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()} if same else {})
 
 
 def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:

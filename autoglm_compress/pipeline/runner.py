@@ -28,7 +28,8 @@ def run_stages(inputs: RunInputs) -> None:
     new = not inputs.folder.path.exists()
     preparation = prepare(inputs) if new else None  # before there is a folder: what is refused leaves nothing behind
     with inputs.folder.claimed():
-        _Runner(preparation or prepare(inputs)).run()
+        runner = _Runner(preparation or prepare(inputs))
+        runner.run()
     console = inputs.runtime.progress.console
     console.print(f"results: {inputs.folder.path}", soft_wrap=True, highlight=False, markup=False)
 

@@ -26,11 +26,11 @@ class Spent(Record):
     """What an evaluation cost: seconds and bytes, and how many processes took part."""
 
     seconds: float | None = None
+    processes: int | None = None
     cpu_seconds: float | None = None
-    peak_rss_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
-    processes: int | None = None
+    peak_rss_bytes: int | None = None
 
 
 class CheckpointRecord(Record):

@@ -60,11 +60,11 @@ class StageRecord(Record):
     files: dict[str, FileRecord] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     seconds: float | None = None
+    processes: int | None = None
     cpu_seconds: float | None = None
-    peak_rss_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
-    processes: int | None = None
+    peak_rss_bytes: int | None = None
     dropped: bool = False
 
 

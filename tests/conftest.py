@@ -17,10 +17,7 @@ from autoglm_compress.calibration.text import documents
 from support.models import FAMILIES, SHAPE, TEXT, build_model
 from support.questions import write_quiz
 
-pytest_plugins = [
-    "support.plug_ins",
-    "support.resuming",
-]  # whose fixtures serve several files
+pytest_plugins = ["support.plug_ins", "support.resuming"]  # whose fixtures serve several files
 transformers_logging.disable_progress_bar()
 
 

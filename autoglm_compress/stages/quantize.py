@@ -4,10 +4,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS, HEAD
@@ -16,39 +15,23 @@ from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.cutting.surgery import row_slices
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.quantization import bit_allocation
 from autoglm_compress.quantization.autoawq_backend import quantize_with_autoawq
-from autoglm_compress.quantization.grid import ELEMENTS_AT_ONCE, grid_for
+from autoglm_compress.quantization.costs import fed_back_fan_in, quantizing_memory, quantizing_scratch
+from autoglm_compress.quantization.grid import grid_for
 from autoglm_compress.quantization.layer_quantizer import round_layer
+from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.quantizing_walk import LayerWriter, QuantizingWalk
-from autoglm_compress.quantization.sensitivity import divergences, stream_bytes
+from autoglm_compress.quantization.sensitivity import divergences
 from autoglm_compress.stages.base import PlanError, Stage, StageContext
+from autoglm_compress.stages.needs import Needs
 
 GROUP_SIZES = (128, 64, 32)
 FEW, MANY = bit_allocation.FEW, bit_allocation.MANY
 
 
-class Budget(BaseModel):
-    """What `bits: auto` may use: bytes of all tensors of the checkpoint, or bits per weight of the layers' linears.
-
-    Scales and a quantized head do not count in the latter.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bytes: Annotated[int, Field(strict=True, gt=0)] | None = None
-    average_bits: Annotated[float, Field(ge=FEW, le=MANY)] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "Budget":
-        if (self.bytes is None) is (self.average_bits is None):
-            raise ValueError("expected one of bytes and average_bits")
-        return self
-
-
-class Quantize(Stage):
+class Quantize(Stage, QuantizationOptions):
     """Round the decoder layers' linears to integers with a scale per group of input features.
 
     `awq` (Lin et al. 2023) scales channels before rounding so that those which carry much are rounded finely, and by
@@ -63,16 +46,6 @@ class Quantize(Stage):
     """
 
     stage: Literal["quantize"]
-    backend: Literal["own", "autoawq"] = "own"
-    method: Literal["awq", "round_to_nearest"] = "awq"
-    bits: Literal[4, 8, "auto"]
-    budget: Budget | None = None
-    group_size: Literal[32, 64, 128, -1] = 128
-    symmetric: bool | None = None
-    error_feedback: bool = True
-    head_bits: Literal[8, 16] = 16
-    format: Literal["compressed-tensors", "awq"] = "compressed-tensors"
-    max_divergence: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     makes_quantized = True
     accepting = frozenset({"max_divergence"})
@@ -82,7 +55,7 @@ class Quantize(Stage):
     @property
     def uses_calibration(self) -> bool:
         """Whether the choice of method looks at activations."""
-        return self.method == "awq" or self.bits == "auto"
+        return self.looks_at_activations
 
     @property
     def runs_in_all_processes(self) -> bool:
@@ -177,43 +150,13 @@ class Quantize(Stage):
 
         return [stored(more, group) - stored(quantization, group) for group in groups], left
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """The most that a step holds beside a layer and its activations.
-
-        With AWQ that is the widest Gram matrix, in whose place it is factored, the largest linears that share inputs,
-        as they are and scaled, a part of them while it is rounded, and the layer's integers. Or it is the two heads
-        that the result is checked by, and their logits; or the streams of `bits: auto` and a layer.
-        """
-        check = 2 * shape.element_bytes * shape.vocab_size * shape.hidden_size + 10 * LOGITS_AT_ONCE
-        widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
-        layer = sum(prod(tensor) for tensor in shape.layer_tensors().values())
-        if self.bits == "auto":
-            check = max(check, 4 * layer + 2 * self._stream_bytes(shape))
-        if self.backend == "autoawq":
-            return max(check, 2 * shape.bytes)
-        if self.method != "awq":
-            return max(check, 4 * 4 * widest)
-        readers = max(widest, 2 * shape.intermediate_size * shape.hidden_size)
-        rounding = 5 * min(readers, ELEMENTS_AT_ONCE)
-        return max(check, 4 * (shape.widest_input**2 + 2 * readers + rounding) + layer)
-
-    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The walk's two buffers and what is kept within a layer, fp32.
-
-        With `bits: auto` the streams of all groups, while they are replaced.
-        """
-        wide = 4 * shape.hidden_size + shape.axis("query") + shape.intermediate_size
-        walked = 4 * tokens * wide if self.uses_calibration else 0
-        return max(walked, 2 * self._stream_bytes(shape))
-
-    def _stream_bytes(self, shape: ModelShape) -> int:
-        return stream_bytes(shape, len(bit_allocation.groups_of(shape))) if self.bits == "auto" else 0
-
-    def largest_fan_in(self, shape: ModelShape) -> int:
-        """Inputs of the widest linear, if error feedback makes up for one by the others."""
-        if self.backend != "own" or self.method != "awq" or not self.error_feedback:
-            return 0
-        return shape.widest_input
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """What the largest of its steps holds, and the states that are walked."""
+        return Needs(
+            memory=quantizing_memory(self, shape),
+            scratch=quantizing_scratch(self, shape, tokens),
+            fan_in=fed_back_fan_in(self, shape),
+        )
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What some loaders do not take."""

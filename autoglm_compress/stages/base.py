@@ -39,14 +39,6 @@ def resolve_size(size: int | str, current: int) -> int:
     return size if isinstance(size, int) else round(float(size.removesuffix("x")) * current)
 
 
-class PlanError(ValueError):
-    """A stage cannot work on the shape it is given; `field` names the option to change."""
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(message)
-        self.option = option
-
-
 @dataclass
 class StageContext:
     """All that a stage may know of the run around it: `origin` is the run's source, `source` what this stage reads.

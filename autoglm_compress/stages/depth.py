@@ -20,7 +20,8 @@ from autoglm_compress.cutting.layer_choice import (
 )
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.cutting.surgery import Rewrite
-from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+from autoglm_compress.errors import PlanError
+from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
 from autoglm_compress.stages.needs import Needs
 
 

@@ -10,7 +10,7 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.costs import healing_memory, healing_scratch
@@ -25,7 +25,7 @@ from autoglm_compress.healing.teacher_samples import continued
 from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
-from autoglm_compress.stages.base import PlanError, Stage, StageContext
+from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 
 

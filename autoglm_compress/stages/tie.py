@@ -10,10 +10,11 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares, tying_memory
+from autoglm_compress.errors import PlanError
 from autoglm_compress.fitting.descent import Descent
 from autoglm_compress.fitting.tied_ends import TiedEnds, ends_memory, ends_scratch, record
 from autoglm_compress.forward.hidden_states import buffer_bytes
-from autoglm_compress.stages.base import PlanError, Stage, StageContext
+from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 
 ERRORS = ("input_error", "output_error")

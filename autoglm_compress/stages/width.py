@@ -18,7 +18,8 @@ from autoglm_compress.cutting.rotation import (
 )
 from autoglm_compress.cutting.surgery import Cut, Rewrite, row_slices
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, retying_memory, tie_least_squares
-from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+from autoglm_compress.errors import PlanError
+from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
 from autoglm_compress.stages.needs import Needs
 
 TURNING = ("readers", "pca")

@@ -17,7 +17,7 @@ from autoglm_compress.calibration.text import documents
 from support.models import FAMILIES, SHAPE, TEXT, build_model
 from support.questions import write_quiz
 
-pytest_plugins = ["support.resuming"]  # its fixtures serve several files, and one run is enough for all
+pytest_plugins = ["support.plug_ins", "support.resuming"]  # whose fixtures serve several files
 transformers_logging.disable_progress_bar()
 
 

@@ -14,6 +14,7 @@ from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.divergence import VOCABULARY_SLICE, Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype
+from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
 
@@ -38,6 +39,11 @@ def state_distances(states: Sequence[torch.Tensor], distance: Callable[[torch.Te
         direction = nn.functional.normalize(torch.stack(part, dim=1).double(), dim=-1)
         total += distance((direction @ direction.mT).clamp(-1, 1)).sum(0)
     return (total / states[0].shape[0]).fill_diagonal_(0)
+
+
+def states_memory(shape: ModelShape) -> int:
+    """Bytes of the sampled states at all boundaries of a model, in 16 bits."""
+    return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
 
 
 def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:

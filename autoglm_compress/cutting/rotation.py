@@ -10,11 +10,17 @@ M of their readers W, the mean of W^T W over readers, so that e^T M e is what an
 
 import torch
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.cutting.surgery import row_slices
+from autoglm_compress.slices import row_slices
 
 DAMPING = 1e-5
 """Added to a Gram matrix, relative to its mean diagonal, where it has to have an inverse."""
+
+
+def gram_memory(shape: ModelShape) -> int:
+    """Bytes of the Gram matrices, bases and factors that a choice of directions or channels holds, in fp64."""
+    return 8 * 8 * shape.hidden_size**2
 
 
 def principal_directions(gram: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Cutting a checkpoint along its axes: every tensor knows its axes, so one routine serves every structural stage."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import eq
 
@@ -10,8 +10,6 @@ from autoglm_compress.architecture import ModelShape, resized_config
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.progress import Progress
-
-SLICE_ROWS = 8192
 
 Cut = dict[str, torch.Tensor]
 """Indices to keep along each axis that is cut, by the axis' name."""
@@ -36,11 +34,6 @@ def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Ten
         if axis in cut:
             tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
     return tensor
-
-
-def row_slices(rows: int) -> Iterator[slice]:
-    """Slices of the rows of a large matrix, for work that would make fp32 copies of all of it."""
-    return (slice(start, min(start + SLICE_ROWS, rows)) for start in range(0, rows, SLICE_ROWS))
 
 
 def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from autoglm_compress.cutting.surgery import row_slices
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.slices import row_slices
 
 ROUNDS = 4
 OUTPUT_WEIGHT = 3.0
@@ -48,6 +49,16 @@ class Tied:
             from_head = (head[rows].double() - moments.head_mean) @ self.from_head
             shared[rows] = (from_embedding + from_head + moments.embedding_mean).to(shared.dtype)
         return shared
+
+
+def tying_memory(shape: ModelShape) -> int:
+    """Bytes of both matrices and the new one as they are stored, and of a few Gram matrices in fp64."""
+    return 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes + 12 * 8 * shape.hidden_size**2
+
+
+def retying_memory(shape: ModelShape) -> int:
+    """Bytes of the four matrices, as they are stored, of a tied one that becomes two and is tied again."""
+    return 4 * shape.vocab_size * shape.hidden_size * shape.element_bytes
 
 
 def pair_moments(embedding: torch.Tensor, head: torch.Tensor) -> PairMoments:

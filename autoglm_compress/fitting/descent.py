@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from autoglm_compress.cutting.surgery import row_slices
 from autoglm_compress.fitting.next_token_loss import FromStates, next_token_loss
 from autoglm_compress.processes import ALONE, Processes
+from autoglm_compress.slices import row_slices
 
 RATE = 3e-2
 """The first step's size, relative to the root mean square of what is fitted."""

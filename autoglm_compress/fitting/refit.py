@@ -30,7 +30,7 @@ from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
-from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, row_slices, slice_axes
+from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, slice_axes
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import (
     Descent,
@@ -54,6 +54,7 @@ from autoglm_compress.forward.activations import capture_input, copy_input
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
 from autoglm_compress.runtime import Runtime
+from autoglm_compress.slices import row_slices
 
 HEAD_SAMPLE = 4096
 """Rows of the head that decide how all of it is fitted."""

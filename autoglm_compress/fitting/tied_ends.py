@@ -8,18 +8,21 @@ against the untied checkpoint itself: a small part of what healing all layers co
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import Descent, descend
 from autoglm_compress.fitting.fitting_rows import FittingRows
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.processes import ALONE
@@ -29,12 +32,25 @@ from autoglm_compress.runtime import Runtime
 MOST_LAYERS = 2
 """So many layers at each end are trained, at most half of all."""
 STORED = torch.bfloat16
+FP32 = 4
 
 
 def end_layers(layers: int) -> tuple[range, range]:
     """The first and the last layers, of so many, that are trained."""
     number = min(MOST_LAYERS, layers // 2)
     return range(number), range(layers - number, layers)
+
+
+def ends_memory(shape: ModelShape) -> int:
+    """Bytes of what is trained and its gradients in fp32, of the two matrices it stands for, and of logits."""
+    pair, ends = shape.vocab_size * shape.hidden_size, sum(map(len, end_layers(shape.num_hidden_layers)))
+    trained = pair + ends * sum(prod(tensor) for tensor in shape.layer_tensors().values())
+    return FP32 * (2 * trained + 3 * LOGITS_AT_ONCE) + 2 * pair * shape.element_bytes
+
+
+def ends_scratch(shape: ModelShape, tokens: int) -> int:
+    """Bytes of disk for the walk's two buffers in fp32, and two states of each token in 16 bits."""
+    return 3 * FP32 * tokens * shape.hidden_size
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.processes import ALONE, Processes
+
+
+def buffer_bytes(shape: ModelShape, tokens: int) -> int:
+    """Bytes, at most, of the two buffers of so many tokens, which are fp32 unless a model runs in 16 bits."""
+    return 2 * torch.float32.itemsize * tokens * shape.hidden_size
 
 
 class HiddenStates:

@@ -2,7 +2,7 @@
 
 import torch
 
-from autoglm_compress.cutting.surgery import row_slices
+from autoglm_compress.slices import row_slices
 
 LOGITS_AT_ONCE = 2**25
 """Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""

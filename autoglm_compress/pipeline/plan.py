@@ -16,11 +16,12 @@ from autoglm_compress.checkpoint.reader import load_model_config, read_config
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
+from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.recipe.problems import FieldPath
-from autoglm_compress.stages import Makes, PlanError, Stage
+from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded and nothing to do."""
@@ -156,6 +157,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     longest = getattr(config, "max_position_embeddings", None)
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
+    needed: list[Needs] = []
     problems: list[Problem] = []
     lengths: list[tuple[FieldPath, int]] = [
         (("calibration", "sequence_length"), recipe.calibration.sequence_length),
@@ -174,32 +176,33 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))
             warnings = stage.warnings(before) + _loader_warnings(before, after)
-            warnings += _calibration_warnings(recipe.calibration, stage, stage.largest_fan_in(before))
+            needs = stage.needs(before, source, tokens)
+            warnings += _calibration_warnings(recipe.calibration, stage, needs.fan_in)
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
-            after, warnings = before, []
+            after, needs, warnings = before, Needs(), []
         refused = _refusal(config, after)
         if refused and refused != _refusal(config, before):
             message = f"transformers cannot load what this makes: {refused} Change a size, or the order of the stages"
             problems.append(Problem(("stages", number), message))
         shapes.append(after)
+        needed.append(needs)
         checkpoints.append(
             PlannedCheckpoint(
                 name=recipe.folder_name(number),
                 stage=stage.stage,
                 shape=after,
-                peak_memory=_peak_memory(stage, before, source),
-                disk=after.bytes if stage.makes is Makes.CHECKPOINT else 0,
+                peak_memory=_peak_memory(stage, needs, before, source),
+                disk=needs.artifact + (after.bytes if stage.makes is Makes.CHECKPOINT else 0),
                 warnings=tuple(warnings),
             )
         )
     if problems:
         raise RecipeError(recipe.file, problems, recipe.locations)
     scratch = 0
-    for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
-        own = stage.scratch_bytes(source if parent is None else shapes[parent], source, tokens)
-        walked = 2 * 4 * tokens * source.hidden_size if stage.uses_calibration else 0
-        scratch = max(scratch, own or walked)
+    for stage, needs in zip(recipe.stages, needed, strict=True):
+        walked = buffer_bytes(source, tokens) if stage.uses_calibration else 0
+        scratch = max(scratch, needs.scratch or walked)
     if scratch:
         # The statistics: a Gram matrix and the states of sampled tokens for each layer.
         per_layer = 4 * source.hidden_size**2 + 2 * SAMPLE_TOKENS * source.hidden_size
@@ -276,15 +279,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _peak_memory(stage: Stage, before: ModelShape, source: ModelShape) -> int:
+def _peak_memory(stage: Stage, needs: Needs, before: ModelShape, source: ModelShape) -> int:
     """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
-    if whole := stage.whole_models(before, source):
-        return PROCESS_BYTES + whole
+    if needs.whole_models:
+        return PROCESS_BYTES + needs.whole_models
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
     surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
     if not stage.uses_calibration and stage.makes is not Makes.MEASUREMENT:
-        return PROCESS_BYTES + max(surgery, stage.working_memory(before))
+        return PROCESS_BYTES + max(surgery, needs.memory)
     layer = max(sum(prod(tensor) for tensor in shape.layer_tensors().values()) for shape in (source, before))
     activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
-    walk = 4 * (layer + activations) + source.element_bytes * model_tensors + stage.working_memory(before)
+    walk = 4 * (layer + activations) + source.element_bytes * model_tensors + needs.memory
     return PROCESS_BYTES + max(walk, surgery)

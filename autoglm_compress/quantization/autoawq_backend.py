@@ -5,6 +5,7 @@ for, it stops at linears of few outputs, and it does not know GLM: that is put r
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.one_layer_model import fast_dtype
 
 BITS = 4
 PACKED = 8
@@ -61,6 +64,35 @@ def quantize_with_autoawq(
     )
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def write_with_autoawq(
+    source: Checkpoint, target: CheckpointWriter, batches: Callable[[], list[torch.Tensor]], group_size: int
+) -> None:
+    """Have AutoAWQ quantize a whole model, and write its layers, unless they are written.
+
+    Args:
+        source: the unquantized model.
+        target: of which each layer is a unit.
+        batches: gives the token ids [batch, length] to calibrate on.
+        group_size: how many input features share a scale.
+
+    Raises:
+        UserError: as `quantize_with_autoawq`.
+    """
+    layers = range(source.shape.num_hidden_layers)
+    if all(target.has(1 + layer) for layer in layers):
+        return
+    # AutoAWQ works on the CPU, whatever the run's device.
+    dtype = fast_dtype(source, torch.device("cpu"))
+    tensors = quantize_with_autoawq(source.folder, torch.cat(batches()), group_size, dtype)
+    for name, tensor in tensors.items():
+        if name in source.infos:
+            tensors[name] = tensor.to(source.infos[name].dtype)
+    for layer in layers:
+        prefix = source.family.layer_prefix(layer)
+        unit = {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(prefix)}
+        target.write(1 + layer, unit)
 
 
 def _import_autoawq() -> SimpleNamespace:

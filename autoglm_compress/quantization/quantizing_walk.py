@@ -1,69 +1,39 @@
 """Quantizing all layers, linear by linear as the tokens come to them; a layer is on disk before the next begins."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from autoglm_compress.architecture import Quantization
-from autoglm_compress.architecture.quantization import AWQ
-from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
-from autoglm_compress.checkpoint.quantized_format import FORMATS
-from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
 from autoglm_compress.progress import Advance
 from autoglm_compress.quantization.input_statistics import InputStatistics
-from autoglm_compress.quantization.layer_quantizer import LayerQuantizer, QuantizedLayer
+from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
 from autoglm_compress.quantization.stepwise_layer import KeptActivations, LayerInParts
+from autoglm_compress.quantization.writing import LayerWriter, stored_dtypes
 from autoglm_compress.runtime import Runtime
 
 
-@dataclass(frozen=True)
-class LayerWriter:
-    """Writes quantized layers as units of the target, and the decisions taken in a folder that outlasts a kill.
+def walk_and_quantize(
+    writer: LayerWriter, batches: Callable[[], list[torch.Tensor]], *, error_feedback: bool, runtime: Runtime
+) -> None:
+    """Quantize layer after layer, each process with its rows, unless the first finds that all are written.
 
-    Only the first process has a target, and writes.
+    Args:
+        writer: of the layers.
+        batches: gives the token ids [batch, length] of all processes.
+        error_feedback: whether what rounding a feature does is made up for by those after it.
+        runtime: where layers run, and the processes that walk.
+
+    Raises:
+        UserError: there were NaN or infinite inputs.
     """
-
-    source: Checkpoint
-    target: CheckpointWriter | None
-    quantization: Quantization
-    work: Path
-
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """The dtype that scales are stored in."""
-        return torch.float16 if self.quantization.format == AWQ else self.source.dtype
-
-    def write(self, layer: int, quantized: QuantizedLayer) -> None:
-        """Write a layer."""
-        prefix = self.source.family.layer_prefix(layer)
-        schemes, layout = self.quantization.in_layer(prefix), FORMATS[self.quantization.format]
-        unit = {}
-        for name, dtype in stored_dtypes(self.source, layer).items():
-            module = name.removesuffix(".weight")
-            if linear := quantized.linears.get(module):
-                unit |= layout.pack(
-                    prefix + module, schemes[module], linear.integers, linear.grid.scales, linear.grid.zeros
-                )
-            else:
-                unit[prefix + name] = quantized.others[name].to(dtype)
-        write_json(self._decisions_file(layer), quantized.decisions)
-        self.target.write(1 + layer, {name: tensor.cpu() for name, tensor in unit.items()})
-
-    def decisions(self, layer: int) -> dict[str, Any]:
-        """The decisions for a layer, also when it was a run since killed that took them."""
-        return json.loads(self._decisions_file(layer).read_text(encoding="utf-8"))
-
-    def _decisions_file(self, layer: int) -> Path:
-        return self.work / f"decisions-{layer:05d}.json"
+    if not runtime.processes.tell(writer.all_written):
+        shared = runtime.processes.share(batches())
+        QuantizingWalk(writer, shared, error_feedback=error_feedback, runtime=runtime).run()
 
 
 class QuantizingWalk:
@@ -160,9 +130,3 @@ class QuantizingWalk:
                 f"for some calibration tokens: the model overflows in {self.source.dtype} or its weights are damaged."
             )
         return found
-
-
-def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:
-    """The dtype of each of a layer's tensors in the checkpoint, by their names relative to the layer."""
-    prefix = source.family.layer_prefix(layer)
-    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors()}

@@ -11,7 +11,7 @@ from autoglm_compress.evaluation.evaluate import check_tasks
 from autoglm_compress.recipe.document import override, read_document
 from autoglm_compress.recipe.problems import FieldPath, Problem, RecipeError, from_validation, suggestion
 from autoglm_compress.recipe.schema import SOURCE, Recipe, RecipeHeader
-from autoglm_compress.stages import Makes, Stage, stage_types
+from autoglm_compress.stages import Makes, Stage, broken_stages, stage_types
 
 
 def load_recipe(file: Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -57,6 +57,9 @@ def _stage(entry: Any, path: FieldPath, problems: list[Problem]) -> Stage | None
     kind = entry.get("stage")
     if kind is None:
         problems.append(Problem(path, f"missing stage: {suggestion('', stage_types())}"))
+    elif isinstance(kind, str) and kind in broken_stages():
+        message = f"the plug-in that brings {kind!r} is broken: {broken_stages()[kind]}. Repair or update that package"
+        problems.append(Problem((*path, "stage"), message))
     elif not isinstance(kind, str) or kind not in stage_types():
         problems.append(Problem((*path, "stage"), f"unknown stage {kind!r}: {suggestion(str(kind), stage_types())}"))
     else:

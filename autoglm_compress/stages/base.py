@@ -18,6 +18,7 @@ from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
+from autoglm_compress.stages.needs import Needs
 
 RATIO = re.compile(r"(0?\.\d+|1(\.0+)?)x")
 
@@ -48,14 +49,6 @@ class Makes(str, Enum):
     """Files made from a checkpoint that no other stage takes."""
     MEASUREMENT = "measurement"
     """Nothing but what was found out, in the `decisions` of `stage.json`."""
-
-
-class PlanError(ValueError):
-    """A stage cannot work on the shape it is given; `field` names the option to change."""
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(message)
-        self.option = option
 
 
 @dataclass
@@ -180,24 +173,12 @@ class Stage(BaseModel):
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """Bytes, at most, that the stage needs beside a walk or beside the tensors it rewrites, for `plan`."""
-        return 0
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """What the stage costs on a shape, with so many calibration tokens; `source` is the run's source."""
+        return Needs()
 
     def check_processes(self, processes: Processes) -> None:
         """Raise UserError if the stage cannot be run by so many processes together."""
-
-    def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
-        """Bytes for a stage that holds whole models rather than a layer at a time; 0 for the others."""
-        return 0
-
-    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """Bytes of disk for hidden states of calibration tokens while the stage works, for `plan`."""
-        return 0
-
-    def largest_fan_in(self, shape: ModelShape) -> int:
-        """Inputs of the largest linear that the stage changes by how they go together; 0 if it changes none so."""
-        return 0
 
     def warnings(self, shape: ModelShape) -> list[str]:
         """What the user should know before running this stage on a shape it can work on."""

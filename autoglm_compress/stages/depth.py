@@ -16,11 +16,13 @@ from autoglm_compress.cutting.layer_choice import (
     keep_without_block,
     remove_greedily,
     state_distances,
+    states_memory,
 )
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.cutting.surgery import Rewrite
-from autoglm_compress.forward.statistics import SAMPLE_TOKENS
-from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+from autoglm_compress.errors import PlanError
+from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.needs import Needs
 
 
 class Depth(Stage):
@@ -68,13 +70,11 @@ class Depth(Stage):
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
         return replace(shape, num_hidden_layers=keep)
 
-    def working_memory(self, shape: ModelShape) -> int:
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """The sampled states at every boundary, or what `remove_greedily` holds."""
         if self.method == "greedy_loss":
-            return greedy_memory(shape)
-        if self.method in ("angular", "chain"):
-            return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
-        return 0
+            return Needs(memory=greedy_memory(shape))
+        return Needs(memory=states_memory(shape) if self.method in ("angular", "chain") else 0)
 
     def run(self, context: StageContext) -> None:
         """Choose the layers and write a checkpoint without the others."""

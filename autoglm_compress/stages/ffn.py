@@ -8,7 +8,8 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.surgery import Rewrite, cut_neurons
-from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+from autoglm_compress.errors import PlanError
+from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
 
 
 class Ffn(Stage):

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from importlib.util import find_spec
-from math import prod
 from typing import ClassVar, Literal
 
 import torch
@@ -12,23 +11,22 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.calibration.training_rows import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.errors import UserError
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
+from autoglm_compress.healing.costs import healing_memory, healing_scratch
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student
 from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.sharding import require_equal_parts, shard
-from autoglm_compress.healing.teacher import TOKENS_AT_ONCE, CachedTeacher, ResidentTeacher, Teacher
+from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import continued
 from autoglm_compress.healing.trained_weights import choose_trained, healed
 from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
-from autoglm_compress.stages.base import PlanError, Stage, StageContext
-
-FP32 = 4
+from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.needs import Needs
 
 
 class Heal(Stage, HealingOptions):
@@ -114,31 +112,12 @@ class Heal(Stage, HealingOptions):
                 "more, or a smaller batch_size or sequence_length",
             )
 
-    def whole_models(self, shape: ModelShape, source: ModelShape) -> int:
-        """Weights, gradients and moments in fp32, or adapters'; the teacher; logits. Activations come on top."""
-        parameters = sum(prod(tensor) for _, tensor in shape.tensors())
-        trained = self._trained(shape)
-        weights = FP32 * parameters if self.lora is None else shape.element_bytes * parameters + FP32 * trained
-        gradients, moments = FP32 * trained, (2 if self.optimizer in EIGHT_BIT else 2 * FP32) * trained
-        averages = FP32 * trained if self.ema else 0
-        resident = self.teacher_top_k is None or self.data == "teacher_samples"
-        return weights + gradients + moments + averages + (source.bytes if resident else 0) + 5 * FP32 * LOGITS_AT_ONCE
-
-    def _trained(self, shape: ModelShape) -> int:
-        """How many parameters are trained."""
-        if self.lora is not None:
-            return self.lora.rank * sum(sum(tensor) for _, tensor in shape.linear_shapes())
-        if shape.quantization is not None:
-            schemes = shape.quantization.schemes
-            return sum(rows * schemes[name].groups(columns) for name, (rows, columns) in shape.linear_shapes())
-        return sum(prod(tensor) for _, tensor in shape.tensors())
-
-    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """State of training and best weights, both twice while they are replaced, and what is kept of the teacher."""
-        state = (2 * (4 if self.ema else 3) + 2) * FP32 * self._trained(shape)
-        if self.teacher_top_k is None:
-            return state
-        return state + self.tokens * 6 * self.teacher_top_k + 2 * FP32 * TOKENS_AT_ONCE * source.hidden_size
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """Both models, what training adds to one of them, and its state on disk."""
+        return Needs(
+            whole_models=healing_memory(self, shape, source),
+            scratch=healing_scratch(self, shape, source),
+        )
 
     def check_processes(self, processes: Processes) -> None:
         """They share a batch in equal parts."""

@@ -1,21 +1,20 @@
 """Repair what the surgeries before it did, by fitting every linear to the original."""
 
 import json
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.fitting.descent import Descent
 from autoglm_compress.fitting.refit import PairedWalk
+from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
 from autoglm_compress.fitting.ridge import Fit
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.needs import Needs
 
 
 class Refit(Stage):
@@ -45,29 +44,13 @@ class Refit(Stage):
         """The same shape."""
         return shape
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """The most that a step holds: sums over tokens, a layer and its gradients, or a head and its gradient."""
-        needed = 0
-        for name, tensor in shape.layer_tensors().items():
-            if name.removesuffix(".weight") in shape.family.layer_linears and len(tensor) == 2:
-                # Sums over the tokens of the widest fit, twice, its factor, and the weight before and after.
-                needed = max(needed, 4 * tensor[1] ** 2 + 5 * prod(tensor))
-        layer, head = shape.layer_bytes() // shape.element_bytes, shape.vocab_size * shape.hidden_size
-        fits = needed + layer
-        activations = BATCH_TOKENS * (10 * shape.hidden_size + 5 * shape.intermediate_size)
-        whole_layer = 3 * layer + activations if self.layer_passes or shape.tie_word_embeddings else 0
-        to_logits = 0
-        if self.logit_passes:
-            to_logits = 5 * LOGITS_AT_ONCE + (head + whole_layer if shape.tie_word_embeddings else 3 * head)
-        return 4 * max(fits, whole_layer, to_logits)
-
-    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """Three buffers for each model, fp32."""
-        return 3 * 4 * tokens * (shape.hidden_size + source.hidden_size)
-
-    def largest_fan_in(self, shape: ModelShape) -> int:
-        """Inputs of the largest linear of a layer."""
-        return shape.widest_input
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """What the largest of its steps holds, and the hidden states of both models."""
+        return Needs(
+            memory=refit_memory(shape, layer_passes=self.layer_passes, logit_passes=self.logit_passes),
+            scratch=refit_scratch(shape, source, tokens),
+            fan_in=shape.widest_input,
+        )
 
     @property
     def runs_in_all_processes(self) -> bool:

@@ -1,7 +1,6 @@
 """One matrix for embedding and head."""
 
 from dataclasses import replace
-from math import prod
 from typing import Literal
 
 import torch
@@ -10,13 +9,14 @@ from pydantic import Field
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.surgery import Rewrite
-from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
+from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares, tying_memory
+from autoglm_compress.errors import PlanError
 from autoglm_compress.fitting.descent import Descent
-from autoglm_compress.fitting.tied_ends import TiedEnds, end_layers, record
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
-from autoglm_compress.stages.base import PlanError, Stage, StageContext
+from autoglm_compress.fitting.tied_ends import TiedEnds, ends_memory, ends_scratch, record
+from autoglm_compress.forward.hidden_states import buffer_bytes
+from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.needs import Needs
 
-FP32 = 4
 ERRORS = ("input_error", "output_error")
 
 
@@ -62,25 +62,13 @@ class Tie(Stage):
             "an untied pair stored in INT8 takes the same bytes"
         ]
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """Both matrices and the new one as they are stored, and a few Gram matrices in fp64.
-
-        Or the head, and in fp32 what is trained, with gradients.
-        """
-        pair = shape.vocab_size * shape.hidden_size
-        found = 3 * pair * shape.element_bytes + 12 * 8 * shape.hidden_size**2
-        if not self.passes:
-            return found
-        ends = sum(map(len, end_layers(shape.num_hidden_layers)))
-        trained = pair + ends * sum(prod(tensor) for tensor in shape.layer_tensors().values())
-        return max(found, 2 * FP32 * trained + 2 * pair * shape.element_bytes + 3 * FP32 * LOGITS_AT_ONCE)
-
-    def scratch_bytes(self, shape: ModelShape, source: ModelShape, tokens: int) -> int:
-        """The shared matrix, or two buffers of the walk that measures the statistics."""
-        walked = 2 * 4 * tokens * source.hidden_size
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """What finding the shared matrix takes, or fitting the ends to it if that is more."""
+        matrix = shape.vocab_size * shape.hidden_size * shape.element_bytes
+        memory, scratch = tying_memory(shape), max(matrix, buffer_bytes(source, tokens))
         if self.passes:
-            walked = max(walked, 3 * 4 * tokens * shape.hidden_size)
-        return max(shape.element_bytes * shape.vocab_size * shape.hidden_size, walked)
+            memory, scratch = max(memory, ends_memory(shape)), max(scratch, ends_scratch(shape, tokens))
+        return Needs(memory=memory, scratch=scratch)
 
     def run(self, context: StageContext) -> None:
         """Write a checkpoint with the shared matrix."""

@@ -9,10 +9,19 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.importance import choose_channels, random_scores, top
-from autoglm_compress.cutting.rotation import Rotation, principal_directions, reader_directions, reconstruction
-from autoglm_compress.cutting.surgery import Cut, Rewrite, row_slices
-from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares
-from autoglm_compress.stages.base import PlanError, Size, Stage, StageContext, resolve_size
+from autoglm_compress.cutting.rotation import (
+    Rotation,
+    gram_memory,
+    principal_directions,
+    reader_directions,
+    reconstruction,
+)
+from autoglm_compress.cutting.surgery import Cut, Rewrite
+from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, retying_memory, tie_least_squares
+from autoglm_compress.errors import PlanError
+from autoglm_compress.slices import row_slices
+from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.needs import Needs
 
 TURNING = ("readers", "pca")
 GAIN = "gain of "
@@ -58,10 +67,9 @@ class Width(Stage):
             raise PlanError("method", f"{self.method} {message}")
         return replace(shape, hidden_size=keep)
 
-    def working_memory(self, shape: ModelShape) -> int:
-        """A few Gram matrices in fp64, and for tied embeddings four matrices of their size."""
-        embeddings = 4 * shape.vocab_size * shape.hidden_size * shape.element_bytes if shape.tie_word_embeddings else 0
-        return 8 * 8 * shape.hidden_size**2 + embeddings
+    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+        """A few Gram matrices, and what tying again takes."""
+        return Needs(memory=gram_memory(shape) + (retying_memory(shape) if shape.tie_word_embeddings else 0))
 
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from autoglm_compress.architecture import Scheme
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import PlanError
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.quantization.bit_allocation import allocate, average_bits, checkpoint_bytes, groups_of
+from autoglm_compress.quantization.bit_choice import uniform
 from autoglm_compress.quantization.grid import clipped_grid
 from autoglm_compress.quantization.sensitivity import SAMPLE_TOKENS, STREAMS, divergences, stream_bytes
-from autoglm_compress.stages.base import PlanError
 from autoglm_compress.stages.quantize import Quantize
 from support.quantizing import (
     LAYERS,
@@ -96,7 +97,7 @@ def test_a_budget_counts_the_head():
 def test_measuring_goes_on_at_the_layer_it_had_reached(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     context = context_for(auto(budget={"average_bits": 6}), source, tmp_path)
     shape = context.source.shape
-    quantization = auto(budget={"average_bits": 6})._quantization(shape)
+    quantization = uniform(auto(budget={"average_bits": 6}), shape)
     arguments = (context.source, quantization, groups_of(shape), batches(), context.runtime)
     whole = divergences(*arguments, tmp_path / "whole/found.json")
     load, loaded, stop_at = OneLayerModel.load, [], 2 * LAYERS
@@ -120,7 +121,7 @@ def test_what_4_bits_cost_is_measured_one_group_at_a_time(source: Path, tmp_path
     stage = auto(budget={"average_bits": 6})
     context = context_for(stage, source, tmp_path)
     checkpoint = context.source
-    quantization, groups = stage._quantization(checkpoint.shape), groups_of(checkpoint.shape)
+    quantization, groups = uniform(stage, checkpoint.shape), groups_of(checkpoint.shape)
     arguments = (checkpoint, quantization, groups, batches(), context.runtime)
     found = divergences(*arguments, tmp_path / "found.json")
     assert len(found) == GROUPS
@@ -149,11 +150,11 @@ def test_the_disk_that_measuring_takes_is_planned(source: Path, tmp_path: Path):
     context = context_for(stage, source, tmp_path)
     shape = context.source.shape
     rows = [torch.zeros(1, SAMPLE_TOKENS, dtype=torch.long)]
-    arguments = (context.source, stage._quantization(shape), groups_of(shape), rows, context.runtime)
+    arguments = (context.source, uniform(stage, shape), groups_of(shape), rows, context.runtime)
     divergences(*arguments, tmp_path / "found.json")
     kept = (tmp_path / "found" / STREAMS).stat().st_size
     assert kept == pytest.approx(stream_bytes(shape, GROUPS), rel=0.01)
-    assert stage.scratch_bytes(shape, shape, 1) == 2 * stream_bytes(shape, GROUPS)
+    assert stage.needs(shape, shape, 1).scratch == 2 * stream_bytes(shape, GROUPS)
 
 
 # The stage

@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM
 from autoglm_compress.architecture import Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.forward.hidden_states import HiddenStates
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.quantization.grid import Grid
-from autoglm_compress.quantization.quantizing_walk import LayerWriter
 from autoglm_compress.quantization.smoothing import fold, smoothing_pairs
 from autoglm_compress.quantization.stepwise_layer import KeptActivations, LayerInParts
-from autoglm_compress.stages.base import PlanError
+from autoglm_compress.quantization.writing import LayerWriter
 from autoglm_compress.stages.quantize import Quantize
 from support.quantizing import (
     FAMILIES,

@@ -1,0 +1,80 @@
+"""What is wrong with the options of quantizing for a model, or should be known of them, before anything runs."""
+
+from importlib.util import find_spec
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
+from autoglm_compress.errors import PlanError
+from autoglm_compress.quantization.bit_allocation import FEW, MANY
+from autoglm_compress.quantization.options import QuantizationOptions
+
+GROUP_SIZES = (128, 64, 32)
+
+
+def check_options(options: QuantizationOptions, shape: ModelShape) -> None:
+    """Raise PlanError if a model of this shape cannot be quantized so."""
+    if shape.quantization is not None:
+        message = "a quantized checkpoint cannot be quantized again: set `from:` to a stage that is not quantized"
+        raise PlanError("stage", message)
+    if (options.bits == "auto") is (options.budget is None):
+        raise PlanError("budget", "goes with `bits: auto`, as {bytes: …} or {average_bits: …}, and with it alone")
+    _check_group_size(options.group_size, shape)
+    _check_format(options, shape)
+    _check_backend(options)
+
+
+def _check_group_size(group_size: int, shape: ModelShape) -> None:
+    tensors = shape.layer_tensors()
+    features = {linear: tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears}
+    bad = {linear: columns for linear, columns in features.items() if columns % max(group_size, 1)}
+    if bad:
+        fit = [str(size) for size in GROUP_SIZES if not any(columns % size for columns in features.values())]
+        linear, columns = next(iter(bad.items()))
+        others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise PlanError(
+            "group_size",
+            f"{group_size} does not divide the {columns} input features of {linear}{others}; sizes that do "
+            f"for all linears: {', '.join([*fit, '-1'])} (-1 is one scale per output)",
+        )
+
+
+def _check_format(options: QuantizationOptions, shape: ModelShape) -> None:
+    if options.head_bits == MANY and shape.tie_word_embeddings:
+        raise PlanError("head_bits", "8: no loader takes a quantized matrix that is embedding and head at once")
+    if options.symmetric is False and (options.bits == "auto" or options.head_bits == MANY):
+        raise PlanError(
+            "symmetric",
+            "false: transformers reads zero points rightly only where all linears have the same bits: not with "
+            "`bits: auto` or `head_bits: 8`",
+        )
+    if options.format != AWQ:
+        return
+    if options.bits != FEW or options.symmetric or options.head_bits == MANY:
+        raise PlanError("format", "awq holds 4 bits, asymmetric, and a 16-bit head: use compressed-tensors")
+    if bad := [name for name, (rows, _) in shape.linear_shapes() if rows % 8]:
+        raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
+
+
+def _check_backend(options: QuantizationOptions) -> None:
+    if options.backend == "own":
+        return
+    if options.format != AWQ or options.method != "awq":
+        raise PlanError("backend", "autoawq does `method: awq` and writes `format: awq` alone")
+    if find_spec("awq") is None:
+        raise PlanError("backend", "autoawq is not installed: pip install 'autoglm-compress[autoawq]'")
+
+
+def loader_warnings(options: QuantizationOptions) -> list[str]:
+    """What some loaders do not take."""
+    found = []
+    if options.format == COMPRESSED_TENSORS and options.symmetric is False:
+        found.append(
+            "asymmetric compressed-tensors: vLLM loads this, transformers only with "
+            "CompressedTensorsConfig(dequantize=True); `format: awq` holds zero points too"
+        )
+    if options.head_bits == MANY:
+        found.append(
+            "a quantized head: transformers loads it, vLLM since March 2026; other engines may leave it out in "
+            "silence, so look at what they generate"
+        )
+    return found

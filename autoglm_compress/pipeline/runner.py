@@ -10,7 +10,6 @@ from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.manifest import write_manifest
 from autoglm_compress.pipeline.metrics import metrics_table
 from autoglm_compress.pipeline.metrics_rows import MetricsRows
-from autoglm_compress.pipeline.plan import shape_data
 from autoglm_compress.pipeline.preparation import Preparation, prepare
 from autoglm_compress.pipeline.retention import passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE
@@ -105,15 +104,15 @@ class _Runner:
         """What there is to say of a stage that has run."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and STAGE not in path.name)
-        before = shape_data(inputs.source.shape) if parent is None else self._records[parent].shape.as_data()
+        before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
         return StageRecord(
             name=inputs.names[number],
             key=self._preparation.keys.stages[number],
             makes=stage.makes.value,
             options=stage.model_dump(mode="json", by_alias=True),
             parent=self._preparation.checkpoint(parent).name,
-            shape_before=Shape(**before),
-            shape=Shape(**shape_data(context.shape)),
+            shape_before=before,
+            shape=Shape.of(context.shape),
             decisions=context.decisions,
             warnings=list(inputs.plan.checkpoints[number + 1].warnings),
             files={

@@ -36,9 +36,10 @@ from autoglm_compress.pipeline.versions import made_elsewhere, package_versions,
 from autoglm_compress.processes import Processes, choose_device, join_processes
 from autoglm_compress.progress import Progress
 from autoglm_compress.recipe import Recipe
-from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.report import write_report
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.stages import StageContext
+from autoglm_compress.stages.drawing import draw, draw_missing
 from autoglm_compress.stages.evaluate import Evaluate
 
 
@@ -138,7 +139,7 @@ class _Run:
                 self._write_manifest()
             self.folder.tidy([*self._names()[self.chosen[-1] + 1 :], self._statistics_name()])
             self.progress.console.print(metrics_table(self._rows().of(self.records)))
-            write_report(self.folder.path, self.progress)
+            write_report(self.folder.path, draw, self.progress)
         self.progress.console.print(f"results: {self.folder.path}", soft_wrap=True, highlight=False, markup=False)
 
     def _prepare(self) -> None:
@@ -300,6 +301,7 @@ class _Run:
             "shape_before": shape_data(context.source.shape),
             "shape": shape_data(context.shape),
             "decisions": context.decisions,
+            "linears": stage.linears(context.decisions),
             "warnings": list(self.plan.checkpoints[number + 1].warnings),
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
             "versions": package_versions(),

@@ -82,6 +82,7 @@ class Stage(_Record):
     parent: str | None = None
     decisions: dict[str, Any] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    linears: list[dict[str, Any]] = Field(default_factory=list)
     record: dict[str, Any] = Field(default_factory=dict)
 
 

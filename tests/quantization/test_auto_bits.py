@@ -97,7 +97,7 @@ def test_a_budget_counts_the_head():
 def test_measuring_goes_on_at_the_layer_it_had_reached(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     context = context_for(auto(budget={"average_bits": 6}), source, tmp_path)
     shape = context.source.shape
-    quantization = auto(budget={"average_bits": 6})._quantization(shape)
+    quantization = uniform(auto(budget={"average_bits": 6}), shape)
     arguments = (context.source, quantization, groups_of(shape), batches(), context.runtime)
     whole = divergences(*arguments, tmp_path / "whole/found.json")
     load, loaded, stop_at = OneLayerModel.load, [], 2 * LAYERS

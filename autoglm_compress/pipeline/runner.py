@@ -16,9 +16,10 @@ from autoglm_compress.pipeline.run_folder import LINEAGE
 from autoglm_compress.records.files import METRICS, STAGE
 from autoglm_compress.records.metrics import Metrics, Row
 from autoglm_compress.records.stage import FileRecord, Shape, StageRecord
-from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.report import write_report
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.stages.drawing import draw, draw_missing
 from autoglm_compress.versions import package_versions, result_versions
 
 
@@ -65,7 +66,7 @@ class _Runner:
             write_manifest(self._preparation)
         inputs.folder.tidy([*inputs.names[last + 1 :], self._contexts.statistics_name])
         inputs.runtime.progress.console.print(metrics_table(self._rows()))
-        write_report(inputs.folder.path, inputs.runtime.progress)
+        write_report(inputs.folder.path, draw, inputs.runtime.progress)
 
     def _finished(self, number: int) -> StageRecord | None:
         """The `stage.json` of a stage that need not be done, after another look at whether its result will do."""
@@ -114,6 +115,7 @@ class _Runner:
             shape_before=before,
             shape=Shape.of(context.shape),
             decisions=context.decisions,
+            linears=stage.linears(context.decisions),
             warnings=list(inputs.plan.checkpoints[number + 1].warnings),
             files={
                 path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from autoglm_compress.calibration.training_rows import TextPart, random_rows, ro
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import PlanError, UserError
+from autoglm_compress.figures import Record
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.costs import healing_memory, healing_scratch
@@ -27,6 +28,10 @@ from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
 from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.heal import heal_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Heal(Stage, HealingOptions):
@@ -124,6 +129,11 @@ class Heal(Stage, HealingOptions):
         require_equal_parts(self.batch_size, processes)
         if self.optimizer in EIGHT_BIT and processes.count > 1:
             raise UserError(f"optimizer: {self.optimizer} cannot be spread over processes: use adamw.")
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """The loss while training, and the checks."""
+        return heal_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -19,9 +19,14 @@ from autoglm_compress.cutting.rotation import (
 from autoglm_compress.cutting.surgery import Cut, Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, retying_memory, tie_least_squares
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.slices import row_slices
 from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.width import width_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TURNING = ("readers", "pca")
 GAIN = "gain of "
@@ -70,6 +75,11 @@ class Width(Stage):
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """A few Gram matrices, and what tying again takes."""
         return Needs(memory=gram_memory(shape) + (retying_memory(shape) if shape.tie_word_embeddings else 0))
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure | None":
+        """The factors on the norms' gains."""
+        return width_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""

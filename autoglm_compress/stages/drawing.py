@@ -1,10 +1,10 @@
 """What a stage decided as a picture, drawn from its `stage.json` alone, so that it can always be redrawn."""
 
-import json
 from pathlib import Path
 
 from autoglm_compress.figures import Record, as_svg
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.stage import read_stage
 from autoglm_compress.stages.registry import stage_types
 
 PLOT = "plot.svg"
@@ -16,7 +16,7 @@ def draw_missing(stage_file: Path, progress: Progress) -> None:
     if file.exists():
         return
     try:
-        plot = draw(json.loads(stage_file.read_text(encoding="utf-8")))
+        plot = draw(read_stage(stage_file).as_data())
         if plot is not None:
             temporary = file.with_name(f".{PLOT}.partial")
             temporary.write_bytes(plot)

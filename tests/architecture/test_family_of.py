@@ -8,9 +8,8 @@ from support.command_line import assert_says
 
 
 def test_architecture_and_model_type_name_one_family():
-    assert (
-        family_of({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "config.json").model_type == "llama"
-    )
+    family = family_of({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "config.json")
+    assert (family.architecture, family.model_type) == ("LlamaForCausalLM", "llama")
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "bloom", None])

@@ -17,6 +17,10 @@ from autoglm_compress.errors import UserError
 AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up"})
 
 
+class UnsupportedArchitectureError(UserError):
+    """A model of none of the families."""
+
+
 @dataclass(frozen=True)
 class TensorAxes:
     """The axes of one tensor, and the config switch (such as `attention_bias`) without which it does not exist."""
@@ -108,12 +112,23 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     """The family of a model from its `config.json`.
 
     Raises:
-        UserError: the config names no architecture, or one that is not supported.
+        UnsupportedArchitectureError: the config names no architecture, or one that is not supported.
+        UserError: its `model_type`, by which transformers builds the model, is that of another family.
     """
     names = config.get("architectures") or []
     for name in names:
         if name in _families():
+            _require_model_type(config, _families()[name], where)
             return _families()[name]
     given = ", ".join(names) if names else f"none given (model_type {config.get('model_type')!r})"
     supported = ", ".join(supported_architectures())
-    raise UserError(f"{where}: unsupported architecture: {given}.\nSupported: {supported}.")
+    raise UnsupportedArchitectureError(f"{where}: unsupported architecture: {given}.\nSupported: {supported}.")
+
+
+def _require_model_type(config: dict[str, Any], family: Family, where: str) -> None:
+    given = config.get("model_type")
+    if given != family.model_type:
+        raise UserError(
+            f"{where}: architectures names {family.architecture}, which has model_type {family.model_type}, but "
+            f"model_type is {given!r}, and transformers would build that model. Correct the field that is wrong."
+        )

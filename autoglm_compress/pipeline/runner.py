@@ -122,6 +122,7 @@ class _Runner:
                 for path in files
             },
             versions=package_versions(),
+            **({"left_out": list(inputs.source.left_out)} if parent is None and inputs.source.left_out else {}),
             **resources.as_data(),
         )
 

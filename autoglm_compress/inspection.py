@@ -14,7 +14,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.unknown_model import known_model
 from autoglm_compress.errors import UserError, listed
-from autoglm_compress.pipeline.plan import shape_data
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
 
@@ -39,7 +39,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         tokenizer = False
     return {
         "folder": str(folder),
-        "shape": shape_data(checkpoint.shape),
+        "shape": Shape.of(checkpoint.shape).as_data(),
         "parameters": checkpoint.shape.parameters,
         "parameters_by_part": checkpoint.shape.parameters_by_part(),
         "bytes": sum(dtypes.values()),

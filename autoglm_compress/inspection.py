@@ -7,9 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autoglm_compress.architecture import UnsupportedArchitectureError
+from autoglm_compress.architecture.family_draft import draft_family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.plain_model import meta_model
+from autoglm_compress.checkpoint.unknown_model import known_model
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
@@ -19,9 +22,13 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Family, shape, parameters by part, bytes by dtype, and whether plain transformers can load it.
 
     Raises:
-        UserError: the folder is not a complete checkpoint of a supported family.
+        UserError: the folder is not a complete checkpoint of a supported family. Of an unknown architecture it says
+            which fields of a family's YAML could be filled.
     """
-    checkpoint = Checkpoint(folder)
+    try:
+        checkpoint = Checkpoint(folder)
+    except UnsupportedArchitectureError as error:
+        raise UserError(f"{error}\n{_drafted(folder)}") from None
     dtypes: Counter[str] = Counter()
     for info in checkpoint.infos.values():
         dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes
@@ -44,11 +51,19 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     }
 
 
+def _drafted(folder: Path) -> str:
+    """The family's YAML as far as it can be drafted, or why it cannot."""
+    try:
+        return str(draft_family(known_model(folder)))
+    except UserError as error:
+        return f"No family's YAML can be drafted for it: {error}"
+
+
 def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
     config = checkpoint.unquantized_config()
     try:
-        model = meta_model(config)
+        model = meta_model(config, "AutoModelForCausalLM")
     except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
         reason = f"{type(error).__name__}: {error}"
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}

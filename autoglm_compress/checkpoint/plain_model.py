@@ -6,16 +6,16 @@ from typing import Any
 import torch
 
 
-def meta_model(config: Any) -> Any:
-    """The model that `transformers` builds from a config object, on the meta device: it takes no memory.
+def meta_model(config: Any, auto_class: str) -> Any:
+    """The model that an Auto class of `transformers` builds from a config object, without memory for its weights.
 
     Raises:
         Exception: of many kinds, where this version of `transformers` lacks something that the config names.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return getattr(transformers, auto_class).from_config(config)
 
 
 def loaded_names(model: Any, names: Iterable[str]) -> tuple[str, ...]:

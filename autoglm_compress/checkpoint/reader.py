@@ -48,7 +48,7 @@ class Checkpoint:
         self.folder = folder
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"))
-        self.infos = _locate_tensors(folder)
+        self.infos = locate_tensors(folder)
         self.format = format_of(self.config, str(folder / "config.json"))
         self._stamps = {file: _stamp(file) for file in self.files()}
         known = self._check_tensors()
@@ -213,7 +213,7 @@ class Checkpoint:
         if not unknown:
             return ()
         try:
-            model = meta_model(self.unquantized_config())
+            model = meta_model(self.unquantized_config(), "AutoModelForCausalLM")
         except Exception as error:  # whatever in the config this version of transformers does not have
             reason = f"transformers cannot build the model to say what they are: {type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: unknown tensors: {listed(unknown)}: {reason}") from None
@@ -298,7 +298,12 @@ def load_model_config(folder: Path) -> Any:
     return config
 
 
-def _locate_tensors(folder: Path) -> dict[str, TensorInfo]:
+def locate_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """The tensors of a folder's weight files by name, from the files' headers.
+
+    Raises:
+        UserError: there are no such files, or they are not complete.
+    """
     index = folder / INDEX
     if index.exists():
         return _locate_by_index(folder, index)

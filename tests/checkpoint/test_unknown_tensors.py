@@ -106,8 +106,8 @@ def test_what_transformers_has_and_the_family_has_not_is_refused(
     """As if transformers' Llama had a norm that the family does not have."""
     source = with_tensors(make_checkpoint("llama"), tmp_path / "source", UNUSED)
 
-    def newer(config: object) -> torch.nn.Module:
-        model = plain_model.meta_model(config)
+    def newer(*arguments: object) -> torch.nn.Module:
+        model = plain_model.meta_model(*arguments)
         model.add_module("mtp", torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(64, bias=False, device="meta")}))
         return model
 

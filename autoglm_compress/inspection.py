@@ -1,27 +1,31 @@
 """What a checkpoint is, for people and for machines."""
 
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.described import meta_model
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.plan import shape_data
 from autoglm_compress.report.numbers import human
 
 
-def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, Any]:
     """Family, shape, parameters by part, bytes by dtype, and whether plain transformers can load it.
+
+    `family` is as `Checkpoint` takes it.
 
     Raises:
         UserError: the folder is not a complete checkpoint of a supported family.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, family)
     dtypes: Counter[str] = Counter()
     for info in checkpoint.infos.values():
         dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes
@@ -45,19 +49,18 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
 
 def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
-    from transformers import AutoModelForCausalLM
-
-    config = checkpoint.unquantized_config()
+    config = deepcopy(checkpoint.whole_config)
+    config.quantization_config = None
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        model = meta_model(config, checkpoint.family)
     except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
         reason = f"{type(error).__name__}: {error}"
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected.pop(checkpoint.family.head, None)
-    ours = dict(checkpoint.shape.tensors())
+    kept = (name for names in checkpoint.kept_tensors.values() for name in names)
+    ours = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
     missing = sorted(set(expected) - set(ours))
     different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
     problems = [f"{name} is missing" for name in missing] + [f"{name} has another shape" for name in different]

@@ -9,7 +9,7 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.surgery import Rewrite, cut_neurons
 from autoglm_compress.errors import PlanError
-from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 
 
 class Ffn(Stage):
@@ -31,6 +31,7 @@ class Ffn(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer neurons."""
+        require_alike_layers(shape, self.stage)
         keep = resolve_size(self.intermediate_size, shape.intermediate_size)
         if not 1 <= keep <= shape.intermediate_size:
             raise PlanError("intermediate_size", f"{keep}: expected 1 to {shape.intermediate_size}, the source's size")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.calibration.training_rows import TextPart, random_rows, rows_to_fetch, training_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -69,6 +70,8 @@ class Heal(Stage, HealingOptions):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
+        if shape.family.kept or shape.family.config != ROOT:
+            raise PlanError("stage", f"{shape.family.architecture} is more than a text tower: heal cannot train it")
         if shape.quantization is not None and self.lora is not None:
             raise PlanError(
                 "lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out"
@@ -143,7 +146,8 @@ class Heal(Stage, HealingOptions):
         units = [[family.embedding], *([] for _ in layers), []]
         for name, _ in source.shape.tensors():
             if name != family.embedding:
-                units[1 + int(name.split(".")[2]) if name.startswith("model.layers.") else -1].append(name)
+                layer = family.place(name).layer
+                units[-1 if layer is None else 1 + layer].append(name)
         for number, names in enumerate(units):
             context.target.write(number, healed(names, source, trained, self.lora))
         context.target.finish(source.config, like=source)

@@ -20,7 +20,7 @@ from autoglm_compress.cutting.surgery import Cut, Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, retying_memory, tie_least_squares
 from autoglm_compress.errors import PlanError
 from autoglm_compress.slices import row_slices
-from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.needs import Needs
 
 TURNING = ("readers", "pca")
@@ -56,6 +56,10 @@ class Width(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with a narrower residual stream."""
+        require_alike_layers(shape, self.stage)
+        if shape.family.kept:
+            towers = ", ".join(shape.family.kept)
+            raise PlanError("stage", f"what is kept as it is ({towers}) gives states as wide as they are now")
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")

@@ -323,8 +323,10 @@ def report(
         from autoglm_compress.report.page import REPORT, write_run_page
 
         if len(runs) == 1:
+            from autoglm_compress.stages.drawing import draw  # takes seconds, and a comparison does without
+
             output = output or runs[0] / REPORT
-            write_run_page(runs[0], output)
+            write_run_page(runs[0], draw, output)
         else:
             output = output or runs[0] / COMPARISON
             write_comparison_page(runs, output)

@@ -13,7 +13,7 @@ from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.described import meta_model
 from autoglm_compress.errors import UserError
-from autoglm_compress.pipeline.plan import shape_data
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
 
@@ -36,7 +36,7 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         tokenizer = False
     return {
         "folder": str(folder),
-        "shape": shape_data(checkpoint.shape),
+        "shape": Shape.of(checkpoint.shape).as_data(),
         "parameters": checkpoint.shape.parameters,
         "parameters_by_part": checkpoint.shape.parameters_by_part(),
         "bytes": sum(dtypes.values()),

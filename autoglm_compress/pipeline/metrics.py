@@ -16,7 +16,7 @@ MEASURES = {"perplexity": ("perplexity", "value"), "accuracy": ("mmlu", "accurac
 def row(
     name: str,
     stage: str,
-    shape: dict[str, Any],
+    shape: Shape,
     parameters: int,
     file_bytes: int,
     resources: dict[str, Any],
@@ -24,7 +24,7 @@ def row(
     source: Row | None,
     previous: Row | None,
 ) -> Row:
-    """One row of `metrics.json`; `shape` is plain data, and deltas are taken against `source` and `previous`."""
+    """One row of `metrics.json`; Deltas are taken against `source` and `previous`."""
     measures: dict[str, float | None] = {}
     for measure, (task, field) in MEASURES.items():
         value = results.get(task, {}).get(field)
@@ -36,7 +36,7 @@ def row(
     return Row(
         name=name,
         stage=stage,
-        shape=Shape.model_validate(shape),
+        shape=shape,
         parameters=parameters,
         bytes=file_bytes,
         **resources,

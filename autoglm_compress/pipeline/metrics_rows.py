@@ -8,11 +8,11 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.run_results import Evaluations
 from autoglm_compress.pipeline.keys import KnownCheckpoint
 from autoglm_compress.pipeline.metrics import row
-from autoglm_compress.pipeline.plan import SOURCE, Plan, shape_data
+from autoglm_compress.pipeline.plan import SOURCE, Plan
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.files import SOURCE_FOLDER_NAME
 from autoglm_compress.records.metrics import Row
-from autoglm_compress.records.stage import StageRecord
+from autoglm_compress.records.stage import Shape, StageRecord
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages import Makes
 
@@ -62,7 +62,7 @@ class MetricsRows:
     ) -> Row:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
-        shape = shape_data(self.source.shape) if made is None else made.shape.as_data()
+        shape = Shape.of(self.source.shape) if made is None else made.shape
         parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
 

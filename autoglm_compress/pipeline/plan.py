@@ -8,7 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import Family, ModelShape, Quantization, resized_config
+from autoglm_compress.architecture import Family, ModelShape, resized_config
 from autoglm_compress.calibration.run_text import find_sources
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
@@ -21,6 +21,7 @@ from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.recipe.problems import FieldPath
+from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
@@ -44,7 +45,7 @@ class PlannedCheckpoint:
         return {
             "name": self.name,
             "stage": self.stage,
-            "shape": shape_data(shape),
+            "shape": Shape.of(shape).as_data(),
             "parameters": shape.parameters,
             "bytes": shape.bytes,
             "kv_cache_bytes_per_1000_tokens": shape.kv_cache_bytes(),
@@ -100,39 +101,6 @@ class Plan:
             "disk_bytes_free": self.free_bytes,
             "warnings": self.warnings(),
         }
-
-
-def shape_data(shape: ModelShape) -> dict[str, Any]:
-    """A shape as plain data, with the names of `config.json`."""
-    return {
-        "architecture": shape.family.architecture,
-        "num_hidden_layers": shape.num_hidden_layers,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_attention_heads,
-        "num_key_value_heads": shape.num_key_value_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": shape.tie_word_embeddings,
-        "dtype": shape.dtype,
-        "quantization": shape.quantization and quantization_data(shape.quantization, shape.family),
-    }
-
-
-def quantization_data(quantization: Quantization, family: Family) -> dict[str, Any]:
-    """A quantization as plain data; `bits` and `group_sizes` by linear, a list where it differs between layers."""
-    by_linear = quantization.by_linear(family)
-
-    def one_or_all(values: list[int]) -> int | list[int]:
-        return values[0] if len(values) == 1 else values
-
-    return {
-        "format": quantization.format,
-        "symmetric": all(scheme.symmetric for scheme in quantization.schemes.values()),
-        "bits": one_or_all(sorted({scheme.bits for scheme in quantization.schemes.values()})),
-        "bits_by_linear": {name: one_or_all(sorted({s.bits for s in found})) for name, found in by_linear.items()},
-        "group_sizes": {name: one_or_all(sorted({s.group_size for s in found})) for name, found in by_linear.items()},
-    }
 
 
 def _described_source(recipe: Recipe, family: Family | None) -> DescribedModel:

@@ -10,16 +10,16 @@ from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.manifest import write_manifest
 from autoglm_compress.pipeline.metrics import metrics_table
 from autoglm_compress.pipeline.metrics_rows import MetricsRows
-from autoglm_compress.pipeline.plan import shape_data
 from autoglm_compress.pipeline.preparation import Preparation, prepare
 from autoglm_compress.pipeline.retention import passing, users
 from autoglm_compress.pipeline.run_folder import LINEAGE
 from autoglm_compress.records.files import METRICS, STAGE
 from autoglm_compress.records.metrics import Metrics, Row
 from autoglm_compress.records.stage import FileRecord, Shape, StageRecord
-from autoglm_compress.report import draw_missing, write_report
+from autoglm_compress.report import write_report
 from autoglm_compress.resources import Resources
 from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.stages.drawing import draw, draw_missing
 from autoglm_compress.versions import package_versions, result_versions
 
 
@@ -66,7 +66,7 @@ class _Runner:
             write_manifest(self._preparation)
         inputs.folder.tidy([*inputs.names[last + 1 :], self._contexts.statistics_name])
         inputs.runtime.progress.console.print(metrics_table(self._rows()))
-        write_report(inputs.folder.path, inputs.runtime.progress)
+        write_report(inputs.folder.path, draw, inputs.runtime.progress)
 
     def _finished(self, number: int) -> StageRecord | None:
         """The `stage.json` of a stage that need not be done, after another look at whether its result will do."""
@@ -105,17 +105,18 @@ class _Runner:
         """What there is to say of a stage that has run."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and STAGE not in path.name)
-        before = shape_data(inputs.source.shape) if parent is None else self._records[parent].shape.as_data()
+        before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
         return StageRecord(
             name=inputs.names[number],
             key=self._preparation.keys.stages[number],
             makes=stage.makes.value,
             options=stage.model_dump(mode="json", by_alias=True),
             parent=self._preparation.checkpoint(parent).name,
-            shape_before=Shape(**before),
-            shape=Shape(**shape_data(context.shape)),
+            shape_before=before,
+            shape=Shape.of(context.shape),
             decisions=context.decisions,
             warnings=list(inputs.plan.checkpoints[number + 1].warnings),
+            linears=stage.linears(context.decisions),
             files={
                 path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
                 for path in files

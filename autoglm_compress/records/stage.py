@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from autoglm_compress.architecture import Family, ModelShape, Quantization
 from autoglm_compress.architecture.shape import kv_cache_bytes
 from autoglm_compress.records.files import Record, read_record
 
@@ -24,10 +25,35 @@ class Shape(Record):
     dtype: str | None = None
     quantization: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, shape: ModelShape) -> "Shape":
+        """The sizes of a model."""
+        sizes = {
+            name: getattr(shape, name) for name in cls.model_fields if name not in ("architecture", "quantization")
+        }
+        quantization = shape.quantization and _quantization(shape.quantization, shape.family)
+        return cls(architecture=shape.family.architecture, **sizes, quantization=quantization)
+
     def kv_cache_bytes(self, tokens: int) -> int | None:
         """Bytes of a 16-bit key-value cache for so many tokens."""
         sizes = (self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
         return None if None in sizes else kv_cache_bytes(*sizes, tokens)
+
+
+def _quantization(quantization: Quantization, family: Family) -> dict[str, Any]:
+    """A quantization as plain data; `bits` and `group_sizes` by linear, a list where it differs between layers."""
+    by_linear = quantization.by_linear(family)
+
+    def one_or_all(values: list[int]) -> int | list[int]:
+        return values[0] if len(values) == 1 else values
+
+    return {
+        "format": quantization.format,
+        "symmetric": all(scheme.symmetric for scheme in quantization.schemes.values()),
+        "bits": one_or_all(sorted({scheme.bits for scheme in quantization.schemes.values()})),
+        "bits_by_linear": {name: one_or_all(sorted({s.bits for s in found})) for name, found in by_linear.items()},
+        "group_sizes": {name: one_or_all(sorted({s.group_size for s in found})) for name, found in by_linear.items()},
+    }
 
 
 class FileRecord(Record):

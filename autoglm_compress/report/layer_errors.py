@@ -1,11 +1,8 @@
-"""What a refit or a quantization did to each linear of each layer: as a table, and as a heat map."""
+"""What stages found out about each linear of each layer: as a table, and as a heat map."""
 
-import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from autoglm_compress.records.stage import StageRecord
-from autoglm_compress.report.figures import WIDTH
+from autoglm_compress.figures import WIDTH
 from autoglm_compress.report.numbers import plain
 from autoglm_compress.report.tables import Cell, Column, Table, number_cell, text_cell, without_empty_columns
 
@@ -13,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
-WHOLE_LAYER, HEAD = "whole layer", "head"
 HEADINGS = {
     "layer": "layer",
     "part": "linear, or input of linears",
@@ -40,63 +35,7 @@ SPREAD = 30
 CELL_HEIGHT = 0.2
 
 Entry = dict[str, Any]
-
-
-def layer_entries(stage: StageRecord) -> list[Entry]:
-    """What is recorded for each linear of each layer: `layer`, `part` and the measures there are; empty if none."""
-    layers = stage.decisions.get("layers")
-    if stage.options.get("stage") == "refit" and layers:
-        return list(_of_refit(stage.decisions))
-    if stage.options.get("stage") == "quantize":
-        return _of_quantization(stage.decisions)
-    return []
-
-
-def _of_refit(decisions: dict[str, Any]) -> Iterator[Entry]:
-    for number, layer in enumerate(decisions["layers"]):
-        for linear, fit in layer.items():
-            if "error_before" in fit:
-                yield {"layer": number, "part": linear} | _with_ratio(fit)
-    for number, descent in enumerate(decisions.get("distilled_layers") or []):
-        if descent:
-            yield {"layer": number, "part": WHOLE_LAYER} | _of_descent(descent)
-    if decisions.get("head"):
-        yield {"layer": None, "part": HEAD} | _with_ratio(decisions["head"])
-
-
-def _of_descent(descent: dict[str, float]) -> Entry:
-    """Where gradient descent did not help, it was not used."""
-    before, after = descent["loss_before"], descent["loss_after"]
-    return _with_ratio({"error_before": before, "error_after": min(before, after)})
-
-
-def _with_ratio(fit: Entry) -> Entry:
-    before = fit["error_before"]
-    return {**_scalars(fit), "ratio": fit["error_after"] / before if before else None}
-
-
-def _of_quantization(decisions: dict[str, Any]) -> list[Entry]:
-    found: dict[tuple[int, str], Entry] = {}
-
-    def entry(layer: int, part: str) -> Entry:
-        return found.setdefault((layer, part), {"layer": layer, "part": part})
-
-    for number, layer in enumerate(decisions.get("layers") or []):
-        for linear, error in layer.get("weight_error", {}).items():
-            entry(number, linear)["weight_error"] = error
-        for name, pair in layer.get("pairs", {}).items():
-            entry(number, f"after {name}").update(_scalars(pair))
-    for choice in decisions.get("bits") or []:
-        for linear in choice["linears"]:
-            place = LAYER.search(linear)
-            if place:
-                entry(int(place[1]), place[2]).update(_scalars(choice))
-    return list(found.values())
-
-
-def _scalars(measures: dict[str, Any]) -> Entry:
-    """What a cell of a table can hold."""
-    return {name: value for name, value in measures.items() if value is None or isinstance(value, str | int | float)}
+"""An entry of `linears` in a `stage.json`: `layer`, `part` and the measures there are."""
 
 
 def layer_table(name: str, entries: list[Entry]) -> Table:

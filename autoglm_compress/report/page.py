@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from autoglm_compress.figures import Record, as_svg
 from autoglm_compress.progress import Progress
 from autoglm_compress.records.metrics import Row
 from autoglm_compress.records.stage import StageRecord
 from autoglm_compress.report.chain import boxes, checkpoints, final_checkpoints
-from autoglm_compress.report.figures import as_svg
 from autoglm_compress.report.final_table import final_table, verdict
 from autoglm_compress.report.inline_svg import inline_svg
-from autoglm_compress.report.layer_errors import heat_map, layer_entries, layer_table
+from autoglm_compress.report.layer_errors import heat_map, layer_table
 from autoglm_compress.report.render import render, write_page
 from autoglm_compress.report.run_plots import ACCURACY, PERPLEXITY, Measure, cost_plot, size_curve
 from autoglm_compress.report.run_record import Run, read_run
 from autoglm_compress.report.run_tables import other_results, score_tables, stage_table
-from autoglm_compress.report.stage_plots import draw
 from autoglm_compress.report.tables import Table, json_link
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Draw = Callable[[Record], bytes | None]
+"""Gives an SVG of what a stage decided, from the content of its `stage.json`, or None."""
 REPORT = "report.html"
 MEASURES = (PERPLEXITY, ACCURACY)
 FEW = 3
@@ -53,8 +54,8 @@ class StageSection:
     notes: list[str] = field(default_factory=list)
 
 
-def run_page(run: Run) -> str:
-    """The whole page of a run, as HTML."""
+def run_page(run: Run, draw: Draw) -> str:
+    """The whole page of a run, as HTML; `draw` gives the picture of each stage."""
     finals = final_checkpoints(run)
     drawn = boxes(run)
     curves = [picture_of(f"curve-{measure.field}", measure.heading, _curve(run, measure)) for measure in MEASURES]
@@ -72,7 +73,7 @@ def run_page(run: Run) -> str:
         scores=score_tables(run),
         others=other_results(run),
         costs=picture_of("cost-bars", "time and peak memory of each stage", lambda: cost_plot(run)),
-        sections=[_section(row, run.stages[row.name]) for row in checkpoints(run) if row.name in run.stages],
+        sections=[_section(row, run.stages[row.name], draw) for row in checkpoints(run) if row.name in run.stages],
     )
 
 
@@ -80,19 +81,19 @@ def _curve(run: Run, measure: Measure) -> "Callable[[], Figure | None]":
     return lambda: size_curve({run.recipe: run}, measure)
 
 
-def write_run_page(folder: Path, output: Path) -> None:
+def write_run_page(folder: Path, draw: Draw, output: Path) -> None:
     """Read the folder of a run and write its page.
 
     Raises:
         UserError: the folder is not that of a run, or a file in it is damaged.
     """
-    write_page(run_page(read_run(folder)), output)
+    write_page(run_page(read_run(folder), draw), output)
 
 
-def write_report(folder: Path, progress: Progress) -> None:
+def write_report(folder: Path, draw: Draw, progress: Progress) -> None:
     """Write the page of a run that is done into its folder; say why if that fails."""
     try:
-        write_run_page(folder, folder / REPORT)
+        write_run_page(folder, draw, folder / REPORT)
     except Exception as error:  # whatever is wrong with the page, the run is done
         progress.note(f"warning: no {REPORT}: {type(error).__name__}: {error}")
 
@@ -123,16 +124,15 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in known.items() if value is not None]
 
 
-def _section(row: Row, stage: StageRecord) -> StageSection:
-    notes, entries, table = [], [], None
+def _section(row: Row, stage: StageRecord, draw: Draw) -> StageSection:
+    notes, table = [], None
     try:
-        entries = layer_entries(stage)
-        table = layer_table(f"{row.name}-layers", entries) if entries else None
+        table = layer_table(f"{row.name}-layers", stage.linears) if stage.linears else None
     except Exception as error:  # as for a picture
         notes.append(f"No errors by layer: {type(error).__name__}: {error}")
     pictures = [
         _picture(f"plot-{row.name}", f"what {row.name} decided", lambda: draw(stage.as_data())),
-        picture_of(f"heat-{row.name}", f"errors by layer of {row.name}", lambda: heat_map(entries)),
+        picture_of(f"heat-{row.name}", f"errors by layer of {row.name}", lambda: heat_map(stage.linears)),
     ]
     options = {name: value for name, value in stage.options.items() if name != "stage" and value is not None}
     return StageSection(

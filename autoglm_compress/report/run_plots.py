@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autoglm_compress.figures import KEPT, LINES, NEUTRAL, WIDTH, line_legend, log_axis, new_figure
 from autoglm_compress.records.metrics import Row
 from autoglm_compress.report.chain import checkpoints, final_checkpoints, parents
-from autoglm_compress.report.figures import KEPT, LINES, NEUTRAL, WIDTH, line_legend, log_axis, new_figure
 from autoglm_compress.report.numbers import duration, size
 from autoglm_compress.report.run_record import Run
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
@@ -16,10 +16,14 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.stages.needs import Needs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATIO = re.compile(r"(0?\.\d+|1(\.0+)?)x")
 
@@ -191,6 +195,27 @@ class Stage(BaseModel):
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """What the stage costs on a shape, with so many calibration tokens; `source` is the run's source."""
         return Needs()
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure | None":
+        """A figure of what the stage decided, or None if there is nothing to show.
+
+        Args:
+            record: the content of `stage.json`, which another version of the stage may have written.
+        """
+        return None
+
+    @classmethod
+    def linears(cls, decisions: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was found out about single linears, for the tables and heat maps of a report.
+
+        Each entry has `layer` (None outside the layers), `part` (the linear's name) and measures: numbers, text or
+        None by their names. Empty if the stage does not work linear by linear.
+
+        Args:
+            decisions: what `run` left in the context.
+        """
+        return []
 
     def check_processes(self, processes: Processes) -> None:
         """Raise UserError if the stage cannot be run by so many processes together."""

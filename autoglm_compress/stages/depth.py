@@ -1,7 +1,7 @@
 """Drop whole decoder layers."""
 
 from math import pi
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,8 +20,13 @@ from autoglm_compress.cutting.layer_choice import (
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.depth import depth_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Depth(Stage):
@@ -80,6 +85,11 @@ class Depth(Stage):
         if self.method == "greedy_loss":
             return Needs(memory=greedy_memory(shape))
         return Needs(memory=states_memory(shape) if self.method in ("angular", "chain") else 0)
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """The layers that are kept, with what the method measured."""
+        return depth_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Choose the layers and write a checkpoint without the others."""

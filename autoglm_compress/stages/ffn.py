@@ -1,7 +1,7 @@
 """Remove FFN neurons."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -9,7 +9,12 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.surgery import Rewrite, cut_neurons
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
+from autoglm_compress.stages.plots.ffn import ffn_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Ffn(Stage):
@@ -36,6 +41,11 @@ class Ffn(Stage):
         if not 1 <= keep <= shape.intermediate_size:
             raise PlanError("intermediate_size", f"{keep}: expected 1 to {shape.intermediate_size}, the source's size")
         return replace(shape, intermediate_size=keep)
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """What share of each layer's score is kept."""
+        return ffn_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Choose neurons in every layer and write a checkpoint without the others."""

@@ -1,7 +1,7 @@
 """Remove attention heads."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -9,7 +9,12 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.cutting.importance import choose_heads, random_scores
 from autoglm_compress.cutting.surgery import Rewrite, cut_heads
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
+from autoglm_compress.stages.plots.heads import heads_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Heads(Stage):
@@ -49,6 +54,11 @@ class Heads(Stage):
                 f"of the {heads // groups} it has: expected one of {allowed}",
             )
         return replace(shape, num_attention_heads=keep, num_key_value_heads=keep_groups)
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """A map of heads by layers."""
+        return heads_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Choose heads in every layer and write a checkpoint without the others."""

@@ -1,33 +1,28 @@
 """Heal by distillation: train the compressed model to predict what the original predicts."""
 
 from dataclasses import asdict
-from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.calibration.training_rows import TextPart, random_rows, rows_to_fetch, training_rows
-from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.errors import PlanError, UserError
-from autoglm_compress.forward.one_layer_model import fast_dtype
-from autoglm_compress.forward.whole_model import load_model
+from autoglm_compress.errors import UserError
+from autoglm_compress.figures import Record
+from autoglm_compress.healing.checks import check_options, check_teacher, check_tokens
 from autoglm_compress.healing.costs import healing_memory, healing_scratch
-from autoglm_compress.healing.dataset_text import dataset_rows
-from autoglm_compress.healing.model import Student
-from autoglm_compress.healing.optimizer import EIGHT_BIT, check_installed
+from autoglm_compress.healing.optimizer import EIGHT_BIT
 from autoglm_compress.healing.options import Dataset, HealingOptions
-from autoglm_compress.healing.sharding import require_equal_parts, shard
-from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
-from autoglm_compress.healing.teacher_samples import continued
-from autoglm_compress.healing.trained_weights import choose_trained, healed
-from autoglm_compress.healing.trainer import Trainer
+from autoglm_compress.healing.setup import HealingInputs, set_up
+from autoglm_compress.healing.sharding import require_equal_parts
+from autoglm_compress.healing.trained_weights import healed
 from autoglm_compress.processes import Processes
 from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.heal import heal_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Heal(Stage, HealingOptions):
@@ -70,50 +65,16 @@ class Heal(Stage, HealingOptions):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
-        if shape.family.kept or shape.family.config != ROOT:
-            raise PlanError("stage", f"{shape.family.architecture} is more than a text tower: heal cannot train it")
-        if shape.quantization is not None and self.lora is not None:
-            raise PlanError(
-                "lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out"
-            )
-        if shape.quantization is not None and self.optimizer == "muon":
-            raise PlanError("optimizer", "muon: of a quantized checkpoint scales and norms are trained: use adamw")
-        if isinstance(self.data, Dataset) and self.sequence_length is None:
-            raise PlanError("sequence_length", "say how many tokens a row of a dataset has")
-        if self.residual and self.teacher_top_k:
-            raise PlanError("residual", "needs the teacher in memory: not with teacher_top_k")
-        if self.residual and self.teacher:
-            raise PlanError("residual", "compares with the run's source: not with another teacher")
-        if self.teacher_top_k and self.teacher_top_k >= shape.vocab_size:
-            raise PlanError("teacher_top_k", f"{self.teacher_top_k}: the vocabulary has {shape.vocab_size} tokens")
-        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
-            raise PlanError("micro_batch_size", f"{self.micro_batch_size} is more than batch_size {self.batch_size}")
-        if self.lora is not None and find_spec("peft") is None:
-            raise PlanError("lora", "peft is not installed: pip install 'autoglm-compress[heal]'")
-        try:
-            check_installed(self.optimizer)
-        except UserError as error:
-            raise PlanError("optimizer", str(error)) from None
+        check_options(self, shape)
         return shape
 
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """A teacher has the same vocabulary."""
-        if other.vocab_size != shape.vocab_size:
-            raise PlanError(
-                "teacher",
-                f"has a vocabulary of {other.vocab_size} tokens, and the checkpoint to heal one of {shape.vocab_size}: "
-                "it must be of the same tokenizer",
-            )
+        check_teacher(shape, other)
 
     def check_calibration(self, calibration: CalibrationOptions) -> None:
         """The tokens fill a batch, in rows of the stage's length or the calibration's."""
-        length = self.sequence_length or calibration.sequence_length
-        if self.tokens < self.batch_size * length:
-            raise PlanError(
-                "tokens",
-                f"{self.tokens}: a batch has {self.batch_size} rows of {length}: give {self.batch_size * length} or "
-                "more, or a smaller batch_size or sequence_length",
-            )
+        check_tokens(self, calibration.sequence_length)
 
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """Both models, what training adds to one of them, and its state on disk."""
@@ -128,11 +89,16 @@ class Heal(Stage, HealingOptions):
         if self.optimizer in EIGHT_BIT and processes.count > 1:
             raise UserError(f"optimizer: {self.optimizer} cannot be spread over processes: use adamw.")
 
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """The loss while training, and the checks."""
+        return heal_plot(record)
+
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""
         source = context.source
         try:
-            trainer = self._trainer(context)
+            trainer = set_up(self, self._inputs(context))
             trainer.run()
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -160,62 +126,15 @@ class Heal(Stage, HealingOptions):
             "curve": [asdict(point) for point in trainer.curve],
         }
 
-    def _trainer(self, context: StageContext) -> Trainer:
-        source, runtime = context.source, context.runtime
-        device = runtime.device
-        original = self._teacher_checkpoint(context)
-        lineage = context.lineage if self.residual else None
-        resident = None if self.teacher_top_k else ResidentTeacher(original, device, lineage)
-        with runtime.processes.first_goes_first():
-            data = training_rows(self._rows(context, original, resident), context.seed)
-            teacher: Teacher = resident or CachedTeacher(
-                original, data.rows.long(), self.teacher_top_k, context.work / "teacher", runtime
-            )
-        if len(data.order) < self.batch_size:
-            raise UserError(
-                f"tokens: {self.tokens} fill {len(data.order)} rows of {data.rows.shape[1]}, fewer than the batch_size "
-                f"of {self.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
-            )
-        fast = fast_dtype(source, device)
-        fast = torch.bfloat16 if fast == torch.float16 else fast  # gradients leave the range of fp16
-        model = load_model(source, device, torch.float32 if self.lora is None else fast, keep_integers=True)
-        quantized = source.shape.quantization is not None
-        choose_trained(model, source.family.layer_linears, self.lora, quantized, context.seed)
-        if self.gradient_checkpointing:
-            model.train()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        student = Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
-        wrapped = shard(student, device.type, runtime.processes)
-        work = context.work / "training"
-        return Trainer(student, wrapped, teacher, data, self, work, runtime)
-
-    def _teacher_checkpoint(self, context: StageContext) -> Checkpoint:
-        return context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
-
-    def _rows(self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None) -> list[TextPart]:
-        """The rows to train on, text and random ones."""
-        random = round(self.tokens * self.random_tokens)
-        parts = self._text(context, original, resident, self.tokens - random)
-        length = parts[0].rows.shape[1]
-        if random:
-            parts.append(random_rows(max(random // length, 1), length, original.shape.vocab_size, context.seed))
-        return parts
-
-    def _text(
-        self, context: StageContext, original: Checkpoint, resident: ResidentTeacher | None, tokens: int
-    ) -> list[TextPart]:
-        if isinstance(self.data, Dataset):
-            wanted = max(tokens // self.sequence_length, 1)
-            enough, tokenizer = rows_to_fetch(wanted, self.sequence_length), context.origin.tokenizer()
-            # Kept, since a run that goes on must not find other rows.
-            rows = computed_once(
-                context.work / "rows.safetensors",
-                lambda: {"rows": dataset_rows(self.data, tokenizer, enough, self.sequence_length)},
-            )
-            return [TextPart(rows["rows"], wanted)]
-        parts = context.text.training(tokens, self.sequence_length)
-        if self.data == "calibration":
-            return parts
-        teacher = resident or ResidentTeacher(original, context.runtime.device, None)
-        folder = context.work / "written"
-        return continued(teacher.model, original.shape, parts, context.seed, folder, context.runtime.progress)
+    def _inputs(self, context: StageContext) -> HealingInputs:
+        teacher = context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
+        return HealingInputs(
+            origin=context.origin,
+            source=context.source,
+            teacher=teacher,
+            lineage=context.lineage,
+            text=context.text,
+            seed=context.seed,
+            work=context.work,
+            runtime=context.runtime,
+        )

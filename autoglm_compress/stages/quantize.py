@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.quantized_format import FORMATS
+from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
 from autoglm_compress.quantization.bit_choice import choose_bits, planned
 from autoglm_compress.quantization.checks import check_options, loader_warnings
 from autoglm_compress.quantization.costs import fed_back_fan_in, quantizing_memory, quantizing_scratch
+from autoglm_compress.quantization.linear_records import rounded_linears
 from autoglm_compress.quantization.nearest import round_layers
 from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.quantizing_walk import walk_and_quantize
@@ -17,6 +19,10 @@ from autoglm_compress.quantization.result_check import measure_agreement, requir
 from autoglm_compress.quantization.writing import LayerWriter, write_outside
 from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.quantize import quantize_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Quantize(Stage, QuantizationOptions):
@@ -67,6 +73,16 @@ class Quantize(Stage, QuantizationOptions):
         """What some loaders do not take."""
         return loader_warnings(self)
 
+    @classmethod
+    def plot(cls, record: Record) -> "Figure | None":
+        """Rounding errors by layer."""
+        return quantize_plot(record)
+
+    @classmethod
+    def linears(cls, decisions: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rounding errors, and with `bits: auto` the bits."""
+        return rounded_linears(decisions)
+
     def run(self, context: StageContext) -> None:
         """Quantize layer by layer, each on inputs from the quantized layers before it, write and check the result."""
         source, target = context.source, context.target
@@ -84,9 +100,7 @@ class Quantize(Stage, QuantizationOptions):
             self._quantize_layers(context, writer)
         described = FORMATS[self.format].quantization_config(quantization, source.family)
         target.finish(dict(source.config, quantization_config=described), like=source)
-        rows = context.text.held_out()
-        context.decisions["agreement"] = measure_agreement(source, target.folder, rows, context.runtime)
-        self.accept(context.decisions, source.folder)
+        self._check(context)
 
     def _choose_bits(self, context: StageContext) -> None:
         """Replace the planned shape's bits by those that cost least within the budget."""
@@ -108,6 +122,12 @@ class Quantize(Stage, QuantizationOptions):
         walk_and_quantize(
             writer, lambda: context.text.batches, error_feedback=self.error_feedback, runtime=context.runtime
         )
+
+    def _check(self, context: StageContext) -> None:
+        """Fail if the written checkpoint does not predict what the one before it does."""
+        rows, made = context.text.held_out(), context.target.folder
+        context.decisions["agreement"] = measure_agreement(context.source, made, rows, context.runtime)
+        self.accept(context.decisions, context.source.folder)
 
     def accept(self, decisions: dict[str, Any], source: Path) -> None:
         """See whether the predictions are near enough to those before."""

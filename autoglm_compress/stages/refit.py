@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,12 +10,16 @@ from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
-from autoglm_compress.fitting.descent import Descent
+from autoglm_compress.figures import Record
+from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
-from autoglm_compress.fitting.ridge import Fit
 from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.refit import refit_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Refit(Stage):
@@ -65,6 +69,16 @@ class Refit(Stage):
         """Each walks a share of the calibration rows."""
         return True
 
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """Errors of every linear, before and after."""
+        return refit_plot(record)
+
+    @classmethod
+    def linears(cls, decisions: dict[str, Any]) -> list[dict[str, Any]]:
+        """The errors before and after every fit."""
+        return list(fitted_linears(decisions))
+
     def run(self, context: StageContext) -> None:
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
@@ -104,8 +118,8 @@ class Refit(Stage):
         source, target, family = context.source, context.target, context.source.family
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
-            fits = {linear: _summary(fit) for linear, fit in refitted.fits.items()}
-            write_json(_fits_file(context, layer), {"fits": fits, "distilled": _losses(refitted.descent)})
+            fits = {linear: fit_record(fit) for linear, fit in refitted.fits.items()}
+            write_json(_fits_file(context, layer), {"fits": fits, "distilled": losses_record(refitted.descent)})
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
@@ -117,23 +131,9 @@ class Refit(Stage):
         unit = {family.final_norm: source.read(family.final_norm)}
         if not source.shape.tie_word_embeddings:
             unit[family.head], found, descent = walk.refit_head()
-            context.decisions |= {"head": _summary(found), "distilled_head": _losses(descent)}
+            context.decisions |= {"head": fit_record(found), "distilled_head": losses_record(descent)}
         target.write(1 + source.shape.num_hidden_layers, unit)
 
 
 def _fits_file(context: StageContext, layer: int) -> Path:
     return context.work / f"fits-{layer:05d}.json"
-
-
-def _losses(descent: Descent | None) -> dict[str, float] | None:
-    if descent is None:
-        return None
-    return {"loss_before": float(f"{descent.before:.4g}"), "loss_after": float(f"{descent.after:.4g}")}
-
-
-def _summary(fit: Fit) -> dict[str, Any]:
-    return {
-        "strength": fit.strength,
-        "error_before": float(f"{fit.error_before:.4g}"),
-        "error_after": float(f"{fit.error_after:.4g}"),
-    }

@@ -1,7 +1,7 @@
 """One matrix for embedding and head."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -11,11 +11,16 @@ from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares, tying_memory
 from autoglm_compress.errors import PlanError
+from autoglm_compress.figures import Record
 from autoglm_compress.fitting.descent import Descent
 from autoglm_compress.fitting.tied_ends import TiedEnds, ends_memory, ends_scratch, record
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.tie import tie_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ERRORS = ("input_error", "output_error")
 
@@ -71,6 +76,11 @@ class Tie(Stage):
         if self.passes:
             memory, scratch = max(memory, ends_memory(shape)), max(scratch, ends_scratch(shape, tokens))
         return Needs(memory=memory, scratch=scratch)
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """How far the one matrix is from both that it stands for."""
+        return tie_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Write a checkpoint with the shared matrix."""

@@ -1,14 +1,14 @@
 """Narrow the residual stream."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.cutting.importance import choose_channels, random_scores, top
+from autoglm_compress.cutting.importance import choose_channels, top
+from autoglm_compress.cutting.residual_stream import ResidualStream, energy
 from autoglm_compress.cutting.rotation import (
     Rotation,
     gram_memory,
@@ -17,11 +17,15 @@ from autoglm_compress.cutting.rotation import (
     reconstruction,
 )
 from autoglm_compress.cutting.surgery import Cut, Rewrite
-from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, retying_memory, tie_least_squares
+from autoglm_compress.cutting.tying import retying_memory
 from autoglm_compress.errors import PlanError
-from autoglm_compress.slices import row_slices
+from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.width import width_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TURNING = ("readers", "pca")
 GAIN = "gain of "
@@ -75,6 +79,11 @@ class Width(Stage):
         """A few Gram matrices, and what tying again takes."""
         return Needs(memory=gram_memory(shape) + (retying_memory(shape) if shape.tie_word_embeddings else 0))
 
+    @classmethod
+    def plot(cls, record: Record) -> "Figure | None":
+        """The factors on the norms' gains."""
+        return width_plot(record)
+
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""
         method = self.method or ("least_squares" if context.source.family.writer_norms else "readers")
@@ -95,23 +104,24 @@ class Width(Stage):
         source, keep = context.source, context.shape.hidden_size
 
         def compute() -> dict[str, torch.Tensor]:
-            total = _sum_of_grams(context)
+            stream = _stream(context)
+            total = stream.sum_of_grams()
             if method == "pca":
                 basis = reading = principal_directions(total, keep)
             else:
-                basis = reader_directions(total, _reader_metric(context), keep)
+                basis = reader_directions(total, stream.reader_metric(), keep)
                 reading = reconstruction(total, basis)
-            found = {"basis": basis, "reading": reading.clone(), "share": _energy(basis, total) / total.trace()}
+            found = {"basis": basis, "reading": reading.clone(), "share": energy(basis, total) / total.trace()}
             # Another pass over the statistics, so that one layer's Gram matrix is in memory and not all of them.
-            for name, gram in _residual_grams(context):
-                gain = float(_energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
+            for name, gram in stream.grams():
+                gain = float(energy(basis, gram) / basis.shape[1] / gram.diagonal().mean()) ** 0.5
                 found[GAIN + name] = torch.tensor(gain, dtype=torch.float64)
             return found
 
         found = computed_once(context.work / "turn.safetensors", compute)
         basis, gains = found["basis"], {n.removeprefix(GAIN): float(found[n]) for n in found if n.startswith(GAIN)}
         rotation = Rotation(source, basis, found["reading"], gains)
-        tied = _tie_again(context, rotation) if source.shape.tie_word_embeddings else {}
+        tied = _stream(context).tied_again(rotation) if source.shape.tie_word_embeddings else {}
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return tied[name].to(tensor.dtype) if name in tied else rotation.change(name, tensor)
@@ -121,14 +131,13 @@ class Width(Stage):
         context.decisions = {"method": method, "share_of_energy": float(found["share"]), "gains": gains}
 
     def _select(self, context: StageContext, method: str) -> None:
-        keep = context.shape.hidden_size
+        keep, stream = context.shape.hidden_size, _stream(context)
         if method == "least_squares":
-            kept = choose_channels(_sum_of_grams(context), _reader_metric(context), keep)
+            kept = choose_channels(stream.sum_of_grams(), stream.reader_metric(), keep)
         else:
-            kept = top(_channel_scores(context, method), keep)
+            kept = top(stream.channel_scores(method, context.seed), keep)
         gains = {
-            name: float((square[list(kept)].mean() / square.mean()).sqrt())
-            for name, _, square in _norm_moments(context)
+            name: float((square[list(kept)].mean() / square.mean()).sqrt()) for name, _, square in stream.norm_moments()
         }
 
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -139,95 +148,5 @@ class Width(Stage):
         context.decisions = {"method": method, "kept_channels": list(kept), "gains": gains}
 
 
-def _energy(basis: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """The trace of a Gram matrix [size, size] within the span of orthonormal columns [size, kept]."""
-    return ((basis.T @ gram) * basis.T).sum()
-
-
-def _residual_grams(context: StageContext) -> Iterator[tuple[str, torch.Tensor]]:
-    """For the norms that linears read, by tensor name, the Gram matrix of normalised states in the present basis."""
-    statistics, family, lineage = context.statistics(), context.source.family, context.lineage
-    for layer, origin in enumerate(lineage.layers):
-        gram = lineage.project_gram(statistics.layer(origin)["residual_gram"])
-        for norm in family.norm_readers:
-            yield f"{family.layer_prefix(layer)}{norm}.weight", gram
-    yield family.final_norm, lineage.project_gram(statistics.final()["residual_gram"])
-
-
-def _sum_of_grams(context: StageContext) -> torch.Tensor:
-    return sum(gram for _, gram in _residual_grams(context))
-
-
-def _reader_metric(context: StageContext) -> torch.Tensor:
-    """The sum over all linears W on normalised states x of W^T W / mean |W x|^2, gains included: all count the same."""
-    source, family = context.source, context.source.family
-    readers = {
-        f"{family.layer_prefix(layer)}{norm}.weight": [
-            f"{family.layer_prefix(layer)}{reader}.weight" for reader in names
-        ]
-        for layer in range(source.shape.num_hidden_layers)
-        for norm, names in family.norm_readers.items()
-    }
-    readers[family.final_norm] = [family.embedding if source.shape.tie_word_embeddings else family.head]
-    total = torch.zeros(source.shape.hidden_size, source.shape.hidden_size)
-    for norm, gram in _residual_grams(context):
-        gain = source.read(norm).float()
-        for name in readers[norm]:
-            weight = source.read(name)
-            # A softmax does not see what all logits have in common.
-            mean = _mean_row(weight) if norm == family.final_norm else 0.0
-            square = sum((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight)))
-            total += square / (square * gram).sum().clamp_min(1e-30)
-    return total
-
-
-def _mean_row(weight: torch.Tensor) -> torch.Tensor:
-    return sum(weight[rows].float().sum(0) for rows in row_slices(len(weight))) / len(weight)
-
-
-def _tie_again(context: StageContext, rotation: Rotation) -> dict[str, torch.Tensor]:
-    """The shared matrix and the final norm's gain, by name, of an embedding and a head that turning makes two."""
-    source, family = context.source, context.source.family
-    shared = source.read(family.embedding)
-    embedding, head = (rotation.change(name, shared) for name in (family.embedding, family.head))
-    gram = (
-        rotation.basis.T @ context.lineage.project_gram(context.statistics().final()["residual_gram"]) @ rotation.basis
-    )
-    gain = torch.full((len(gram),), rotation.gains[family.final_norm])
-    moments = pair_moments(embedding, head)
-    tied = tie_least_squares(moments, gain, gram / gram.diagonal().mean(), OUTPUT_WEIGHT)
-    return {family.embedding: tied.matrix(embedding, head, moments), family.final_norm: tied.gain}
-
-
-def _norm_moments(context: StageContext) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Each norm's tensor name and its two moments [hidden_size] over the channels present."""
-    statistics, family = context.statistics(), context.source.family
-    if context.lineage.basis is not None:
-        # In a turned basis only second moments are known; models that can be turned have no norms but those.
-        squares = {name: gram.diagonal() for name, gram in _residual_grams(context)}
-        return [(name, square.sqrt(), square) for name, square in squares.items()]
-    channels = list(context.lineage.channels)
-    norms = []
-    for layer, origin in enumerate(context.lineage.layers):
-        moments, prefix = statistics.layer(origin), family.layer_prefix(layer)
-        norms += [
-            (f"{prefix}{norm}.weight", moments[f"{norm}.mean_abs"], moments[f"{norm}.mean_square"])
-            for norm in family.hidden_norms
-        ]
-    final = statistics.final()
-    norms.append((family.final_norm, final["mean_abs"], final["mean_square"]))
-    return [(name, absolute[channels], square[channels]) for name, absolute, square in norms]
-
-
-def _channel_scores(context: StageContext, method: str) -> torch.Tensor:
-    """Scores [hidden_size] of the channels present."""
-    if method == "random":
-        return random_scores(context.source.shape.hidden_size, context.seed, 0)
-    if method == "magnitude":
-        return context.source.read(context.source.family.embedding).float().norm(dim=0)
-    behind_writers = tuple(f"{norm}.weight" for norm in context.source.family.writer_norms.values())
-    return sum(
-        absolute * context.source.read(name).float().abs()
-        for name, absolute, _ in _norm_moments(context)
-        if not (behind_writers and name.endswith(behind_writers))
-    )
+def _stream(context: StageContext) -> ResidualStream:
+    return ResidualStream(context.source, context.lineage, context.statistics())

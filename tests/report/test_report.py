@@ -200,6 +200,7 @@ def test_what_comes_from_files_is_text_only(light: Path):
         stage["options"][EVIL] = EVIL
         for layer in stage["decisions"]["layers"]:
             layer["weight_error"][EVIL] = 0.1
+        stage["linears"] += [{"layer": layer, "part": EVIL, "weight_error": 0.1, EVIL: EVIL} for layer in (0, 1)]
 
     change(light / "06-mixed" / "stage.json", edit_stage)
     change(light / "manifest.json", lambda manifest: manifest["versions"].update({EVIL: EVIL}))
@@ -248,6 +249,7 @@ def test_perplexities_that_are_no_numbers(light: Path):
 
 def test_a_damaged_decision_costs_its_picture_alone(copy: Path):
     change(copy / "03-refit" / "stage.json", lambda stage: stage["decisions"].update(layers=[{"mlp": 3}]))
+    change(copy / "03-refit" / "stage.json", lambda stage: stage["linears"][0].update(error_after=[3]))
     shown = " ".join(report(copy).text())
     assert_says(shown, "No picture of what 03-refit decided: TypeError", "No errors by layer: TypeError", "06-mixed")
 
@@ -282,7 +284,7 @@ def test_bad_input_is_one_message(copy: Path, tmp_path: Path):
 def test_a_page_that_fails_costs_the_page_alone(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(_: object) -> str:
+    def fail(*_: object) -> str:
         raise KeyError("no such thing")
 
     monkeypatch.setattr(page_module, "run_page", fail)

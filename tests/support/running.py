@@ -55,8 +55,8 @@ def _drawing(pictures: bool) -> Iterator[None]:
     """Draw pictures, or leave them empty: to draw them takes three quarters of a run of a tiny model."""
     blank = b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt"/>'
     with ExitStack() as stack:
-        for module in () if pictures else ("stage_plots", "page"):
-            stack.enter_context(patch(f"autoglm_compress.report.{module}.as_svg", lambda make: blank))
+        for module in () if pictures else ("stages.drawing", "report.page"):
+            stack.enter_context(patch(f"autoglm_compress.{module}.as_svg", lambda make: blank))
         yield
 
 

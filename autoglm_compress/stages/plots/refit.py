@@ -3,7 +3,7 @@
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from autoglm_compress.report.figures import DROPPED, NEUTRAL, Record, layer_axis, line_legend, log_axis, new_figure
+from autoglm_compress.figures import DROPPED, NEUTRAL, Record, layer_axis, line_legend, log_axis, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from autoglm_compress.report.figures import DROPPED, KEPT, NEUTRAL, Record, line_legend, log_axis, new_figure
+from autoglm_compress.figures import DROPPED, KEPT, NEUTRAL, Record, line_legend, log_axis, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

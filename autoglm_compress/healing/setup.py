@@ -1,0 +1,131 @@
+"""From the options of healing to a trainer: the teacher, the rows of text, and the student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autoglm_compress.calibration.run_text import CalibrationText
+from autoglm_compress.calibration.training_rows import (
+    TextPart,
+    TrainingRows,
+    random_rows,
+    rows_to_fetch,
+    training_rows,
+)
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.writer import computed_once
+from autoglm_compress.cutting.lineage import Lineage
+from autoglm_compress.errors import UserError
+from autoglm_compress.forward.one_layer_model import fast_dtype
+from autoglm_compress.forward.whole_model import load_model
+from autoglm_compress.healing.dataset_text import dataset_rows
+from autoglm_compress.healing.model import Student
+from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.sharding import shard
+from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
+from autoglm_compress.healing.teacher_samples import continued
+from autoglm_compress.healing.trained_weights import choose_trained
+from autoglm_compress.healing.trainer import Trainer
+from autoglm_compress.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class HealingInputs:
+    """What a checkpoint is healed with.
+
+    Attributes:
+        origin: the run's source, whose tokenizer reads a dataset.
+        source: the checkpoint to heal.
+        teacher: the checkpoint that it is to predict like.
+        lineage: what is left in `source` of the run's source.
+        text: that of the calibration sources.
+        seed: decides the order of rows, and random ones.
+        work: a folder that outlasts a kill.
+        runtime: where to train, and the processes that share every batch.
+    """
+
+    origin: Checkpoint
+    source: Checkpoint
+    teacher: Checkpoint
+    lineage: Lineage
+    text: CalibrationText
+    seed: int
+    work: Path
+    runtime: Runtime
+
+
+def set_up(options: HealingOptions, inputs: HealingInputs) -> Trainer:
+    """Load teacher and student and gather the rows to train on.
+
+    Raises:
+        UserError: there is too little text, it cannot be read, or a model cannot be loaded.
+    """
+    runtime = inputs.runtime
+    lineage = inputs.lineage if options.residual else None
+    resident = None if options.teacher_top_k else ResidentTeacher(inputs.teacher, runtime.device, lineage)
+    with runtime.processes.first_goes_first():
+        data = training_rows(_rows(options, inputs, resident), inputs.seed)
+        teacher: Teacher = resident or CachedTeacher(
+            inputs.teacher, data.rows.long(), options.teacher_top_k, inputs.work / "teacher", runtime
+        )
+    _require_batch(options, data)
+    student = _student(options, inputs)
+    wrapped = shard(student, runtime.device.type, runtime.processes)
+    return Trainer(student, wrapped, teacher, data, options, inputs.work / "training", runtime)
+
+
+def _require_batch(options: HealingOptions, data: TrainingRows) -> None:
+    if len(data.order) < options.batch_size:
+        raise UserError(
+            f"tokens: {options.tokens} fill {len(data.order)} rows of {data.rows.shape[1]}, fewer than the batch_size "
+            f"of {options.batch_size}: give more tokens, or a smaller batch_size or sequence_length."
+        )
+
+
+def _student(options: HealingOptions, inputs: HealingInputs) -> Student:
+    """The checkpoint to heal, with what is trained of it in fp32."""
+    source, device = inputs.source, inputs.runtime.device
+    fast = fast_dtype(source, device)
+    fast = torch.bfloat16 if fast == torch.float16 else fast  # gradients leave the range of fp16
+    model = load_model(source, device, torch.float32 if options.lora is None else fast, keep_integers=True)
+    quantized = source.shape.quantization is not None
+    choose_trained(model, source.family.layer_linears, options.lora, quantized, inputs.seed)
+    if options.gradient_checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
+
+
+def _rows(options: HealingOptions, inputs: HealingInputs, resident: ResidentTeacher | None) -> list[TextPart]:
+    """The rows to train on, text and random ones."""
+    random = round(options.tokens * options.random_tokens)
+    parts = _text(options, inputs, resident, options.tokens - random)
+    length = parts[0].rows.shape[1]
+    if random:
+        parts.append(random_rows(max(random // length, 1), length, inputs.teacher.shape.vocab_size, inputs.seed))
+    return parts
+
+
+def _text(
+    options: HealingOptions, inputs: HealingInputs, resident: ResidentTeacher | None, tokens: int
+) -> list[TextPart]:
+    if isinstance(options.data, Dataset):
+        return [_dataset_text(options.data, inputs, tokens, options.sequence_length)]
+    parts = inputs.text.training(tokens, options.sequence_length)
+    if options.data == "calibration":
+        return parts
+    runtime = inputs.runtime
+    teacher = resident or ResidentTeacher(inputs.teacher, runtime.device, None)
+    folder = inputs.work / "written"
+    return continued(teacher.model, inputs.teacher.shape, parts, inputs.seed, folder, runtime.progress)
+
+
+def _dataset_text(dataset: Dataset, inputs: HealingInputs, tokens: int, length: int) -> TextPart:
+    wanted = max(tokens // length, 1)
+    enough, tokenizer = rows_to_fetch(wanted, length), inputs.origin.tokenizer()
+    # Kept, since a run that goes on must not find other rows.
+    rows = computed_once(
+        inputs.work / "rows.safetensors", lambda: {"rows": dataset_rows(dataset, tokenizer, enough, length)}
+    )
+    return TextPart(rows["rows"], wanted)

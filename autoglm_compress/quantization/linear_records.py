@@ -1,0 +1,31 @@
+"""What is on record of each linear after quantizing, as entries for a table of all linears."""
+
+import re
+from typing import Any
+
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+
+
+def rounded_linears(decisions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Errors and bits of every linear, and of what reads the output of one, from the decisions of quantizing."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def entry(layer: int, part: str) -> dict[str, Any]:
+        return found.setdefault((layer, part), {"layer": layer, "part": part})
+
+    for number, layer in enumerate(decisions.get("layers", ())):  # AutoAWQ tells nothing of them
+        for linear, error in layer["weight_error"].items():
+            entry(number, linear)["weight_error"] = error
+        for name, pair in layer.get("pairs", {}).items():
+            entry(number, f"after {name}").update(_cells(pair))
+    for choice in decisions.get("bits", ()):
+        for linear in choice["linears"]:
+            place = LAYER.search(linear)
+            if place:
+                entry(int(place[1]), place[2]).update(_cells(choice))
+    return list(found.values())
+
+
+def _cells(measures: dict[str, Any]) -> dict[str, Any]:
+    """What a cell of a table can hold."""
+    return {name: value for name, value in measures.items() if value is None or isinstance(value, str | int | float)}

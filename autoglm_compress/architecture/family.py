@@ -130,6 +130,7 @@ class Family(_Data):
         writer_norms: for a linear that writes to the residual stream, the norm that stands between the two (sandwich
             norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
+        transformers_derives_head_dim: whether `transformers` does.
     """
 
     architecture: str
@@ -144,6 +145,7 @@ class Family(_Data):
     smoothing: dict[str, tuple[str, ...]]
     writer_norms: dict[str, str] = Field(default_factory=dict)
     vllm_derives_head_dim: bool = False
+    transformers_derives_head_dim: bool = False
 
     def __hash__(self) -> int:
         return hash(self.architecture)

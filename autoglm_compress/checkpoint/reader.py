@@ -21,6 +21,7 @@ from autoglm_compress.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
 ELEMENTS_AT_ONCE = 1 << 24
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -63,6 +64,19 @@ class Checkpoint:
         """The settings of the text tower that have an entry for each layer."""
         found = {name: getattr(self.model_config, name, None) for name in lists_per_layer(self.family)}
         return {name: entries for name, entries in found.items() if entries}
+
+    @property
+    def norm_eps(self) -> float:
+        """What norms add to a mean square.
+
+        Raises:
+            UserError: the config calls it by none of the names in NORM_EPS.
+        """
+        found = (getattr(self.model_config, name, None) for name in NORM_EPS)
+        eps = next((value for value in found if value is not None), None)
+        if eps is None:
+            raise UserError(f"{self.folder / 'config.json'}: none of {', '.join(NORM_EPS)}: give the norms' epsilon.")
+        return eps
 
     def unquantized_config(self) -> Any:
         """A copy of the text tower's config for a model of plain weights, to be changed at will."""

@@ -194,6 +194,11 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
 
 def _refusal(config: Any, shape: ModelShape) -> str:
     """Why `transformers` refuses a model of the source's config in this shape; empty if it does not."""
+    if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
+        return (
+            f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
+            f"{shape.head_dim}."
+        )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:
         type(config).from_dict(resized)

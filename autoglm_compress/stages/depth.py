@@ -72,7 +72,7 @@ class Depth(Stage):
         keep = resolve_size(self.num_hidden_layers, have)
         if not 1 <= keep <= have:
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
-        if shape.family.layer_kinds is not None and keep < have:
+        if shape.family.layer_kinds is not None:
             raise PlanError(
                 "num_hidden_layers",
                 f"the layers of {shape.family.architecture} differ in their tensors ({', '.join(shape.layer_kinds)}), "

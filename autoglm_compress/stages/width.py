@@ -63,7 +63,7 @@ class Width(Stage):
         require_alike_layers(shape, self.stage)
         if shape.family.kept:
             towers = ", ".join(shape.family.kept)
-            raise PlanError("stage", f"what is kept as it is ({towers}) gives states as wide as they are now")
+            raise PlanError("stage", f"width would leave states narrower than what is kept as it is ({towers}) gives")
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")

@@ -50,6 +50,12 @@ Output = Annotated[
 ]
 
 
+FamilyFile = Annotated[
+    str | None,
+    typer.Option("--family", metavar="FILE", help="A YAML that describes the model's family. \\[default: a known one]"),
+]
+
+
 @contextmanager
 def _one_message(stopped: str = "stopped") -> Iterator[None]:
     """End in one message: what the user can put right with exit code 2, and `stopped` at Ctrl-C or SIGTERM."""
@@ -163,6 +169,7 @@ def plan(
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
+    family: FamilyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a checkpoint is: family, shape, parameters by part, dtypes, quantization."""
@@ -170,7 +177,7 @@ def inspect(
         from autoglm_compress.inspection import inspect_checkpoint, print_inspection
 
         _quiet_transformers()
-        found = inspect_checkpoint(checkpoint)
+        found = inspect_checkpoint(checkpoint, _family(family))
         if as_json:
             typer.echo(json.dumps(found, indent=2))
         else:
@@ -203,6 +210,7 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A checkpoint to compare predictions with, on the same text.")
     ] = None,
+    family: FamilyFile = None,
     device: Annotated[Device, typer.Option(help="Where layers run.")] = Device.auto,
 ) -> None:
     """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval.
@@ -219,10 +227,19 @@ def evaluate(
         names = _names(tasks)
         chosen = {"data": mmlu, "subjects": subjects and _names(subjects), "limit": limit, "num_fewshot": num_fewshot}
         rows = {"source": text, "samples": samples, "sequence_length": sequence_length}
-        request = EvaluationRequest(checkpoint, names, output, _given(chosen), _given(rows), against, device.value)
+        request = EvaluationRequest(
+            checkpoint, names, output, _given(chosen), _given(rows), against, device.value, _family(family)
+        )
         console = Console()
         console.print(evaluation_table(evaluate_checkpoint(request, Progress(console))))
         typer.echo(f"results: {output}")
+
+
+def _family(file: str | None) -> Any:
+    """The family that a file describes, if one is given."""
+    from autoglm_compress.architecture import named_family, read_family
+
+    return None if file is None else read_family(named_family(file, [Path.cwd()], "--family"))
 
 
 def _names(listed: str) -> tuple[str, ...]:

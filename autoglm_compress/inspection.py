@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.architecture import UnsupportedArchitectureError
+from autoglm_compress.architecture import Family, UnsupportedArchitectureError
 from autoglm_compress.architecture.family_draft import draft_family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
@@ -18,15 +18,17 @@ from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
 
-def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, Any]:
     """Family, shape, parameters by part, bytes by dtype, and whether plain transformers can load it.
+
+    `family` is as `Checkpoint` takes it.
 
     Raises:
         UserError: the folder is not a complete checkpoint of a supported family. Of an unknown architecture it says
             which fields of a family's YAML could be filled.
     """
     try:
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder, family)
     except UnsupportedArchitectureError as error:
         raise UserError(f"{error}\n{_drafted(folder)}") from None
     dtypes: Counter[str] = Counter()
@@ -61,16 +63,17 @@ def _drafted(folder: Path) -> str:
 
 def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
-    config = checkpoint.unquantized_config()
+    config = checkpoint.whole_unquantized_config()
     try:
-        model = meta_model(config, "AutoModelForCausalLM")
+        model = meta_model(config, checkpoint.family.auto_class)
     except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
         reason = f"{type(error).__name__}: {error}"
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected.pop(checkpoint.family.head, None)
-    ours = dict(checkpoint.shape.tensors())
+    kept = (name for names in checkpoint.kept_tensors.values() for name in names)
+    ours = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
     missing = sorted(set(expected) - set(ours))
     different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
     problems = [f"{name} is missing" for name in missing] + [f"{name} has another shape" for name in different]

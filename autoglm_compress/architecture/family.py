@@ -1,73 +1,229 @@
 """A model family as data: `families/*.yaml` names every tensor and the axis each of its dimensions runs along.
 
 Axes are `vocab`, `hidden` (the residual stream), `query` (query heads x head_dim), `key_value` (KV heads x head_dim),
-`head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix). Knowing the axes
-is enough to count parameters, to check a checkpoint's tensors and to cut a model along any of them.
+`head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix); a number is a
+length that no stage changes. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
+a model along any of them.
 """
 
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
 
-import yaml
-
-from autoglm_compress.errors import UserError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up"})
+TEXT = "text"
+"""The name of the tower that stages work on; a family names those that they keep as they are."""
+ROOT = "root"
+"""Where the text tower's config lives if it has no part of `config.json` to itself."""
+FOLLOWED_BY = {"key_value": "query", "gate_up": "intermediate"}
+"""The axis that reads what another axis gives, where the two are not one."""
 
 
-class UnsupportedArchitectureError(UserError):
-    """A model of none of the families."""
+def _ends_in_dot(prefix: str) -> str:
+    if not prefix.endswith("."):
+        raise ValueError("expected the beginning of tensor names with the dot that ends it, such as 'model.'")
+    return prefix
 
 
-@dataclass(frozen=True)
-class TensorAxes:
-    """The axes of one tensor, and the config switch (such as `attention_bias`) without which it does not exist."""
+Prefix = Annotated[str, AfterValidator(_ends_in_dot)]
 
-    axes: tuple[str, ...]
+
+class _Data(BaseModel):
+    """Part of a family's YAML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorAxes(_Data):
+    """The axes of one tensor, outermost first; a YAML may give these alone.
+
+    `when` is the switch of the config (such as `attention_bias`) without which the tensor does not exist. `kinds` are
+    the kinds of layers that have it, if not all do.
+    """
+
+    axes: tuple[str | Annotated[int, Field(gt=0)], ...]
     when: str | None = None
+    kinds: tuple[str, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _axes_alone(cls, data: Any) -> Any:
+        return {"axes": data} if isinstance(data, list | tuple) else data
+
+    @field_validator("axes")
+    @classmethod
+    def _known(cls, axes: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        unknown = sorted(axis for axis in axes if isinstance(axis, str) and axis not in AXES)
+        if unknown:
+            raise ValueError(f"unknown axes {', '.join(unknown)}: known are {', '.join(sorted(AXES))}, or a number")
+        return axes
+
+
+class AttentionRoles(_Data):
+    """The linears of attention, named relative to the layer."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+
+
+class FfnRoles(_Data):
+    """The linears of the FFN, named relative to the layer: gate and up are two, or one whose rows are fused."""
+
+    down: str
+    gate: str | None = None
+    up: str | None = None
+    gate_up: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "FfnRoles":
+        given = {role for role in ("gate", "up", "gate_up") if getattr(self, role) is not None}
+        if given not in ({"gate", "up"}, {"gate_up"}):
+            raise ValueError("expected gate and up, or gate_up alone")
+        return self
+
+
+class Roles(_Data):
+    """The modules that do what every model has to: those outside the layers by their full names."""
+
+    embedding: str
+    final_norm: str
+    head: str
+    attention: AttentionRoles
+    ffn: FfnRoles
 
 
 @dataclass(frozen=True)
-class Family:
-    """One model family.
+class Place:
+    """Where a tensor or a module stands.
 
-    `norm_readers` maps a norm to the linears that alone read its output; `writer_norms` maps a linear that writes to
-    the residual stream to the norm standing between the two (sandwich norms). Names are relative to the layer.
+    `tower` is TEXT or the name of a kept tower, `layer` the number of the text tower's layer, None outside the layers,
+    and `name` is relative to the layer, or all of the name outside the layers.
+    """
+
+    tower: str
+    layer: int | None
+    name: str
+
+
+class Family(_Data):
+    """One model family, as its YAML describes it.
+
+    Attributes:
+        architecture: as in `config.json`'s `architectures`.
+        model_type: as in `config.json`.
+        auto_class: the Auto class of `transformers` that loads a checkpoint.
+        prefix: what the names of the text tower's layers begin with: they are `{prefix}layers.N.`.
+        config: the part of `config.json` that the text tower's config lives in, or ROOT.
+        kept: the prefixes of towers that stages copy as they are, by the towers' names.
+        roles: which modules are what.
+        layer_kinds: the list in the text tower's config that tells the kind of each layer, where kinds differ in
+            tensors.
+        layer_tensors: the tensors of a layer, named relative to it, in the order in which they are used.
+        smoothing: for what produces activations, the linears that alone read them, in the order in which a layer
+            runs. A scale of each channel moves exactly from one to the other. Readers that a kind of layer does not
+            have do not count for it.
+        writer_norms: for a linear that writes to the residual stream, the norm that stands between the two (sandwich
+            norms).
+        vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
+        transformers_derives_head_dim: whether `transformers` does.
     """
 
     architecture: str
     model_type: str
-    model_tensors: dict[str, TensorAxes]
-    layer_tensors: dict[str, TensorAxes]
-    norm_readers: dict[str, tuple[str, ...]]
-    writer_norms: dict[str, str] = field(default_factory=dict)
+    auto_class: str = "AutoModelForCausalLM"
+    prefix: Prefix = "model."
+    config: str = ROOT
+    kept: dict[str, Prefix] = Field(default_factory=dict)
+    roles: Roles
+    layer_kinds: str | None = None
+    layer_tensors: dict[str, TensorAxes] = Field(min_length=1)
+    smoothing: dict[str, tuple[str, ...]]
+    writer_norms: dict[str, str] = Field(default_factory=dict)
     vllm_derives_head_dim: bool = False
-
-    embedding = "model.embed_tokens.weight"
-    final_norm = "model.norm.weight"
-    head = "lm_head.weight"
-    attention_output = "self_attn.o_proj"
-    mlp_output = "mlp.down_proj"
+    transformers_derives_head_dim: bool = False
 
     def __hash__(self) -> int:
         return hash(self.architecture)
 
-    @staticmethod
-    def layer_prefix(layer: int) -> str:
-        """The prefix of the names of one layer's tensors."""
-        return f"model.layers.{layer}."
+    @model_validator(mode="after")
+    def _consistent(self) -> "Family":
+        for problem in (*_kind_problems(self), *_role_problems(self), *_smoothing_problems(self)):
+            raise ValueError(problem)
+        return self
 
-    def axes_of(self, name: str) -> tuple[str, ...]:
-        """The axes of a tensor by its full name in the checkpoint."""
-        if name in self.model_tensors:
-            return self.model_tensors[name].axes
-        return self.layer_tensors[name.split(".", 3)[3]].axes
+    @property
+    def embedding(self) -> str:
+        """The embedding's tensor."""
+        return f"{self.roles.embedding}.weight"
+
+    @property
+    def final_norm(self) -> str:
+        """The tensor of the norm before the head."""
+        return f"{self.roles.final_norm}.weight"
+
+    @property
+    def head(self) -> str:
+        """The head's tensor, of which there is none where the embedding is the head."""
+        return f"{self.roles.head}.weight"
+
+    @property
+    def attention_output(self) -> str:
+        """The linear by which attention writes to the residual stream."""
+        return self.roles.attention.output
+
+    @property
+    def mlp_output(self) -> str:
+        """The linear by which the FFN writes to the residual stream."""
+        return self.roles.ffn.down
+
+    @cached_property
+    def model_tensors(self) -> dict[str, TensorAxes]:
+        """The text tower's tensors outside its layers, by full name."""
+        axes = {self.embedding: ("vocab", "hidden"), self.final_norm: ("hidden",), self.head: ("vocab", "hidden")}
+        return {name: TensorAxes(axes=given) for name, given in axes.items()}
+
+    @cached_property
+    def norm_readers(self) -> dict[str, tuple[str, ...]]:
+        """For each norm of a layer, the linears that alone read its output."""
+        return {name: readers for name, readers in self.smoothing.items() if self.axes_of_linear(name) == ("hidden",)}
+
+    def axes_of_linear(self, module: str) -> tuple[str | int, ...]:
+        """The axes of the weight of a layer's module, named relative to the layer."""
+        return self.layer_tensors[f"{module}.weight"].axes
+
+    def layer_prefix(self, layer: int) -> str:
+        """The prefix of the names of one layer's tensors."""
+        return f"{self.prefix}layers.{layer}."
+
+    def place(self, name: str) -> Place:
+        """Where a tensor or a module stands, by its full name."""
+        for tower, prefix in self.kept.items():
+            if name.startswith(prefix):
+                return Place(tower, None, name)
+        layers = f"{self.prefix}layers."
+        if name.startswith(layers):
+            number, _, rest = name.removeprefix(layers).partition(".")
+            if number.isdecimal() and rest:
+                return Place(TEXT, int(number), rest)
+        return Place(TEXT, None, name)
+
+    def within_text(self, module: str) -> str:
+        """The name that a module of the text tower has in a `transformers` model of this tower alone."""
+        return module.removeprefix(self.prefix)
+
+    def axes_of(self, name: str) -> tuple[str | int, ...]:
+        """The axes of a tensor of the text tower by its full name in the checkpoint."""
+        place = self.place(name)
+        return (self.model_tensors if place.layer is None else self.layer_tensors)[place.name].axes
 
     @property
     def layer_linears(self) -> tuple[str, ...]:
-        """The linear modules of a layer, relative to it, in the order in which they run."""
+        """The linear modules of layers, relative to them, in the order in which they run."""
         return tuple(n.removesuffix(".weight") for n, tensor in self.layer_tensors.items() if len(tensor.axes) == 2)
 
     @property
@@ -80,55 +236,62 @@ class Family:
         )
 
 
-def _tensor_axes(entry: Any) -> TensorAxes:
-    tensor = TensorAxes(tuple(entry)) if isinstance(entry, list) else TensorAxes(tuple(entry["axes"]), entry["when"])
-    unknown = set(tensor.axes) - AXES
-    if unknown:
-        raise ValueError(f"unknown axes {sorted(unknown)}; known are {sorted(AXES)}")
-    return tensor
+def _kind_problems(family: Family) -> list[str]:
+    if family.layer_kinds is not None:
+        return []
+    return [
+        f"layer_tensors.{name}.kinds: given, but not layer_kinds: say which list of the config tells layers' kinds"
+        for name, tensor in family.layer_tensors.items()
+        if tensor.kinds is not None
+    ]
 
 
-def _load(path: Path) -> Family:
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for group in ("model_tensors", "layer_tensors"):
-        data[group] = {name: _tensor_axes(entry) for name, entry in data[group].items()}
-    data["norm_readers"] = {norm: tuple(readers) for norm, readers in data["norm_readers"].items()}
-    return Family(**data)
+def _role_problems(family: Family) -> list[str]:
+    """What the roles say that the tensors do not."""
+    attention, ffn = family.roles.attention, family.roles.ffn
+    expected: dict[str, tuple[str | None, tuple[str, str]]] = {
+        "attention.query": (attention.query, ("query", "hidden")),
+        "attention.key": (attention.key, ("key_value", "hidden")),
+        "attention.value": (attention.value, ("key_value", "hidden")),
+        "attention.output": (attention.output, ("hidden", "query")),
+        "ffn.gate": (ffn.gate, ("intermediate", "hidden")),
+        "ffn.up": (ffn.up, ("intermediate", "hidden")),
+        "ffn.gate_up": (ffn.gate_up, ("gate_up", "hidden")),
+        "ffn.down": (ffn.down, ("hidden", "intermediate")),
+    }
+    problems = []
+    for role, (module, axes) in expected.items():
+        if module is None:
+            continue
+        tensor = family.layer_tensors.get(f"{module}.weight")
+        if tensor is None or tensor.axes != axes:
+            shown = "is not there" if tensor is None else f"has {_listed(tensor.axes)}"
+            wanted = f"expected layer_tensors to have {module}.weight: {_listed(axes)}"
+            problems.append(f"roles.{role}: {wanted}, which {shown}")
+    return problems
 
 
-@cache
-def _families() -> dict[str, Family]:
-    folder = Path(__file__).parent / "families"
-    families = [_load(path) for path in sorted(folder.glob("*.yaml"))]
-    return {family.architecture: family for family in families}
+def _smoothing_problems(family: Family) -> list[str]:
+    """Pairs of what is not there, or of what one channel by channel does not go to the other."""
+    named: Mapping[str, tuple[str, ...]] = family.smoothing | {
+        linear: (norm,) for linear, norm in family.writer_norms.items()
+    }
+    problems = []
+    for producer, others in named.items():
+        field = "smoothing" if producer in family.smoothing else "writer_norms"
+        for module in (producer, *others):
+            if f"{module}.weight" not in family.layer_tensors:
+                problems.append(f"{field}.{producer}: {module}.weight is not in layer_tensors")
+    if problems:
+        return problems
+    for producer, readers in family.smoothing.items():
+        made = family.axes_of_linear(producer)[0]
+        for reader in readers:
+            axes = family.axes_of_linear(reader)
+            if len(axes) != 2 or axes[1] != FOLLOWED_BY.get(made, made):
+                problems.append(f"smoothing.{producer}: {reader} has {_listed(axes)} and does not read {made}")
+    return problems
 
 
-def supported_architectures() -> list[str]:
-    """The names, as in `config.json`'s `architectures`, of the families this package knows."""
-    return sorted(_families())
-
-
-def family_of(config: dict[str, Any], where: str) -> Family:
-    """The family of a model from its `config.json`.
-
-    Raises:
-        UnsupportedArchitectureError: the config names no architecture, or one that is not supported.
-        UserError: its `model_type`, by which transformers builds the model, is that of another family.
-    """
-    names = config.get("architectures") or []
-    for name in names:
-        if name in _families():
-            _require_model_type(config, _families()[name], where)
-            return _families()[name]
-    given = ", ".join(names) if names else f"none given (model_type {config.get('model_type')!r})"
-    supported = ", ".join(supported_architectures())
-    raise UnsupportedArchitectureError(f"{where}: unsupported architecture: {given}.\nSupported: {supported}.")
-
-
-def _require_model_type(config: dict[str, Any], family: Family, where: str) -> None:
-    given = config.get("model_type")
-    if given != family.model_type:
-        raise UserError(
-            f"{where}: architectures names {family.architecture}, which has model_type {family.model_type}, but "
-            f"model_type is {given!r}, and transformers would build that model. Correct the field that is wrong."
-        )
+def _listed(axes: tuple[str | int, ...]) -> str:
+    return f"[{', '.join(map(str, axes))}]"

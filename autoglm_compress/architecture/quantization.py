@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from autoglm_compress.architecture.family import Family
+
 COMPRESSED_TENSORS = "compressed-tensors"
 AWQ = "awq"
-HEAD = "lm_head"
-"""The head among the names of linears."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,11 @@ class Quantization:
         """The schemes of one layer's linears, by their names relative to the layer."""
         return {name.removeprefix(prefix): scheme for name, scheme in self.schemes.items() if name.startswith(prefix)}
 
-    def by_linear(self) -> dict[str, tuple[Scheme, ...]]:
+    def by_linear(self, family: Family) -> dict[str, tuple[Scheme, ...]]:
         """The schemes that the linears of one name have in all layers, in order of first appearance."""
         found: dict[str, dict[Scheme, None]] = {}
         for name, scheme in self.schemes.items():
-            parts = name.split(".")
-            relative = ".".join(parts[3:]) if parts[:2] == ["model", "layers"] else name
-            found.setdefault(relative, {})[scheme] = None
+            found.setdefault(family.place(name).name, {})[scheme] = None
         return {name: tuple(schemes) for name, schemes in found.items()}
 
     def matrix_bytes(self, name: str, shape: tuple[int, int], element_bytes: int) -> int:

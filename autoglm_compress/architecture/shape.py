@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,8 +14,20 @@ PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
 
 @dataclass(frozen=True)
+class Tower:
+    """The sizes of a part of a model that stages keep as it is."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a decoder-only model, named as in `config.json`."""
+    """The sizes of a model's text tower, named as in `config.json`, and those of the towers kept beside it.
+
+    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere.
+    """
 
     family: Family
     num_hidden_layers: int
@@ -29,10 +41,12 @@ class ModelShape:
     dtype: str
     switches: frozenset[str]
     quantization: Quantization | None = None
+    layer_kinds: tuple[str, ...] = ()
+    kept: tuple[Tower, ...] = ()
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "ModelShape":
-        """The shape that a `transformers` config object (with its defaults filled in) describes."""
+        """The shape that the text tower's `transformers` config object (with its defaults filled in) describes."""
         conditions = {tensor.when for tensor in family.layer_tensors.values() if tensor.when}
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -47,10 +61,13 @@ class ModelShape:
             tie_word_embeddings=bool(config.tie_word_embeddings),
             dtype=str(config.dtype or "float32").removeprefix("torch."),
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
+            layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),
         )
 
-    def axis(self, name: str) -> int:
+    def axis(self, name: str | int) -> int:
         """The length of an axis."""
+        if isinstance(name, int):
+            return name
         return {
             "vocab": self.vocab_size,
             "hidden": self.hidden_size,
@@ -61,13 +78,34 @@ class ModelShape:
             "gate_up": 2 * self.intermediate_size,
         }[name]
 
-    def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+    @property
+    def kinds_of_layers(self) -> tuple[int, ...]:
+        """The first layer of each kind."""
+        return tuple(sorted(self.layer_kinds.index(kind) for kind in set(self.layer_kinds))) or (0,)
+
+    def with_layers(self, kept: Sequence[int]) -> "ModelShape":
+        """The shape with only some of the layers."""
+        kinds = tuple(self.layer_kinds[layer] for layer in kept) if self.layer_kinds else ()
+        return replace(self, num_hidden_layers=len(kept), layer_kinds=kinds)
+
+    def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""
+        kind = self.layer_kinds[layer] if self.layer_kinds else None
         return {
             name: tuple(self.axis(axis) for axis in tensor.axes)
             for name, tensor in self.family.layer_tensors.items()
-            if tensor.when is None or tensor.when in self.switches
+            if (tensor.when is None or tensor.when in self.switches) and (tensor.kinds is None or kind in tensor.kinds)
         }
+
+    def layer_linears(self, layer: int = 0) -> dict[str, tuple[int, int]]:
+        """The linears of one layer, by their names relative to it, in the order in which they run, as [out, in]."""
+        tensors = self.layer_tensors(layer)
+        names = (f"{linear}.weight" for linear in self.family.layer_linears)
+        return {name.removesuffix(".weight"): tensors[name] for name in names if name in tensors}
+
+    def layer_elements(self, layer: int = 0) -> int:
+        """The number of parameters of one layer."""
+        return sum(prod(shape) for shape in self.layer_tensors(layer).values())
 
     def model_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors outside the layers; the head is absent where it is the embedding."""
@@ -78,25 +116,24 @@ class ModelShape:
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every tensor of the (unquantized) checkpoint with its shape."""
+        """Every tensor of the (unquantized) text tower with its shape."""
         yield from self.model_tensors().items()
         for layer in range(self.num_hidden_layers):
             prefix = self.family.layer_prefix(layer)
-            yield from ((prefix + name, shape) for name, shape in self.layer_tensors().items())
+            yield from ((prefix + name, shape) for name, shape in self.layer_tensors(layer).items())
 
     def linear_shapes(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """The linears of all layers by their names in the model, with the shape [out, in] of each."""
-        tensors = self.layer_tensors()
         for layer in range(self.num_hidden_layers):
             prefix = self.family.layer_prefix(layer)
-            yield from ((prefix + linear, tensors[f"{linear}.weight"]) for linear in self.family.layer_linears)
+            yield from ((prefix + linear, shape) for linear, shape in self.layer_linears(layer).items())
 
     def parameters_by_part(self) -> dict[str, int]:
-        """Parameter counts by part; a tied matrix counts once, as the embedding."""
+        """Parameter counts by part, kept towers by name; a tied matrix counts once, as the embedding."""
         counts: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
         for name, shape in self.tensors():
             counts[self._part(name)] += prod(shape)
-        return dict(counts)
+        return dict(counts) | {tower.name: tower.parameters for tower in self.kept}
 
     def _part(self, name: str) -> str:
         if name == self.family.embedding:
@@ -105,7 +142,9 @@ class ModelShape:
             return "head"
         if name.endswith("norm.weight"):
             return "norms"
-        return "attention" if ".self_attn." in name else "ffn"
+        block = self.family.place(name).name.rpartition(".")[0].rpartition(".")[0]
+        parts = {self.family.attention_output: "attention", self.family.mlp_output: "ffn"}
+        return next((part for writer, part in parts.items() if block == writer.rpartition(".")[0]), "other")
 
     @property
     def parameters(self) -> int:
@@ -120,7 +159,7 @@ class ModelShape:
     def layer_bytes(self, layer: int = 0) -> int:
         """Bytes of one layer's tensors in the checkpoint."""
         prefix = self.family.layer_prefix(layer)
-        return sum(self._stored_bytes(prefix + name, shape) for name, shape in self.layer_tensors().items())
+        return sum(self._stored_bytes(prefix + name, shape) for name, shape in self.layer_tensors(layer).items())
 
     def _stored_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         module = name.removesuffix(".weight")
@@ -131,13 +170,13 @@ class ModelShape:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors in the checkpoint, without the few of the safetensors headers."""
-        return sum(self._stored_bytes(name, shape) for name, shape in self.tensors())
+        text = sum(self._stored_bytes(name, shape) for name, shape in self.tensors())
+        return text + sum(tower.bytes for tower in self.kept)
 
     @property
     def widest_input(self) -> int:
         """Inputs of the layers' linear that has most."""
-        tensors = self.layer_tensors()
-        return max(tensors[f"{linear}.weight"][1] for linear in self.family.layer_linears)
+        return max(columns for _, (_, columns) in self.linear_shapes())
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:
         """Bytes of a 16-bit key-value cache for so many tokens."""
@@ -147,27 +186,3 @@ class ModelShape:
 def kv_cache_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int) -> int:
     """Bytes of a 16-bit key-value cache: a key and a value of two bytes per element, for each layer and head."""
     return 2 * 2 * layers * kv_heads * head_dim * tokens
-
-
-def resized_config(config: dict[str, Any], shape: ModelShape, layers: Sequence[int] | None = None) -> dict[str, Any]:
-    """A `config.json` for another shape of the same model.
-
-    `layers` are the indices of the layers kept, for the settings that have an entry per layer. head_dim is always
-    written: it no longer follows from hidden_size / num_attention_heads.
-    """
-    resized = dict(config)
-    for key in (
-        "num_hidden_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "tie_word_embeddings",
-    ):
-        resized[key] = getattr(shape, key)
-    if config.get("max_window_layers"):
-        resized["max_window_layers"] = min(config["max_window_layers"], shape.num_hidden_layers)
-    if layers is not None and config.get("layer_types"):
-        resized["layer_types"] = [config["layer_types"][layer] for layer in layers]
-    return resized

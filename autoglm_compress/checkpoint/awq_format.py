@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import AWQ, HEAD
+from autoglm_compress.architecture import Family, ModelShape, Quantization, Scheme
+from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.errors import UserError
 
 PER_INT32 = 8
@@ -30,8 +30,8 @@ def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[s
     }
 
 
-def quantization_config(quantization: Quantization) -> dict[str, Any]:
-    """The `quantization_config` of `config.json`; the scheme is the same for all linears."""
+def quantization_config(quantization: Quantization, family: Family) -> dict[str, Any]:
+    """The `quantization_config` of `config.json`; the scheme is the same for all linears of the layers."""
     scheme = next(iter(quantization.schemes.values()))
     return {
         "quant_method": AWQ,
@@ -39,8 +39,13 @@ def quantization_config(quantization: Quantization) -> dict[str, Any]:
         "group_size": scheme.group_size,
         "version": "gemm",
         "zero_point": True,
-        "modules_to_not_convert": [HEAD],
+        "modules_to_not_convert": _not_converted(family),
     }
+
+
+def _not_converted(family: Family) -> list[str]:
+    """The modules of a family whose linears are not quantized."""
+    return [family.roles.head, *(prefix.removesuffix(".") for prefix in family.kept.values())]
 
 
 def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:
@@ -55,15 +60,14 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
     found = {key: described.get(key) for key in expected}
     if str(found["version"]).lower() == "gemm":
         found["version"] = "gemm"
-    if found != expected or not isinstance(size, int) or any(module != HEAD for module in kept):
+    if found != expected or not isinstance(size, int) or set(kept) - set(_not_converted(shape.family)):
         raise UserError(
             f"{where}: quantization_config: only the awq layout with bits 4, zero_point, version gemm, a "
             f"group_size and all linears of the layers quantized can be read; found {found}, group_size {size}, "
             f"modules_to_not_convert {kept}."
         )
-    layers = [shape.family.layer_prefix(layer) for layer in range(shape.num_hidden_layers)]
     scheme = Scheme(4, size, symmetric=False)
-    return Quantization(AWQ, {prefix + linear: scheme for prefix in layers for linear in shape.family.layer_linears})
+    return Quantization(AWQ, {linear: scheme for linear, _ in shape.linear_shapes()})
 
 
 def pack(

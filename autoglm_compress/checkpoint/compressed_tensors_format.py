@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS, HEAD
+from autoglm_compress.architecture import Family, ModelShape, Quantization, Scheme
+from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.errors import UserError
 
 LAYOUT = "pack-quantized"
@@ -34,12 +34,13 @@ def stored_shapes(module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[s
     return shapes
 
 
-def quantization_config(quantization: Quantization) -> dict[str, Any]:
+def quantization_config(quantization: Quantization, family: Family) -> dict[str, Any]:
     """The `quantization_config` of `config.json`: one group of modules per scheme.
 
-    Linears that have the same scheme in all layers are named once, by a regular expression.
+    Linears that have the same scheme in all layers are named once, by a regular expression. It would also mean linears
+    of that name in kept towers, so those are to be ignored.
     """
-    alike = {linear: schemes[0] for linear, schemes in quantization.by_linear().items() if len(schemes) == 1}
+    alike = {linear: schemes[0] for linear, schemes in quantization.by_linear(family).items() if len(schemes) == 1}
     targets: dict[Scheme, list[str]] = {}
     for linear, scheme in alike.items():
         targets.setdefault(scheme, []).append(rf"re:(.*\.)?{re.escape(linear)}$")
@@ -68,7 +69,10 @@ def quantization_config(quantization: Quantization) -> dict[str, Any]:
         "format": LAYOUT,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [] if HEAD in quantization.schemes else [HEAD],
+        "ignore": [
+            *([] if family.roles.head in quantization.schemes else [family.roles.head]),
+            *(rf"re:(.*\.)?{re.escape(prefix)}.*" for prefix in family.kept.values()),
+        ],
     }
 
 
@@ -79,9 +83,8 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
         UserError: the config does not say so for each linear of the layers.
     """
     schemes: dict[str, Scheme] = {}
-    layers = [shape.family.layer_prefix(layer) for layer in range(shape.num_hidden_layers)]
-    expected = [prefix + linear for prefix in layers for linear in shape.family.layer_linears]
-    heads = [] if shape.tie_word_embeddings else [HEAD]
+    expected = [linear for linear, _ in shape.linear_shapes()]
+    heads = [] if shape.tie_word_embeddings else [shape.family.roles.head]
     try:
         ignored = described.get("ignore") or []
         for group in described["config_groups"].values():

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from autoglm_compress.architecture import ModelShape, Quantization, Scheme
+from autoglm_compress.architecture import Family, ModelShape, Quantization, Scheme
 from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import awq_format, compressed_tensors_format
 from autoglm_compress.errors import UserError
@@ -17,8 +17,8 @@ class QuantizedFormat(Protocol):
     def stored_shapes(self, module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """The tensors that stand for the weight [out, in] of a linear, with their shapes."""
 
-    def quantization_config(self, quantization: Quantization) -> dict[str, Any]:
-        """The `quantization_config` of `config.json`."""
+    def quantization_config(self, quantization: Quantization, family: Family) -> dict[str, Any]:
+        """The `quantization_config` of `config.json`, for a model of a family."""
 
     def read_quantization(self, shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:
         """What such a config says of the linears."""

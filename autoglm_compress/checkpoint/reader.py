@@ -4,14 +4,16 @@ import json
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, cached_property
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, family_of
-from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT
+from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.architecture.sizes_in_config import lists_per_layer
+from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
@@ -20,14 +22,7 @@ from autoglm_compress.errors import UserError, listed
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-SIZES = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
+NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
 ELEMENTS_AT_ONCE = 1 << 24
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -39,15 +34,19 @@ class Checkpoint:
     for is there with the shape the config implies. Tensors that the family does not know are looked up in the model
     that `transformers` builds: `left_out` are the names of those that this model does not use either.
 
+    Args:
+        folder: the folder.
+        family: of checkpoints with its architecture, in the place of the one that is known for them.
+
     Raises:
         UserError: the folder is not a complete checkpoint of a supported family, or has tensors that plain
             `transformers` would load and the family does not know.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, family: Family | None = None) -> None:
         self.folder = folder
         self.config = read_config(folder)
-        self.family: Family = family_of(self.config, str(folder / "config.json"))
+        self.family: Family = family_of(self.config, str(folder / "config.json"), family)
         self.infos = locate_tensors(folder)
         self.format = format_of(self.config, str(folder / "config.json"))
         self._stamps = {file: _stamp(file) for file in self.files()}
@@ -56,12 +55,42 @@ class Checkpoint:
         self.left_out = self._unused(set(self.infos) - known)
 
     @cached_property
-    def model_config(self) -> Any:
+    def whole_config(self) -> Any:
         """The `transformers` config object, with the defaults that `config.json` leaves out."""
-        return load_model_config(self.folder)
+        return load_config(self.folder)
+
+    @cached_property
+    def model_config(self) -> Any:
+        """The `transformers` config object of the text tower, which may be the whole one."""
+        return text_config(self.whole_config, self.family, str(self.folder / "config.json"))
+
+    @cached_property
+    def lists_per_layer(self) -> dict[str, list[Any]]:
+        """The settings of the text tower that have an entry for each layer."""
+        found = {name: getattr(self.model_config, name, None) for name in lists_per_layer(self.family)}
+        return {name: entries for name, entries in found.items() if entries}
+
+    @property
+    def norm_eps(self) -> float:
+        """What norms add to a mean square.
+
+        Raises:
+            UserError: the config calls it by none of the names in NORM_EPS.
+        """
+        found = (getattr(self.model_config, name, None) for name in NORM_EPS)
+        eps = next((value for value in found if value is not None), None)
+        if eps is None:
+            raise UserError(f"{self.folder / 'config.json'}: none of {', '.join(NORM_EPS)}: give the norms' epsilon.")
+        return eps
+
+    def whole_unquantized_config(self) -> Any:
+        """A copy of the whole config for a model of plain weights, to be changed at will."""
+        config = deepcopy(self.whole_config)
+        config.quantization_config = None
+        return config
 
     def unquantized_config(self) -> Any:
-        """A copy of the config for a model of plain weights, to be changed at will."""
+        """A copy of the text tower's config for a model of plain weights, to be changed at will."""
         config = deepcopy(self.model_config)
         config.quantization_config = None
         return config
@@ -69,7 +98,7 @@ class Checkpoint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape."""
-        shape = ModelShape.of(self.family, self.model_config)
+        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers())
         if self.format is None:
             return shape
         described, where = self.config["quantization_config"], str(self.folder / "config.json")
@@ -80,13 +109,30 @@ class Checkpoint:
         """The dtype of the unquantized weights, read off the embedding."""
         return self.infos[self.family.embedding].dtype
 
+    @cached_property
+    def kept_tensors(self) -> dict[str, tuple[str, ...]]:
+        """The tensors of each tower that stages keep as it is, by the tower's name."""
+        placed = [(self.family.place(name).tower, name) for name in self.infos]
+        return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
+
+    def _towers(self) -> tuple[Tower, ...]:
+        infos = {tower: [self.infos[name] for name in names] for tower, names in self.kept_tensors.items()}
+        return tuple(
+            Tower(tower, sum(prod(info.shape) for info in found), sum(info.nbytes for info in found))
+            for tower, found in infos.items()
+        )
+
     def files(self) -> list[Path]:
         """The weight files, in name order."""
         return sorted({info.file for info in self.infos.values()})
 
     def tokenizer_files(self) -> list[Path]:
-        """Everything beside config and weights that belongs to the model: tokenizer, chat template, generation."""
+        """Everything beside config and weights that belongs to the model: tokenizer, chat template, generation.
+
+        Kept towers also have the files that say how their inputs are made.
+        """
         kinds = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config")
+        kinds += ("preprocessor_config", "processor_config", "video_preprocessor_config") if self.family.kept else ()
         return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(kinds))
 
     def require_tokenizer(self) -> None:
@@ -161,7 +207,7 @@ class Checkpoint:
     def read_layer(self, layer: int) -> dict[str, torch.Tensor]:
         """The tensors of one layer, by their names relative to it."""
         prefix = self.family.layer_prefix(layer)
-        return {name: self.read(prefix + name) for name in self.shape.layer_tensors()}
+        return {name: self.read(prefix + name) for name in self.shape.layer_tensors(layer)}
 
     def head_weight(self) -> torch.Tensor:
         """The output matrix [vocab, hidden]: the embedding where the two are tied."""
@@ -169,8 +215,12 @@ class Checkpoint:
 
     def _check_tensors(self) -> set[str]:
         """Raise UserError where a tensor does not fit; the names of all that the family knows."""
-        problems = []
-        known = {self.family.head}
+        problems = [
+            f"{self.family.kept[tower]}*: missing, all of the tower {tower!r}"
+            for tower, names in self.kept_tensors.items()
+            if not names
+        ]
+        known = {self.family.head}.union(*self.kept_tensors.values())
         schemes = self.shape.quantization.schemes if self.format else {}
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
@@ -213,7 +263,7 @@ class Checkpoint:
         if not unknown:
             return ()
         try:
-            model = meta_model(self.unquantized_config(), "AutoModelForCausalLM")
+            model = meta_model(self.whole_unquantized_config(), self.family.auto_class)
         except Exception as error:  # whatever in the config this version of transformers does not have
             reason = f"transformers cannot build the model to say what they are: {type(error).__name__}: {error}"
             raise UserError(f"{self.folder}: unknown tensors: {listed(unknown)}: {reason}") from None
@@ -247,55 +297,6 @@ def _stamp(file: Path) -> tuple[int, int]:
     """What changes when a file is written to or replaced."""
     state = file.stat()
     return state.st_size, state.st_mtime_ns
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` as a dictionary.
-
-    Raises:
-        UserError: the folder or the file is missing, or the file is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give a folder with config.json and safetensors.")
-    if not path.exists():
-        raise UserError(f"{folder}: no config.json: not a model checkpoint. Give the folder that holds it.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}.")
-    names = config.get("architectures")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{path}: architectures: given {names!r}: expected a list of names.")
-    return config
-
-
-def load_model_config(folder: Path) -> Any:
-    """The `transformers` config object of a folder; remote code is never run.
-
-    Raises:
-        UserError: `transformers` refuses it, or a size or the dtype in it cannot be.
-    """
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds; the user needs one sentence
-        raise UserError(f"{path}: transformers cannot read it: {' '.join(str(error).split())}") from None
-    for size in SIZES:
-        given = getattr(config, size, None)
-        if not isinstance(given, int) or given < 1:
-            raise UserError(f"{path}: {size}: given {given!r}: expected a whole number from 1.")
-    if config.num_attention_heads % config.num_key_value_heads:
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
-        raise UserError(f"{path}: {heads} num_attention_heads are not divisible by {groups} num_key_value_heads.")
-    dtype = str(config.dtype or "float32").removeprefix("torch.")
-    if dtype not in BYTES_PER_ELEMENT:
-        raise UserError(f"{path}: dtype: given {dtype}: expected one of {', '.join(BYTES_PER_ELEMENT)}.")
-    return config
 
 
 def locate_tensors(folder: Path) -> dict[str, TensorInfo]:

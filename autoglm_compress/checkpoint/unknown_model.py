@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture.family_draft import KnownModel
+from autoglm_compress.checkpoint.model_config import read_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
-from autoglm_compress.checkpoint.reader import locate_tensors, read_config
+from autoglm_compress.checkpoint.reader import locate_tensors
 from autoglm_compress.errors import UserError
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")

@@ -24,8 +24,8 @@ class CheckpointWriter:
     """Collects a checkpoint in a folder of its own until `finish` makes shards of it.
 
     The pieces are *units*, numbered in the order of the model: 0 holds what stands before the layers, then one unit
-    per layer, then one for what stands after them. A unit is on disk whole or not at all, so a killed stage goes on
-    with the first unit that is missing.
+    per layer, then one for what stands after them. `finish` adds units for the towers that are kept as they are. A unit
+    is on disk whole or not at all, so a killed stage goes on with the first unit that is missing.
     """
 
     def __init__(self, folder: Path, units: int) -> None:
@@ -56,18 +56,23 @@ class CheckpointWriter:
             save_atomically(self._unit(number), tensors)
 
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
-        """Turn the units into shards with an index, and add config and the tokenizer files of `like`."""
+        """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
         for path in like.tokenizer_files():
             shutil.copyfile(path, self.folder / path.name)
         write_json(self.folder / "config.json", config)
+        kept = _kept_units(like)
+        units = [self._unit(number) for number in range(self.units + len(kept))]
+        for number, names in enumerate(kept, self.units):
+            if not self.has(number):
+                self.write(number, {name: like.read(name) for name in names})
         if not self._sealed:
-            self._make_shards()
-        for number in range(self.units):
-            self._unit(number).unlink(missing_ok=True)
+            self._make_shards(units)
+        for unit in units:
+            unit.unlink(missing_ok=True)
 
-    def _make_shards(self) -> None:
+    def _make_shards(self, units: list[Path]) -> None:
         """Units become shards of at least SHARD_BYTES; the index is written last and makes them count."""
-        groups = self._grouped_units()
+        groups = _grouped(units)
         weight_map: dict[str, str] = {}
         total = 0
         for number, group in enumerate(groups, 1):
@@ -82,16 +87,30 @@ class CheckpointWriter:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
-    def _grouped_units(self) -> list[list[Path]]:
-        groups: list[list[Path]] = []
-        size = SHARD_BYTES
-        for unit in (self._unit(number) for number in range(self.units)):
-            if size >= SHARD_BYTES:
-                groups.append([])
-                size = 0
-            groups[-1].append(unit)
-            size += unit.stat().st_size
-        return groups
+
+def _grouped(units: list[Path]) -> list[list[Path]]:
+    groups: list[list[Path]] = []
+    size = SHARD_BYTES
+    for unit in units:
+        if size >= SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(unit)
+        size += unit.stat().st_size
+    return groups
+
+
+def _kept_units(source: Checkpoint) -> list[list[str]]:
+    """The names of the tensors of kept towers, in parts of about SHARD_BYTES."""
+    units: list[list[str]] = []
+    size = SHARD_BYTES
+    for name in (name for names in source.kept_tensors.values() for name in names):
+        if size >= SHARD_BYTES:
+            units.append([])
+            size = 0
+        units[-1].append(name)
+        size += source.infos[name].nbytes
+    return units
 
 
 def _link(file: Path, name: Path) -> bool:

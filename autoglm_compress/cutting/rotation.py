@@ -102,8 +102,8 @@ class Rotation:
             return self.family.final_norm
         if name in self.family.model_tensors:
             return None
-        layer, _, rest = name.removeprefix("model.layers.").partition(".")
+        place = self.family.place(name)
         for norm, readers in self.family.norm_readers.items():
-            if rest in [f"{reader}.weight" for reader in readers]:
-                return f"{self.family.layer_prefix(int(layer))}{norm}.weight"
+            if place.name in [f"{reader}.weight" for reader in readers]:
+                return f"{self.family.layer_prefix(place.layer)}{norm}.weight"
         return None

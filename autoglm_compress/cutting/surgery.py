@@ -63,7 +63,9 @@ class Rewrite:
         units = [(first, self.cut_model)]
         for number, layer in enumerate(self.layers):
             old, new = family.layer_prefix(layer), family.layer_prefix(number)
-            units.append(({old + name: new + name for name in shape.layer_tensors()}, self.cut_layer(layer)))
+            units.append(
+                ({old + name: new + name for name in source.shape.layer_tensors(layer)}, self.cut_layer(layer))
+            )
         units.append((last, self.cut_model))
         with progress.task("write", total=len(units), unit="units") as advance:
             for number, (names, cut) in enumerate(units):
@@ -73,10 +75,8 @@ class Rewrite:
                     tensors = {name: tensor for name, (tensor, _) in found.items()}
                     target.write(number, tensors, same_as=source if same and self.linked else None)
                 advance(1)
-        config = source.config
-        if getattr(source.model_config, "layer_types", None):
-            config = config | {"layer_types": source.model_config.layer_types}
-        target.finish(resized_config(config, shape, self.layers), like=source)
+        config = resized_config(source.config, shape, self.layers, source.lists_per_layer)
+        target.finish(config, like=source)
 
     def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
         """A tensor as it is to be written, and whether that is what was read."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -44,6 +45,7 @@ class EvaluationRequest:
     text: Mapping[str, Any] = field(default_factory=dict)
     against: Path | None = None
     device: str = "auto"
+    family: Family | None = None
 
 
 def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> EvaluationRecord:
@@ -58,10 +60,10 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     questions = _questions(options.mmlu.data)
     device = choose_device(request.device)
     runtime = Runtime(device, progress)
-    checkpoint = Checkpoint(request.checkpoint)
+    checkpoint = Checkpoint(request.checkpoint, request.family)
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
-    original = None if request.against is None else Checkpoint(request.against)
+    original = None if request.against is None else Checkpoint(request.against, request.family)
     if original is not None:
         _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
     identity, against = _identity(checkpoint), original and _identity(original)

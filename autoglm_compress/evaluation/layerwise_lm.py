@@ -145,6 +145,8 @@ class LayerwiseLM(TemplateLM):
             numbers_by_row[row_of[request.read]].append(number)
         scores: dict[int, tuple[float, bool]] = {}
         window = getattr(self.checkpoint.model_config, "sliding_window", None)
+        if self.checkpoint.family.layer_kinds is not None:
+            window = 0  # layers other than attention know no mask that keeps branches apart
         walks = list(self._walks(in_batches(rows, self._token_budget, window)))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"

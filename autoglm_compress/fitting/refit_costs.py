@@ -1,7 +1,5 @@
 """Memory and disk that a refit takes, from shapes alone."""
 
-from math import prod
-
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import BATCH_TOKENS
 from autoglm_compress.forward.logits import LOGITS_AT_ONCE
@@ -12,10 +10,9 @@ FP32 = 4
 def refit_memory(shape: ModelShape, *, layer_passes: int, logit_passes: int) -> int:
     """Bytes of the most that a step holds: sums over tokens, a layer and its gradients, or a head and its gradient."""
     needed = 0
-    for name, tensor in shape.layer_tensors().items():
-        if name.removesuffix(".weight") in shape.family.layer_linears and len(tensor) == 2:
-            # Sums over the tokens of the widest fit, twice, its factor, and the weight before and after.
-            needed = max(needed, 4 * tensor[1] ** 2 + 5 * prod(tensor))
+    for rows, columns in shape.layer_linears().values():
+        # Sums over the tokens of the widest fit, twice, its factor, and the weight before and after.
+        needed = max(needed, 4 * columns**2 + 5 * rows * columns)
     layer, head = shape.layer_bytes() // shape.element_bytes, shape.vocab_size * shape.hidden_size
     fits = needed + layer
     activations = BATCH_TOKENS * (10 * shape.hidden_size + 5 * shape.intermediate_size)

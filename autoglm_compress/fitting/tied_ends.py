@@ -8,7 +8,6 @@ against the untied checkpoint itself: a small part of what healing all layers co
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def end_layers(layers: int) -> tuple[range, range]:
 def ends_memory(shape: ModelShape) -> int:
     """Bytes of what is trained and its gradients in fp32, of the two matrices it stands for, and of logits."""
     pair, ends = shape.vocab_size * shape.hidden_size, sum(map(len, end_layers(shape.num_hidden_layers)))
-    trained = pair + ends * sum(prod(tensor) for tensor in shape.layer_tensors().values())
+    trained = pair + ends * shape.layer_elements()
     return FP32 * (2 * trained + 3 * LOGITS_AT_ONCE) + 2 * pair * shape.element_bytes
 
 

@@ -6,6 +6,7 @@ in turn. Hidden states go in as `inputs_embeds`, so masks and rotary embeddings 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,25 @@ class Fork:
         return {"position_ids": torch.tensor([positions], device=like.device), "attention_mask": mask[None, None]}
 
 
+def text_model(config: Any, dtype: torch.dtype) -> nn.Module:
+    """The text tower that a config describes, without a head, on the meta device."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return AutoModel.from_config(config, dtype=dtype)
+
+
+def _small_config(checkpoint: Checkpoint, layers: range) -> Any:
+    """The config of a text tower of some of the layers, with an embedding that takes no memory."""
+    config = checkpoint.unquantized_config()
+    config.num_hidden_layers = len(layers)
+    config.vocab_size = 1
+    config.pad_token_id = None
+    for name, entries in checkpoint.lists_per_layer.items():
+        setattr(config, name, [entries[layer] for layer in layers])
+    return config
+
+
 class OneLayerModel:
     """A model of `transformers` with one decoder layer, whose weights are exchanged."""
 
@@ -41,25 +61,17 @@ class OneLayerModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self._models: dict[str, nn.Module] = {}
+        self._models: dict[tuple[Any, ...], nn.Module] = {}
 
     def _build(self, layer: int) -> nn.Module:
-        """The one-layer model for the kind of attention (full, sliding) that this layer has."""
-        from transformers import AutoModel
-
-        kinds = getattr(self.checkpoint.model_config, "layer_types", None)
-        kind = kinds[layer] if kinds else "only"
+        """The one-layer model for the kind of layer (such as full or sliding attention) that this one is."""
+        lists = self.checkpoint.lists_per_layer
+        kind = tuple(entries[layer] for entries in lists.values())
         if kind not in self._models:
-            config = self.checkpoint.unquantized_config()
-            config.num_hidden_layers = 1
-            config.vocab_size = 1
-            config.pad_token_id = None
-            if kinds:
-                config.layer_types = [kind]
-            with torch.device("meta"):
-                model = AutoModel.from_config(config, dtype=self.dtype)
-            model.embed_tokens = nn.Identity()
-            model.norm = nn.Identity()
+            config = _small_config(self.checkpoint, range(layer, layer + 1))
+            model, roles = text_model(config, self.dtype), self.checkpoint.family.roles
+            for module in (roles.embedding, roles.final_norm):
+                model.set_submodule(self.checkpoint.family.within_text(module), nn.Identity())
             model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
             self._models[kind] = model.eval()
         return self._models[kind]
@@ -89,17 +101,9 @@ class OneLayerModel:
 
 def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The norm before the head, `transformers`' own of this family, with the checkpoint's weight."""
-    from transformers import AutoModel
-
-    config = checkpoint.unquantized_config()
-    config.num_hidden_layers = 0
-    config.vocab_size = 1
-    config.pad_token_id = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = []
-    dtype = compute_dtype(checkpoint, device)
-    with torch.device("meta"):
-        norm = AutoModel.from_config(config, dtype=dtype).norm
+    dtype, family = compute_dtype(checkpoint, device), checkpoint.family
+    model = text_model(_small_config(checkpoint, range(0)), dtype)
+    norm = model.get_submodule(family.within_text(family.roles.final_norm))
     weight = checkpoint.read(checkpoint.family.final_norm).to(device=device, dtype=dtype)
     norm.load_state_dict({"weight": weight}, assign=True)
     return norm.requires_grad_(False)

@@ -99,7 +99,7 @@ def measure(
         moments = _Moments(with_gram=True)
         boundary = []
         for states, chosen in zip(hidden, sample, strict=True):
-            moments.add(states.to(runtime.device), checkpoint.model_config.rms_norm_eps)
+            moments.add(states.to(runtime.device), checkpoint.norm_eps)
             boundary.append(_at(states, chosen))
         moments.add_up(processes)
         final = {"residual_gram": moments.mean_gram(), "boundary": processes.put_together(torch.cat(boundary))}
@@ -175,7 +175,7 @@ class _Measure:
         self.processes = processes
         self.family = checkpoint.family
         self.head_dim = checkpoint.shape.head_dim
-        self.eps = checkpoint.model_config.rms_norm_eps
+        self.eps = checkpoint.norm_eps
         self.folder = folder
 
     def enter(self, layer: int, module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.healing.optimizer import check_installed
 from autoglm_compress.healing.options import Dataset, HealingOptions
@@ -10,6 +11,7 @@ from autoglm_compress.healing.options import Dataset, HealingOptions
 
 def check_options(options: HealingOptions, shape: ModelShape) -> None:
     """Raise PlanError if a checkpoint of this shape cannot be healed so."""
+    _check_text_alone(shape, "stage")
     if shape.quantization is not None and options.lora is not None:
         raise PlanError("lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out")
     if shape.quantization is not None and options.optimizer == "muon":
@@ -32,8 +34,16 @@ def check_options(options: HealingOptions, shape: ModelShape) -> None:
         raise PlanError("optimizer", str(error)) from None
 
 
+def _check_text_alone(shape: ModelShape, option: str) -> None:
+    """Whole models are those of `AutoModelForCausalLM`."""
+    family = shape.family
+    if family.kept or family.config != ROOT:
+        raise PlanError(option, f"{family.architecture} has more than a text tower, and healing works on that alone")
+
+
 def check_teacher(shape: ModelShape, teacher: ModelShape) -> None:
-    """Raise PlanError if a teacher is of another vocabulary."""
+    """Raise PlanError if a teacher is more than a text tower, or of another vocabulary."""
+    _check_text_alone(teacher, "teacher")
     if teacher.vocab_size != shape.vocab_size:
         raise PlanError(
             "teacher",

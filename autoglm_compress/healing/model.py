@@ -37,7 +37,7 @@ class Student(nn.Module):
             boundaries: for layers of the student, the residual stream that should go into them [rows, length, hidden].
         """
         with self._autocast():
-            found = self.model.model(input_ids=rows, use_cache=False, output_hidden_states=bool(boundaries))
+            found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=bool(boundaries))
         labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED).flatten()
         states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
         loss = differentiable_loss(states, head, target, labels, label_share)

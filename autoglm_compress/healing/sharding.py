@@ -22,6 +22,6 @@ def shard(student: Student, device_type: str, processes: Processes) -> nn.Module
     if processes.count == 1:
         return student
     mesh = init_device_mesh(device_type, (processes.count,))
-    for layer in student.model.model.layers:
+    for layer in student.model.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(student, mesh=mesh)

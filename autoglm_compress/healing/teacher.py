@@ -44,7 +44,7 @@ class ResidentTeacher:
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
         """Run the model."""
         wanted = self._lineage is not None
-        found = self.model.model(input_ids=rows, use_cache=False, output_hidden_states=wanted)
+        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=wanted)
         target = FromStates(found.last_hidden_state.flatten(0, 1).float(), self.model.get_output_embeddings().weight)
         if not wanted:
             return target, {}

@@ -64,7 +64,7 @@ class Contexts:
         """Results of a stage's checkpoint, or of the source, by task; what is known is not measured again."""
         checkpoint = self._preparation.checkpoint(number)
         return self._inputs.evaluations.results(
-            checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder), tasks
+            checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder, self._inputs.source.family), tasks
         )
 
     def _evaluate_for(self, number: int, tasks: Sequence[str]) -> dict[str, Any]:

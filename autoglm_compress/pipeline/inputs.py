@@ -47,7 +47,7 @@ class RunInputs:
 
     def open_other(self, name: str, option: str) -> Checkpoint:
         """A checkpoint beside source and parent that an option of a stage names."""
-        return Checkpoint(resolve_source(name, self.recipe.bases, option))
+        return Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
 
 
 def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
@@ -59,7 +59,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     chosen = _chosen(recipe, options)
     folder = RunFolder(options.output, recipe.name)
     plan = plan_recipe(recipe, options.output)
-    source = Checkpoint(resolve_source(recipe.model.source, recipe.bases))
+    source = Checkpoint(resolve_source(recipe.model.source, recipe.bases), recipe.family())
     source.require_tokenizer()
     if source.left_out:
         runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")

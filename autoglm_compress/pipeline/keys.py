@@ -10,7 +10,7 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
-from autoglm_compress.hashing import key_of
+from autoglm_compress.hashing import key_of, sha256
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.manifest import SourceRecord
@@ -56,12 +56,16 @@ def stage_keys(
     calibration: str,
     others: Mapping[str, str],
     settings_key: Callable[[str], str],
+    family: str | None = None,
 ) -> tuple[str, list[str]]:
     """The key of the source, and that of every stage: its options and all that its result depends on.
 
     `others` are the keys of the checkpoints that stages name, and `settings_key` gives that of a task's settings.
+    `family` is the hash of the file that the recipe gives for the source's family, if it does.
     """
     source_key = key_of_files(source_files)
+    if family is not None:
+        source_key = key_of([source_key, family])
     keys: list[str] = []
     for stage, parent in zip(recipe.stages, recipe.parents, strict=True):
         options = stage.model_dump(mode="json", exclude={"name", "source", *stage.accepting})
@@ -87,7 +91,9 @@ def keys_of(inputs: RunInputs) -> Keys:
             others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
     calibration = calibration_key(recipe.calibration, inputs.text.files)
     by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
-    source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key)
+    file = recipe.family_file()
+    family = None if file is None else sha256(file)
+    source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key, family)
     return Keys(source, tuple(stages), calibration, source_files, others)
 
 

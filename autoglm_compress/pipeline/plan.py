@@ -8,11 +8,11 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import ModelShape, family_of, resized_config
+from autoglm_compress.architecture import Family, ModelShape, resized_config
 from autoglm_compress.calibration.run_text import find_sources
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
-from autoglm_compress.checkpoint.reader import load_model_config, read_config
+from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
@@ -103,12 +103,16 @@ class Plan:
         }
 
 
-def source_shape(folder: Path) -> ModelShape:
-    """The shape of a model from its `config.json`."""
-    config = read_config(folder)
-    if config.get("quantization_config"):
-        raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
-    return ModelShape.of(family_of(config, str(folder / "config.json")), load_model_config(folder))
+def _described_source(recipe: Recipe, family: Family | None) -> DescribedModel:
+    """The recipe's source, of the family that the recipe gives for it, if it does."""
+    folder = config_only(recipe.model.source, recipe.bases)
+    found = describe(folder, family)
+    if family is not None and found.shape.family is not family:
+        raise UserError(
+            f"model.family: {recipe.model.family} describes {family.architecture}, and {folder / 'config.json'} says "
+            f"{found.shape.family.architecture}: leave model.family out, or give the source's family."
+        )
+    return found
 
 
 def plan_recipe(recipe: Recipe, output: Path) -> Plan:
@@ -119,10 +123,11 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         UserError: the source is not found or not supported, or calibration text is not there.
     """
     texts = find_sources(recipe.calibration, recipe.bases)
-    folder = config_only(recipe.model.source, recipe.bases)
-    source, config = source_shape(folder), load_model_config(folder)
+    family = recipe.family()
+    model = _described_source(recipe, family)
+    source, config = model.shape, model.config
     tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(model.text_config, "max_position_embeddings", None)
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
     needed: list[Needs] = []
@@ -142,7 +147,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             after = stage.plan(before)
             stage.check_calibration(recipe.calibration)
             for option, name in stage.other_checkpoints.items():
-                stage.check_other(before, source_shape(config_only(name, recipe.bases, option)))
+                stage.check_other(before, describe(config_only(name, recipe.bases, option), family).shape)
             warnings = stage.warnings(before) + _loader_warnings(before, after)
             needs = stage.needs(before, source, tokens)
             warnings += _calibration_warnings(recipe.calibration, stage, needs.fan_in)
@@ -189,6 +194,11 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
 
 def _refusal(config: Any, shape: ModelShape) -> str:
     """Why `transformers` refuses a model of the source's config in this shape; empty if it does not."""
+    if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
+        return (
+            f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
+            f"{shape.head_dim}."
+        )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:
         type(config).from_dict(resized)
@@ -252,10 +262,11 @@ def _peak_memory(stage: Stage, needs: Needs, before: ModelShape, source: ModelSh
     if needs.whole_models:
         return PROCESS_BYTES + needs.whole_models
     model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
-    surgery = before.element_bytes * (2 * max(model_tensors, before.layer_bytes() // before.element_bytes))
+    layers = max(map(before.layer_bytes, before.kinds_of_layers))
+    surgery = before.element_bytes * (2 * max(model_tensors, layers // before.element_bytes))
     if not stage.uses_calibration and stage.makes is not Makes.MEASUREMENT:
         return PROCESS_BYTES + max(surgery, needs.memory)
-    layer = max(sum(prod(tensor) for tensor in shape.layer_tensors().values()) for shape in (source, before))
+    layer = max(shape.layer_elements(kind) for shape in (source, before) for kind in shape.kinds_of_layers)
     activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
     walk = 4 * (layer + activations) + source.element_bytes * model_tensors + needs.memory
     return PROCESS_BYTES + max(walk, surgery)

@@ -27,7 +27,7 @@ def groups_of(shape: ModelShape) -> list[Group]:
     found = []
     for layer in range(shape.num_hidden_layers):
         prefix = shape.family.layer_prefix(layer)
-        for pair in smoothing_pairs(shape):
+        for pair in smoothing_pairs(shape, layer):
             found.append(Group(layer, tuple(prefix + reader for reader in pair.readers)))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape, Quantization, Scheme
-from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS, HEAD
+from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import PlanError
 from autoglm_compress.quantization.bit_allocation import (
@@ -42,7 +42,7 @@ def uniform(options: QuantizationOptions, shape: ModelShape) -> Quantization:
     scheme = Scheme(FEW if options.bits == "auto" else options.bits, options.group_size, symmetric)
     schemes = {name: scheme for name, _ in shape.linear_shapes()}
     if options.head_bits == MANY:
-        schemes[HEAD] = Scheme(MANY, -1)
+        schemes[shape.family.roles.head] = Scheme(MANY, -1)
     return Quantization(options.format, schemes)
 
 

@@ -7,6 +7,7 @@ from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.errors import PlanError
 from autoglm_compress.quantization.bit_allocation import FEW, MANY
 from autoglm_compress.quantization.options import QuantizationOptions
+from autoglm_compress.quantization.smoothing import smoothing_pairs
 
 GROUP_SIZES = (128, 64, 32)
 
@@ -20,12 +21,12 @@ def check_options(options: QuantizationOptions, shape: ModelShape) -> None:
         raise PlanError("budget", "goes with `bits: auto`, as {bytes: …} or {average_bits: …}, and with it alone")
     _check_group_size(options.group_size, shape)
     _check_format(options, shape)
-    _check_backend(options)
+    _check_backend(options, shape)
+    _check_method(options, shape)
 
 
 def _check_group_size(group_size: int, shape: ModelShape) -> None:
-    tensors = shape.layer_tensors()
-    features = {linear: tensors[f"{linear}.weight"][1] for linear in shape.family.layer_linears}
+    features = {name: size for layer in shape.kinds_of_layers for name, (_, size) in shape.layer_linears(layer).items()}
     bad = {linear: columns for linear, columns in features.items() if columns % max(group_size, 1)}
     if bad:
         fit = [str(size) for size in GROUP_SIZES if not any(columns % size for columns in features.values())]
@@ -55,9 +56,25 @@ def _check_format(options: QuantizationOptions, shape: ModelShape) -> None:
         raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
 
 
-def _check_backend(options: QuantizationOptions) -> None:
+def _check_method(options: QuantizationOptions, shape: ModelShape) -> None:
+    """AWQ works on smoothing pairs, and so does the choice of bits."""
+    if not options.looks_at_activations:
+        return
+    for layer in shape.kinds_of_layers:
+        readers = {reader for pair in smoothing_pairs(shape, layer) for reader in pair.readers}
+        if alone := [linear for linear in shape.layer_linears(layer) if linear not in readers]:
+            raise PlanError(
+                "method",
+                f"{options.method}: the family {shape.family.architecture} does not say in `smoothing` what produces "
+                f"the inputs of {', '.join(alone)}: use round_to_nearest, without `bits: auto`",
+            )
+
+
+def _check_backend(options: QuantizationOptions, shape: ModelShape) -> None:
     if options.backend == "own":
         return
+    if shape.family.kept:
+        raise PlanError("backend", f"autoawq does not know {shape.family.architecture}: leave it out")
     if options.format != AWQ or options.method != "awq":
         raise PlanError("backend", "autoawq does `method: awq` and writes `format: awq` alone")
     if find_spec("awq") is None:

@@ -18,8 +18,8 @@ def quantizing_memory(options: QuantizationOptions, shape: ModelShape) -> int:
     that the result is checked by, and their logits; or the streams of `bits: auto` and a layer.
     """
     check = 2 * shape.element_bytes * shape.vocab_size * shape.hidden_size + 10 * LOGITS_AT_ONCE
-    widest = max(prod(tensor) for tensor in shape.layer_tensors().values())
-    layer = sum(prod(tensor) for tensor in shape.layer_tensors().values())
+    widest = max(prod(tensor) for kind in shape.kinds_of_layers for tensor in shape.layer_tensors(kind).values())
+    layer = max(map(shape.layer_elements, shape.kinds_of_layers))
     if options.bits == "auto":
         check = max(check, 4 * layer + 2 * _stream_bytes(options, shape))
     if options.backend == "autoawq":

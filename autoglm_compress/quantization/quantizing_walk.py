@@ -62,7 +62,6 @@ class QuantizingWalk:
         self.batches = batches
         self.error_feedback = error_feedback
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
-        self.pairs = smoothing_pairs(self.source.shape)
         dtype = fast_dtype(self.source, runtime.device)
         self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, runtime.processes)
         self.model = OneLayerModel(self.source, runtime.device, dtype)
@@ -85,8 +84,13 @@ class QuantizingWalk:
         kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
         parts = LayerInParts(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
-        for pair in self.pairs:
-            inputs = self._measure(layer, module, pair, parts, advance)
+        pairs = smoothing_pairs(self.source.shape, layer)
+
+        def measured(tokens: int) -> None:
+            advance(tokens / len(pairs))
+
+        for pair in pairs:
+            inputs = self._measure(layer, module, pair, parts, measured)
             readers = {reader: module.get_submodule(reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
@@ -115,14 +119,14 @@ class QuantizingWalk:
         )
 
     def _measure(
-        self, layer: int, module: nn.Module, pair: Pair, parts: LayerInParts, advance: Advance
+        self, layer: int, module: nn.Module, pair: Pair, parts: LayerInParts, measured: Callable[[int], None]
     ) -> InputStatistics:
-        """What the readers of a pair read, in all processes."""
+        """What the readers of a pair read, in all processes; `measured` is told of how many tokens."""
         reader = module.get_submodule(pair.readers[0])
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):
             found.add(inputs)
-            advance(inputs.shape[0] * inputs.shape[1] / len(self.pairs))
+            measured(inputs.shape[0] * inputs.shape[1])
         found.add_up(self.processes)
         if not found.finite:
             raise UserError(

@@ -17,7 +17,7 @@ def measure_agreement(source: Checkpoint, made: Path, rows: list[torch.Tensor], 
     Args:
         rows: token ids [rows, length] of text that nothing was fitted to.
     """
-    found = agreement(source, Checkpoint(made), rows, runtime)
+    found = agreement(source, Checkpoint(made, source.family), rows, runtime)
     return {
         "kl_divergence": float(f"{found.divergence:.4g}"),
         "logit_error": float(f"{found.logit_error:.4g}"),

@@ -13,10 +13,6 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.quantization.grid import Grid
 
-VALUE = "self_attn.v_proj"
-UP = "mlp.up_proj"
-FUSED_GATE_UP = "mlp.gate_up_proj"
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -41,17 +37,22 @@ class Pair:
         return scale.view(-1, 1, self.block).expand(-1, self.copies, -1).flatten()
 
 
-def smoothing_pairs(shape: ModelShape) -> tuple[Pair, ...]:
-    """The pairs of a layer, in the order in which the layer runs; together they scale the columns of every linear."""
-    family = shape.family
-    copies = shape.num_attention_heads // shape.num_key_value_heads
-    attention_norm, mlp_norm = (Pair(norm, readers) for norm, readers in family.norm_readers.items())
-    value = Pair(VALUE, (family.attention_output,), copies=copies, block=shape.head_dim)
-    if FUSED_GATE_UP in family.layer_linears:
-        up = Pair(FUSED_GATE_UP, (family.mlp_output,), first_row=shape.intermediate_size)
-    else:
-        up = Pair(UP, (family.mlp_output,))
-    return attention_norm, value, mlp_norm, up
+def smoothing_pairs(shape: ModelShape, layer: int = 0) -> tuple[Pair, ...]:
+    """The pairs of a layer, in the order in which the layer runs."""
+    tensors, found = shape.layer_tensors(layer), []
+    for producer, readers in shape.family.smoothing.items():
+        present = tuple(reader for reader in readers if f"{reader}.weight" in tensors)
+        if present and f"{producer}.weight" in tensors:
+            found.append(_pair(producer, present, shape))
+    return tuple(found)
+
+
+def _pair(producer: str, readers: tuple[str, ...], shape: ModelShape) -> Pair:
+    made = shape.family.axes_of_linear(producer)[0]
+    if made == "key_value":
+        copies = shape.num_attention_heads // shape.num_key_value_heads
+        return Pair(producer, readers, copies=copies, block=shape.head_dim)
+    return Pair(producer, readers, first_row=shape.intermediate_size if made == "gate_up" else 0)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class LayerInParts:
         self._module = module
         self._run = run
         self._states = states
-        self._writers = (family.attention_output, family.mlp_output)
+        self._attention, self._writers = family.attention_output, (family.attention_output, family.mlp_output)
         self._kept = kept
         self._settled: list[str] = []
 
@@ -124,7 +124,7 @@ class LayerInParts:
                 output = self._output(linear, number)
                 block = self._module.get_submodule(linear.rpartition(".")[0])
                 # Attention gives its weights as well, of which a layer makes no use.
-                block.forward = _giving((output, None) if linear == Family.attention_output else output)
+                block.forward = _giving((output, None) if linear == self._attention else output)
                 stack.callback(delattr, block, "forward")
             yield
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import Quantization
-from autoglm_compress.architecture.quantization import AWQ, HEAD
+from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.checkpoint.writer import write_json
@@ -73,21 +73,23 @@ def write_outside(source: Checkpoint, target: CheckpointWriter, quantization: Qu
     if target.has(last):
         return
     unit = {name: source.read(name) for name in source.shape.model_tensors() if name != family.embedding}
-    if HEAD in quantization.schemes:
-        unit |= _rounded_head(unit.pop(family.head), quantization, source.dtype)
+    if family.roles.head in quantization.schemes:
+        unit |= _rounded_head(family.roles.head, unit.pop(family.head), quantization, source.dtype)
     target.write(last, unit)
 
 
-def _rounded_head(head: torch.Tensor, quantization: Quantization, scale_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _rounded_head(
+    name: str, head: torch.Tensor, quantization: Quantization, scale_dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """A head [vocab_size, hidden_size] to the nearest values, a part of its rows at a time, as the format packs it."""
-    scheme = quantization.schemes[HEAD]
+    scheme = quantization.schemes[name]
     parts = [grid_for(head[rows].float(), scheme, scale_dtype) for rows in row_slices(len(head))]
     integers = [grid.integers(head[rows].float()) for grid, rows in zip(parts, row_slices(len(head)), strict=True)]
     scales = torch.cat([grid.scales for grid in parts])
-    return FORMATS[quantization.format].pack(HEAD, scheme, torch.cat(integers), scales, None)
+    return FORMATS[quantization.format].pack(name, scheme, torch.cat(integers), scales, None)
 
 
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:
     """The dtype of each of a layer's tensors in the checkpoint, by their names relative to the layer."""
     prefix = source.family.layer_prefix(layer)
-    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors()}
+    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors(layer)}

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoglm_compress.architecture import Family, named_family, read_family
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.evaluation.evaluate import EvaluationOptions
 from autoglm_compress.stages import Stage
@@ -18,11 +19,12 @@ Keep = Literal["all", "last", "none"]
 
 
 class ModelOptions(BaseModel):
-    """The model to compress: a folder, or a hub id."""
+    """The model to compress: a folder, or a hub id; and the YAML file of its family, if that is the user's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(min_length=1)
+    family: str | None = Field(default=None, min_length=1)
 
 
 class RecipeHeader(BaseModel):
@@ -59,6 +61,16 @@ class Recipe(BaseModel):
     def bases(self) -> list[Path]:
         """The folders in which relative paths are looked up, in order."""
         return list(dict.fromkeys([self.file.parent, Path.cwd()]))
+
+    def family_file(self) -> Path | None:
+        """The YAML file of the model's family, if the recipe names one."""
+        name = self.model.family
+        return None if name is None else named_family(name, self.bases, "model.family")
+
+    def family(self) -> Family | None:
+        """The family that this file describes."""
+        file = self.family_file()
+        return None if file is None else read_family(file)
 
     def labels(self) -> list[str]:
         """The names of the stages, in order."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.architecture import Family, ModelShape, Quantization
 from autoglm_compress.architecture.shape import kv_cache_bytes
 from autoglm_compress.records.files import Record, read_record
 
@@ -31,7 +31,7 @@ class Shape(Record):
         sizes = {
             name: getattr(shape, name) for name in cls.model_fields if name not in ("architecture", "quantization")
         }
-        quantization = shape.quantization and _quantization(shape.quantization)
+        quantization = shape.quantization and _quantization(shape.quantization, shape.family)
         return cls(architecture=shape.family.architecture, **sizes, quantization=quantization)
 
     def kv_cache_bytes(self, tokens: int) -> int | None:
@@ -40,9 +40,9 @@ class Shape(Record):
         return None if None in sizes else kv_cache_bytes(*sizes, tokens)
 
 
-def _quantization(quantization: Quantization) -> dict[str, Any]:
+def _quantization(quantization: Quantization, family: Family) -> dict[str, Any]:
     """A quantization as plain data; `bits` and `group_sizes` by linear, a list where it differs between layers."""
-    by_linear = quantization.by_linear()
+    by_linear = quantization.by_linear(family)
 
     def one_or_all(values: list[int]) -> int | list[int]:
         return values[0] if len(values) == 1 else values

@@ -15,6 +15,7 @@ from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
+from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
@@ -42,6 +43,20 @@ Size = Annotated[int | str, PlainValidator(_size)]
 def resolve_size(size: int | str, current: int) -> int:
     """A size in absolute numbers."""
     return size if isinstance(size, int) else round(float(size.removesuffix("x")) * current)
+
+
+def require_alike_layers(shape: ModelShape, stage: str) -> None:
+    """Raise PlanError if a stage, which needs a family whose layers have the same tensors, cannot work on this shape.
+
+    What is left of such a family's model may be alike, but what the stage measures is the run's source.
+    """
+    if shape.family.layer_kinds is not None:
+        kinds = ", ".join(sorted(set(shape.layer_kinds)))
+        raise PlanError(
+            "stage",
+            f"the layers of {shape.family.architecture} differ in their tensors ({kinds}), and {stage} works on layers "
+            "that are alike: leave this stage out",
+        )
 
 
 class Makes(str, Enum):
@@ -89,7 +104,7 @@ class StageContext:
     @cached_property
     def source(self) -> Checkpoint:
         """The checkpoint that this stage takes, opened when it is first asked for: its weights may be gone by then."""
-        return Checkpoint(self.source_folder)
+        return Checkpoint(self.source_folder, self.origin.family)
 
     def require_source_unchanged(self) -> None:
         """Raise UserError if a weight file of `source` was replaced since it was opened."""

@@ -1,6 +1,5 @@
 """Drop whole decoder layers."""
 
-from dataclasses import replace
 from math import pi
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,11 +68,17 @@ class Depth(Stage):
         if self.layers is not None:
             if sorted(set(self.layers)) != list(self.layers) or not 0 <= self.layers[0] <= self.layers[-1] < have:
                 raise PlanError("layers", f"{list(self.layers)}: expected ascending indices from 0 to {have - 1}")
-            return replace(shape, num_hidden_layers=len(self.layers))
+            return shape.with_layers(self.layers)
         keep = resolve_size(self.num_hidden_layers, have)
         if not 1 <= keep <= have:
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
-        return replace(shape, num_hidden_layers=keep)
+        if shape.family.layer_kinds is not None:
+            raise PlanError(
+                "num_hidden_layers",
+                f"the layers of {shape.family.architecture} differ in their tensors ({', '.join(shape.layer_kinds)}), "
+                "so what is left must be known before: give the layers to keep as `layers: [0, 2, …]`",
+            )
+        return shape.with_layers(range(keep))
 
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """The sampled states at every boundary, or what `remove_greedily` holds."""

@@ -10,7 +10,7 @@ from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.surgery import Rewrite, cut_neurons
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.plots.ffn import ffn_plot
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Ffn(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer neurons."""
+        require_alike_layers(shape, self.stage)
         keep = resolve_size(self.intermediate_size, shape.intermediate_size)
         if not 1 <= keep <= shape.intermediate_size:
             raise PlanError("intermediate_size", f"{keep}: expected 1 to {shape.intermediate_size}, the source's size")

@@ -10,7 +10,7 @@ from autoglm_compress.cutting.importance import choose_heads, random_scores
 from autoglm_compress.cutting.surgery import Rewrite, cut_heads
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.plots.heads import heads_plot
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Heads(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with fewer heads; head_dim stays."""
+        require_alike_layers(shape, self.stage)
         heads, groups = shape.num_attention_heads, shape.num_key_value_heads
         keep = resolve_size(self.num_attention_heads, heads)
         keep_groups = groups if self.kv_heads is None else resolve_size(self.kv_heads, groups)

@@ -112,7 +112,8 @@ class Heal(Stage, HealingOptions):
         units = [[family.embedding], *([] for _ in layers), []]
         for name, _ in source.shape.tensors():
             if name != family.embedding:
-                units[1 + int(name.split(".")[2]) if name.startswith("model.layers.") else -1].append(name)
+                layer = family.place(name).layer
+                units[-1 if layer is None else 1 + layer].append(name)
         for number, names in enumerate(units):
             context.target.write(number, healed(names, source, trained, self.lora))
         context.target.finish(source.config, like=source)

@@ -98,7 +98,7 @@ class Quantize(Stage, QuantizationOptions):
             write_with_autoawq(source, target, lambda: context.text.batches, self.group_size)
         else:
             self._quantize_layers(context, writer)
-        described = FORMATS[self.format].quantization_config(quantization)
+        described = FORMATS[self.format].quantization_config(quantization, source.family)
         target.finish(dict(source.config, quantization_config=described), like=source)
         self._check(context)
 

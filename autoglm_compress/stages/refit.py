@@ -9,11 +9,12 @@ from pydantic import Field
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
 from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.refit import refit_plot
 
@@ -46,6 +47,13 @@ class Refit(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The same shape."""
+        require_alike_layers(shape, self.stage)
+        if len(norms := shape.family.norm_readers) != 2:
+            raise PlanError(
+                "stage",
+                f"refit goes from a norm before attention to one before the FFN, and `smoothing` of "
+                f"{shape.family.architecture} has {len(norms)} norms: leave this stage out",
+            )
         return shape
 
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:

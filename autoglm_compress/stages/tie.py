@@ -15,7 +15,7 @@ from autoglm_compress.figures import Record
 from autoglm_compress.fitting.descent import Descent
 from autoglm_compress.fitting.tied_ends import TiedEnds, ends_memory, ends_scratch, record
 from autoglm_compress.forward.hidden_states import buffer_bytes
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.tie import tie_plot
 
@@ -55,6 +55,8 @@ class Tie(Stage):
         """The shape without a head of its own."""
         if shape.tie_word_embeddings:
             raise PlanError("stage", "the embeddings are tied already: leave this stage out")
+        if self.uses_calibration:
+            require_alike_layers(shape, f"{self.stage} with {self.method}")
         if self.passes and shape.num_hidden_layers < 2:
             raise PlanError("passes", "trains layers at both ends, and there is one layer: leave it out")
         return replace(shape, tie_word_embeddings=True)

@@ -20,7 +20,7 @@ from autoglm_compress.cutting.surgery import Cut, Rewrite
 from autoglm_compress.cutting.tying import retying_memory
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.stages.base import Size, Stage, StageContext, resolve_size
+from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.width import width_plot
 
@@ -60,6 +60,10 @@ class Width(Stage):
 
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with a narrower residual stream."""
+        require_alike_layers(shape, self.stage)
+        if shape.family.kept:
+            towers = ", ".join(shape.family.kept)
+            raise PlanError("stage", f"width would leave states narrower than what is kept as it is ({towers}) gives")
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")

@@ -117,7 +117,7 @@ QUANTIZATIONS: dict[str, Callable[[ModelShape], Quantization]] = {
 def test_a_config_says_how_each_linear_is_quantized(name: str, family: str):
     shape = shape_of(family, num_hidden_layers=12, tie_word_embeddings=False)
     quantization = QUANTIZATIONS[name](shape)
-    described = json.loads(json.dumps(compressed_tensors_format.quantization_config(quantization)))
+    described = json.loads(json.dumps(compressed_tensors_format.quantization_config(quantization, shape.family)))
     assert QuantizationConfig.model_validate(described)
     read = compressed_tensors_format.read_quantization(shape, described, "config.json")
     assert read == quantization
@@ -222,7 +222,7 @@ def test_awq_comes_back_as_it_was(size: int):
 def test_an_awq_config_is_read_back(size: int):
     shape = shape_of("glm", tie_word_embeddings=False)
     quantization = Quantization(AWQ, every_linear(shape, Scheme(4, size, symmetric=False)))
-    described = json.loads(json.dumps(awq_format.quantization_config(quantization)))
+    described = json.loads(json.dumps(awq_format.quantization_config(quantization, shape.family)))
     assert awq_format.read_quantization(shape, described, "config.json") == quantization
     assert format_of({"quantization_config": described}, "config.json") is FORMATS[AWQ]
     as_autoawq = described | {"version": "GEMM", "modules_to_not_convert": None}
@@ -243,7 +243,9 @@ def test_an_awq_config_is_read_back(size: int):
 )
 def test_other_awq_layouts_are_refused(changes: dict):
     shape = shape_of("glm")
-    described = awq_format.quantization_config(Quantization(AWQ, every_linear(shape, Scheme(4, 32, symmetric=False))))
+    described = awq_format.quantization_config(
+        Quantization(AWQ, every_linear(shape, Scheme(4, 32, symmetric=False))), shape.family
+    )
     with pytest.raises(UserError, match=r"config\.json: quantization_config: only the awq layout with bits 4"):
         awq_format.read_quantization(shape, described | changes, "config.json")
 

@@ -1,0 +1,63 @@
+"""The sizes of a shape written into a `config.json`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoglm_compress.architecture.family import ROOT, Family
+from autoglm_compress.architecture.shape import ModelShape
+
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+TYING = "tie_word_embeddings"
+PER_LAYER = ("layer_types", "mlp_layer_types")
+"""The lists in configs that have an entry for each layer, beside one that a family names."""
+
+
+def lists_per_layer(family: Family) -> tuple[str, ...]:
+    """The names that lists with an entry for each layer have in configs of a family."""
+    return tuple(dict.fromkeys([*PER_LAYER, *([family.layer_kinds] if family.layer_kinds else [])]))
+
+
+def resized_config(
+    config: Mapping[str, Any],
+    shape: ModelShape,
+    layers: Sequence[int] | None = None,
+    per_layer: Mapping[str, list[Any]] | None = None,
+) -> dict[str, Any]:
+    """A `config.json` for another shape of the same model.
+
+    head_dim is always written: it no longer follows from hidden_size / num_attention_heads.
+
+    Args:
+        config: of the model as it was.
+        shape: the other shape.
+        layers: the indices of the layers kept, for the settings that have an entry per layer.
+        per_layer: such settings, all their entries, that are to be written whether the config has them or not.
+    """
+    family = shape.family
+    if family.config == ROOT:
+        return _resized(dict(config), shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
+    text = _resized(dict(config[family.config]), shape, layers, per_layer or {})
+    if TYING in text:
+        text[TYING] = shape.tie_word_embeddings
+    return dict(config) | {family.config: text, TYING: shape.tie_word_embeddings}
+
+
+def _resized(
+    text: dict[str, Any], shape: ModelShape, layers: Sequence[int] | None, per_layer: Mapping[str, list[Any]]
+) -> dict[str, Any]:
+    """The text tower's part of the config."""
+    text |= per_layer
+    text |= {size: getattr(shape, size) for size in SIZES}
+    if text.get("max_window_layers"):
+        text["max_window_layers"] = min(text["max_window_layers"], shape.num_hidden_layers)
+    for name in lists_per_layer(shape.family):
+        if layers is not None and text.get(name):
+            text[name] = [text[name][layer] for layer in layers]
+    return text

@@ -1,0 +1,63 @@
+"""A model as its `config.json` describes it, with no weights at hand or none read."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.plain_model import meta_model
+from autoglm_compress.checkpoint.reader import locate_tensors
+from autoglm_compress.errors import UserError
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """The shape of a model, and its `transformers` config objects: the whole one, and the text tower's."""
+
+    shape: ModelShape
+    config: Any
+    text_config: Any
+
+
+def describe(folder: Path, family: Family | None = None) -> DescribedModel:
+    """The unquantized model that a folder's `config.json` describes; `family` is as `Checkpoint` takes it.
+
+    Raises:
+        UserError: it is not supported, or is quantized.
+    """
+    raw, where = read_config(folder), str(folder / "config.json")
+    if raw.get("quantization_config"):
+        raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
+    family, config = family_of(raw, where, family), load_config(folder)
+    text = text_config(config, family, where)
+    shape = ModelShape.of(family, text)
+    return DescribedModel(replace(shape, kept=_towers(folder, shape, config)), config, text)
+
+
+def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
+    """The kept towers, by the weights' headers if they are there, otherwise by the model `transformers` builds."""
+    family = shape.family
+    if not family.kept:
+        return ()
+    parameters: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    if any(folder.glob("*.safetensors")):
+        for name, info in locate_tensors(folder).items():
+            tower = family.place(name).tower
+            parameters[tower] += prod(info.shape)
+            sizes[tower] += info.nbytes
+    else:
+        for name, tensor in meta_model(config, family.auto_class).state_dict().items():
+            tower = _tower_of_module(name, family)
+            parameters[tower] += tensor.numel()
+            sizes[tower] += tensor.numel() * shape.element_bytes
+    return tuple(Tower(name, parameters[name], sizes[name]) for name in family.kept)
+
+
+def _tower_of_module(name: str, family: Family) -> str:
+    """The tower of a tensor by the name it has in a model: some have one more word before it than on disk."""
+    found = [family.place(name).tower, family.place(name.removeprefix("model.")).tower]
+    return next((tower for tower in found if tower in family.kept), found[0])

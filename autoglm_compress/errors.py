@@ -1,4 +1,6 @@
-"""The exceptions that end a command in one message."""
+"""The exceptions that end a command in one message, and how a message lists names."""
+
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -15,3 +17,9 @@ class PlanError(ValueError):
 
 class Terminated(BaseException):
     """The system asked the process to end (SIGTERM)."""
+
+
+def listed(names: Collection[str], most: int = 5) -> str:
+    """Names in order, the first few if there are many."""
+    shown = ", ".join(sorted(names)[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

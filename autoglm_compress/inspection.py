@@ -1,7 +1,6 @@
 """What a checkpoint is, for people and for machines."""
 
 from collections import Counter
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from rich.table import Table
 from autoglm_compress.architecture import Family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.described import meta_model
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, listed
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
@@ -43,16 +41,16 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         "bytes_by_dtype": dict(dtypes),
         "files": [path.name for path in checkpoint.files()],
         "tokenizer": tokenizer,
+        "left_out": list(checkpoint.left_out),
         "transformers": _transformers_verdict(checkpoint),
     }
 
 
 def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
-    config = deepcopy(checkpoint.whole_config)
-    config.quantization_config = None
+    config = checkpoint.whole_config
     try:
-        model = meta_model(config, checkpoint.family)
+        model = checkpoint.empty_model()
     except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
         reason = f"{type(error).__name__}: {error}"
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
@@ -90,6 +88,8 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
         "bytes by dtype", ", ".join(f"{name} {human(size)}B" for name, size in found["bytes_by_dtype"].items())
     )
     table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
+    if found["left_out"]:
+        table.add_row("left out", f"{listed(found['left_out'])}, which the model does not use")
     verdict = found["transformers"]
     needs = _needs(found["shape"]["quantization"])
     says = f"loads it{needs}" if verdict["loads"] else f"cannot load it: {verdict['reason']}"

@@ -1,7 +1,13 @@
 """What model families look like, as data, and the arithmetic on their shapes."""
 
 from autoglm_compress.architecture.family import Family, Place, TensorAxes
-from autoglm_compress.architecture.family_files import family_of, named_family, read_family, supported_architectures
+from autoglm_compress.architecture.family_files import (
+    UnsupportedArchitectureError,
+    family_of,
+    named_family,
+    read_family,
+    supported_architectures,
+)
 from autoglm_compress.architecture.quantization import Quantization, Scheme
 from autoglm_compress.architecture.shape import ModelShape, Tower
 from autoglm_compress.architecture.sizes_in_config import resized_config
@@ -14,6 +20,7 @@ __all__ = [
     "Scheme",
     "TensorAxes",
     "Tower",
+    "UnsupportedArchitectureError",
     "family_of",
     "named_family",
     "read_family",

@@ -16,6 +16,10 @@ GROUP = "autoglm_compress.families"
 """The group of the entry points whose objects are the paths (str or Path) of families' YAML files."""
 
 
+class UnsupportedArchitectureError(UserError):
+    """A model of none of the families."""
+
+
 def read_family(file: Path) -> Family:
     """A family from its YAML file.
 
@@ -111,15 +115,26 @@ def family_of(config: dict[str, Any], where: str, given: Family | None = None) -
     """The family of a model from its `config.json`: the one given, if it describes the model's architecture.
 
     Raises:
-        UserError: the config names no architecture, or one that is not supported.
+        UnsupportedArchitectureError: the config names no architecture, or one that is not supported.
+        UserError: its `model_type`, by which transformers builds the model, is that of another family.
     """
     names = config.get("architectures") or []
     families = known_families() | ({given.architecture: given} if given else {})
     for name in names:
         if name in families:
+            _require_model_type(config, families[name], where)
             return families[name]
     found = ", ".join(names) if names else f"none given (model_type {config.get('model_type')!r})"
     message = f"{where}: unsupported architecture: {found}.\nSupported: {', '.join(sorted(families))}."
     if broken := plug_ins()[1]:
         message += "\nNot usable, of other packages: " + "; ".join(broken)
-    raise UserError(message)
+    raise UnsupportedArchitectureError(message)
+
+
+def _require_model_type(config: dict[str, Any], family: Family, where: str) -> None:
+    given = config.get("model_type")
+    if given != family.model_type:
+        raise UserError(
+            f"{where}: architectures names {family.architecture}, which has model_type {family.model_type}, but "
+            f"model_type is {given!r}, and transformers would build that model. Correct the field that is wrong."
+        )

@@ -6,10 +6,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.reader import locate_tensors
 from autoglm_compress.errors import UserError
 
@@ -51,19 +50,16 @@ def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
             parameters[tower] += prod(info.shape)
             sizes[tower] += info.nbytes
     else:
-        for name, tensor in meta_model(config, family).state_dict().items():
+        try:
+            model = meta_model(config, family)
+        except Exception as error:  # whatever in the config this version of transformers does not have
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{folder}: transformers cannot build the model to say its size: {reason}") from None
+        for name, tensor in model.state_dict().items():
             tower = _tower_of_module(name, family)
             parameters[tower] += tensor.numel()
             sizes[tower] += tensor.numel() * shape.element_bytes
     return tuple(Tower(name, parameters[name], sizes[name]) for name in family.kept)
-
-
-def meta_model(config: Any, family: Family) -> torch.nn.Module:
-    """The model that the family's Auto class builds from a whole config, without memory for its weights."""
-    import transformers
-
-    with torch.device("meta"):
-        return getattr(transformers, family.auto_class).from_config(config)
 
 
 def _tower_of_module(name: str, family: Family) -> str:

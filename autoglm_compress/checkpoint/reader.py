@@ -3,7 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +14,10 @@ from safetensors import safe_open
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, listed
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,14 +31,16 @@ class Checkpoint:
     """A folder with `config.json`, a tokenizer and safetensors, opened for reading.
 
     Opening reads the config and the headers of the weight files only, and checks that every tensor the family asks
-    for is there with the shape the config implies.
+    for is there with the shape the config implies. Tensors that the family does not know are looked up in the model
+    that `transformers` builds: `left_out` are the names of those that this model does not use either.
 
     Args:
         folder: the folder.
         family: of checkpoints with its architecture, in the place of the one that is known for them.
 
     Raises:
-        UserError: the folder is not a complete checkpoint of a supported family.
+        UserError: the folder is not a complete checkpoint of a supported family, or has tensors that plain
+            `transformers` would load and the family does not know.
     """
 
     def __init__(self, folder: Path, family: Family | None = None) -> None:
@@ -47,7 +50,9 @@ class Checkpoint:
         self.infos = locate_tensors(folder)
         self.format = format_of(self.config, str(folder / "config.json"))
         self._stamps = {file: _stamp(file) for file in self.files()}
-        self._check_tensors()
+        known = self._check_tensors()
+        self._check_tied_head()
+        self.left_out = self._unused(set(self.infos) - known)
 
     @cached_property
     def whole_config(self) -> Any:
@@ -83,6 +88,12 @@ class Checkpoint:
         config = deepcopy(self.model_config)
         config.quantization_config = None
         return config
+
+    def empty_model(self) -> Any:
+        """The model of plain weights that `transformers` builds, as `meta_model` gives it."""
+        config = deepcopy(self.whole_config)
+        config.quantization_config = None
+        return meta_model(config, self.family)
 
     @cached_property
     def shape(self) -> ModelShape:
@@ -202,17 +213,20 @@ class Checkpoint:
         """The output matrix [vocab, hidden]: the embedding where the two are tied."""
         return self.read(self.family.embedding if self.shape.tie_word_embeddings else self.family.head)
 
-    def _check_tensors(self) -> None:
+    def _check_tensors(self) -> set[str]:
+        """Raise UserError where a tensor does not fit; the names of all that the family knows."""
         problems = [
             f"{self.family.kept[tower]}*: missing, all of the tower {tower!r}"
             for tower, names in self.kept_tensors.items()
             if not names
         ]
+        known = {self.family.head, *(name for names in self.kept_tensors.values() for name in names)}
         schemes = self.shape.quantization.schemes if self.format else {}
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
             packed = module in schemes and weight not in self.infos
             stored = self.format.stored_shapes(module, schemes[module], size) if packed else {weight: size}
+            known |= stored.keys()
             for name, expected in stored.items():
                 info = self.infos.get(name)
                 if info is None:
@@ -226,6 +240,57 @@ class Checkpoint:
         if problems:
             shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")
+        return known
+
+    def _check_tied_head(self) -> None:
+        """Raise UserError if the head is stored where it is to be the embedding, and is another matrix."""
+        names = self.family.embedding, self.family.head
+        if not self.shape.tie_word_embeddings or names[1] not in self.infos:
+            return
+        first, second = (self.infos[name] for name in names)
+        if not _equal(names[0], first, names[1], second, (self._stamps[first.file], self._stamps[second.file])):
+            raise UserError(
+                f"{self.folder}: {names[1]} differs from {names[0]}, but config.json has tie_word_embeddings true. "
+                "transformers would use both: set tie_word_embeddings to false, or delete the tensor."
+            )
+
+    def _unused(self, unknown: set[str]) -> tuple[str, ...]:
+        """The tensors that nothing uses, of those that the family does not know.
+
+        Raises:
+            UserError: plain `transformers` would load some of them.
+        """
+        if not unknown:
+            return ()
+        try:
+            model = self.empty_model()
+        except Exception as error:  # whatever in the config this version of transformers does not have
+            reason = f"transformers cannot build the model to say what they are: {type(error).__name__}: {error}"
+            raise UserError(f"{self.folder}: unknown tensors: {listed(unknown)}: {reason}") from None
+        if loaded := loaded_names(model, unknown):
+            raise UserError(
+                f"{self.folder}: tensors that transformers would load but that {self.family.architecture} is not "
+                f"known to have here: {listed(loaded)}. Check the config, or describe the family that has them."
+            )
+        return tuple(sorted(unknown))
+
+
+@cache
+def _equal(one: str, first: TensorInfo, other: str, second: TensorInfo, stamps: tuple[tuple[int, int], ...]) -> bool:
+    """Whether two stored matrices have the same values, read a few rows at a time.
+
+    A checkpoint is opened many times in a run: the answer holds as long as the files have the same stamps.
+    """
+    step = max(1, ELEMENTS_AT_ONCE // first.shape[1])
+
+    def rows(name: str, info: TensorInfo, start: int) -> torch.Tensor:
+        with safe_open(info.file, framework="pt") as file:  # opened anew, see `_read_stored`
+            return file.get_slice(name)[start : start + step].float()
+
+    return first.shape == second.shape and all(
+        torch.allclose(rows(one, first, start), rows(other, second, start), rtol=0, atol=0, equal_nan=True)
+        for start in range(0, first.shape[0], step)
+    )
 
 
 def _stamp(file: Path) -> tuple[int, int]:

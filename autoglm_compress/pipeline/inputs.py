@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run_folder import RunFolder
@@ -61,6 +61,8 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     plan = plan_recipe(recipe, options.output)
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases), recipe.family())
     source.require_tokenizer()
+    if source.left_out:
+        runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")
     text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress)
     evaluations = Evaluations(
         recipe.evaluation,

@@ -1,6 +1,7 @@
 """The loop over the stages of a recipe: each is finished whole or not at all."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,13 +97,16 @@ class _Runner:
         context.require_source_unchanged()
         if stage.makes is Makes.CHECKPOINT:
             context.lineage.save(result / LINEAGE)
-        record = self._record(number, context, result, resources)
+        spent = resources.as_data()
+        if stage.evaluates:  # the evaluation may have been done before the stage asked for it
+            spent = inputs.evaluations.resources(self._preparation.checkpoint(inputs.recipe.parents[number]).name)
+        record = self._record(number, context, result, spent)
         record.write(result / STAGE)
         folder.publish(name)
         return record
 
-    def _record(self, number: int, context: StageContext, result: Path, resources: Resources) -> StageRecord:
-        """What there is to say of a stage that has run."""
+    def _record(self, number: int, context: StageContext, result: Path, spent: dict[str, Any]) -> StageRecord:
+        """What there is to say of a stage that has run, and `spent` so much."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and STAGE not in path.name)
         before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
@@ -122,7 +126,8 @@ class _Runner:
                 for path in files
             },
             versions=package_versions(),
-            **resources.as_data(),
+            **({"left_out": list(inputs.source.left_out)} if parent is None and inputs.source.left_out else {}),
+            **spent,
         )
 
     def _look_at(self, number: int) -> None:

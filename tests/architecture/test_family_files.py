@@ -69,7 +69,7 @@ def test_names_are_taken_apart(name: str, place: Place, tmp_path: Path):
 
 
 def test_norms_are_told_by_what_they_produce():
-    family = family_of({"architectures": ["Glm4ForCausalLM"]}, "config.json")
+    family = family_of({"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"}, "config.json")
     assert family.norm_readers == {
         "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "post_attention_layernorm": ("mlp.gate_up_proj",),
@@ -83,6 +83,7 @@ def test_norms_are_told_by_what_they_produce():
         ({"prefx": "model."}, ["prefx: unknown key"]),
         ({"roles": None}, ["roles: expected a mapping"]),
         ({"architecture": ...}, ["architecture: missing"]),
+        ({"auto_class": "torch"}, ["auto_class: "]),
         ({"prefix": "model"}, ["prefix: expected the beginning of tensor names", "'model.'"]),
         ({"layer_tensors": {"a.weight": ["hiden"]}}, ["layer_tensors.a.weight.axes: unknown axes hiden: known are"]),
         ({"layer_tensors": {"a.weight": [0]}}, ["layer_tensors.a.weight"]),
@@ -157,13 +158,15 @@ def test_a_checkpoint_is_evaluated_with_the_family_given(glm: Path, tmp_path: Pa
 def test_a_family_of_another_package_is_found(kind: type, add_family: AddFamily, tmp_path: Path):
     add_family("mine", kind(write_family(tmp_path, llama_as("MineForCausalLM"))))
     assert "MineForCausalLM" in supported_architectures()
-    assert family_of({"architectures": ["MineForCausalLM"]}, "x").model_type == "llama"
+    config = {"architectures": ["MineForCausalLM"], "model_type": "llama"}
+    assert family_of(config, "config.json").architecture == "MineForCausalLM"
 
 
 def test_a_family_of_the_package_is_not_replaced(add_family: AddFamily, tmp_path: Path):
     text = llama_as("LlamaForCausalLM").replace("model_type: llama", "model_type: other")
     add_family("llama", write_family(tmp_path, text))
-    assert family_of({"architectures": ["LlamaForCausalLM"]}, "x").model_type == "llama"
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    assert family_of(config, "config.json").model_type == "llama"
 
 
 def test_a_broken_family_of_another_package_is_named_where_it_is_missed(

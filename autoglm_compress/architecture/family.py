@@ -6,7 +6,6 @@ length that no stage changes. Knowing the axes is enough to count parameters, to
 a model along any of them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -135,7 +134,7 @@ class Family(_Data):
 
     architecture: str
     model_type: str
-    auto_class: str = "AutoModelForCausalLM"
+    auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT
     kept: dict[str, Prefix] = Field(default_factory=dict)
@@ -273,15 +272,14 @@ def _role_problems(family: Family) -> list[str]:
 
 def _smoothing_problems(family: Family) -> list[str]:
     """Pairs of what is not there, or of what one channel by channel does not go to the other."""
-    named: Mapping[str, tuple[str, ...]] = family.smoothing | {
-        linear: (norm,) for linear, norm in family.writer_norms.items()
-    }
-    problems = []
-    for producer, others in named.items():
-        field = "smoothing" if producer in family.smoothing else "writer_norms"
-        for module in (producer, *others):
-            if f"{module}.weight" not in family.layer_tensors:
-                problems.append(f"{field}.{producer}: {module}.weight is not in layer_tensors")
+    named = [(f"smoothing.{producer}", (producer, *readers)) for producer, readers in family.smoothing.items()]
+    named += [(f"writer_norms.{linear}", (linear, norm)) for linear, norm in family.writer_norms.items()]
+    problems = [
+        f"{field}: {module}.weight is not in layer_tensors"
+        for field, modules in named
+        for module in modules
+        if f"{module}.weight" not in family.layer_tensors
+    ]
     if problems:
         return problems
     for producer, readers in family.smoothing.items():

@@ -41,7 +41,7 @@ class KnownModel:
         architecture: as in `config.json`.
         model_type: as in `config.json`.
         auto_class: the Auto class of `transformers` that has the architecture, None if none has.
-        config: the part of `config.json` with the text tower's sizes, `root` if that is all of it.
+        config: the part of `config.json` with the text tower's sizes, or `Family`'s ROOT.
         layers: the number of the text tower's layers.
         sizes: the lengths of the axes of families, by their names.
         tensors: the shapes of the tensors by their names in the files.

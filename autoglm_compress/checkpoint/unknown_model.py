@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.architecture.family_draft import KnownModel
-from autoglm_compress.checkpoint.model_config import read_config
+from autoglm_compress.checkpoint.model_config import load_config, read_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.reader import locate_tensors
 from autoglm_compress.errors import UserError
@@ -18,15 +19,9 @@ def known_model(folder: Path) -> KnownModel:
     Raises:
         UserError: `transformers` does not know the model, its config lacks sizes, or there are no weights.
     """
-    from transformers import AutoConfig
-
-    described, where = read_config(folder), folder / "config.json"
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds; the user needs one sentence
-        raise UserError(f"{where}: transformers cannot read it: {' '.join(str(error).split())}") from None
+    described, config, where = read_config(folder), load_config(folder), folder / "config.json"
     text = config.get_text_config(decoder=True)
-    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), "root")
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), ROOT)
     architecture = next(iter(described.get("architectures") or ()), "")
     auto_class = _auto_class(config, architecture)
     shapes = {name: info.shape for name, info in locate_tensors(folder).items()}

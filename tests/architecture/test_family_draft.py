@@ -9,9 +9,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.architecture.family_draft import FamilyDraft, KnownModel, draft_family
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.unknown_model import known_model
+from autoglm_compress.errors import UserError
 from support.command_line import assert_says, refusal
 from support.models import FAMILIES
 
@@ -43,14 +45,9 @@ def test_what_is_drafted_of_a_known_family_is_right(family: str, make_checkpoint
     assert (draft.fields["prefix"], draft.fields["auto_class"]) == ("model.", "AutoModelForCausalLM")
     assert (draft.fields["config"], draft.fields.get("kept")) == ("root", None)
     drafted = draft.fields["layer_tensors"]
-    stored = Checkpoint(folder).shape.layer_tensors()
+    stored = Checkpoint(folder).shape.layer_tensors(0)
     assert drafted == {name: list(known.layer_tensors[name].axes) for name in stored}
-    roles = draft.fields["roles"]
-    assert f"{roles['embedding']}.weight" == known.embedding
-    assert f"{roles['final_norm']}.weight" == known.final_norm
-    assert f"{roles['head']}.weight" == known.head
-    assert (roles["attention"]["output"], roles["ffn"]["down"]) == (known.attention_output, known.mlp_output)
-    assert ("gate_up" in roles["ffn"]) == ("mlp.gate_up_proj.weight" in stored)
+    assert Family.model_validate(draft.fields | {"smoothing": {}}).roles == known.roles
 
 
 def test_inspect_says_what_could_be_filled_and_what_not(tmp_path: Path):
@@ -106,3 +103,15 @@ def test_no_layers_that_fit():
     assert "prefix" not in draft.fields
     assert_says(str(draft), "prefix: no tensors named PREFIX.layers.0 to 2")
     assert isinstance(draft, FamilyDraft)
+
+
+def test_a_drafted_family_opens_its_model(tmp_path: Path):
+    """With the tower whose tensors transformers names otherwise than the file, and which is not unknown."""
+    text = SIZES | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=VISION)
+    folder = saved(AutoModelForImageTextToText.from_config(config), tmp_path)
+    drafted = draft_family(known_model(folder)).fields | {"smoothing": {}}
+    assert Checkpoint(folder, Family.model_validate(drafted)).left_out == ()
+    drafted.pop("kept")
+    with pytest.raises(UserError, match=r"transformers would load .* visual\.blocks\.0\..* more\. Check"):
+        Checkpoint(folder, Family.model_validate(drafted))

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.architecture import Family, UnsupportedArchitectureError
+from autoglm_compress.architecture import Family, UnsupportedArchitectureError, require_used
 from autoglm_compress.architecture.family_draft import draft_family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
@@ -31,6 +31,7 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         checkpoint = Checkpoint(folder, family)
     except UnsupportedArchitectureError as error:
         raise UserError(f"{error}\n{_drafted(folder)}") from None
+    require_used(family, checkpoint.family, "--family", str(folder / "config.json"))
     dtypes: Counter[str] = Counter()
     for info in checkpoint.infos.values():
         dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes

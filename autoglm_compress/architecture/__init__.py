@@ -6,6 +6,7 @@ from autoglm_compress.architecture.family_files import (
     family_of,
     named_family,
     read_family,
+    require_used,
     supported_architectures,
 )
 from autoglm_compress.architecture.quantization import Quantization, Scheme
@@ -24,6 +25,7 @@ __all__ = [
     "family_of",
     "named_family",
     "read_family",
+    "require_used",
     "resized_config",
     "supported_architectures",
 ]

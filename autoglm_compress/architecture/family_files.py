@@ -131,6 +131,15 @@ def family_of(config: dict[str, Any], where: str, given: Family | None = None) -
     raise UnsupportedArchitectureError(message)
 
 
+def require_used(given: Family | None, found: Family, option: str, where: str) -> None:
+    """Raise UserError if an option gives a family for a model, whose config is `where`, that is of another."""
+    if given is not None and found is not given:
+        raise UserError(
+            f"{option}: describes {given.architecture}, and {where} says {found.architecture}: leave {option} out, or "
+            "give the model's family."
+        )
+
+
 def _require_model_type(config: dict[str, Any], family: Family, where: str) -> None:
     given = config.get("model_type")
     if given != family.model_type:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import Family
+from autoglm_compress.architecture import Family, require_used
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -61,6 +61,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     device = choose_device(request.device)
     runtime = Runtime(device, progress)
     checkpoint = Checkpoint(request.checkpoint, request.family)
+    require_used(request.family, checkpoint.family, "--family", str(request.checkpoint / "config.json"))
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)

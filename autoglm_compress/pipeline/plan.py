@@ -8,7 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import Family, ModelShape, resized_config
+from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
 from autoglm_compress.calibration.run_text import find_sources
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
 from autoglm_compress.checkpoint import config_only
@@ -107,11 +107,7 @@ def _described_source(recipe: Recipe, family: Family | None) -> DescribedModel:
     """The recipe's source, of the family that the recipe gives for it, if it does."""
     folder = config_only(recipe.model.source, recipe.bases)
     found = describe(folder, family)
-    if family is not None and found.shape.family is not family:
-        raise UserError(
-            f"model.family: {recipe.model.family} describes {family.architecture}, and {folder / 'config.json'} says "
-            f"{found.shape.family.architecture}: leave model.family out, or give the source's family."
-        )
+    require_used(family, found.shape.family, "model.family", str(folder / "config.json"))
     return found
 
 

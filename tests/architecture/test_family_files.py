@@ -119,7 +119,10 @@ def test_a_file_that_is_not_there_is_named(glm: Path, tmp_path: Path):
 def test_a_family_of_another_architecture_is_refused(glm: Path, tmp_path: Path):
     write_family(tmp_path, llama_as("LlamaForCausalLM"))
     recipe = write_recipe(tmp_path, glm, [DEPTH], model={"source": str(glm), "family": "my_family.yaml"})
-    assert_says(refusal("plan", recipe), "model.family: my_family.yaml describes LlamaForCausalLM", "GlmForCausalLM")
+    assert_says(refusal("plan", recipe), "model.family: describes LlamaForCausalLM", "GlmForCausalLM")
+    file, output = tmp_path / "my_family.yaml", tmp_path / "results.json"
+    for command in (["inspect", glm], ["evaluate", glm, "--output", output, "--tasks", "perplexity"]):
+        assert_says(refusal(*command, "--family", file), "--family: describes LlamaForCausalLM", "GlmForCausalLM")
 
 
 def test_a_recipes_family_is_part_of_the_key(glm: Path, tmp_path: Path):

@@ -61,3 +61,11 @@ def _resized(
         if layers is not None and text.get(name):
             text[name] = [text[name][layer] for layer in layers]
     return text
+
+
+def untied(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A `config.json` that says that embedding and head are two."""
+    changed = dict(config) | {TYING: False}
+    if family.config != ROOT and TYING in config[family.config]:
+        changed[family.config] = dict(config[family.config]) | {TYING: False}
+    return changed

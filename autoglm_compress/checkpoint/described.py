@@ -9,7 +9,8 @@ from typing import Any
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import meta_model
-from autoglm_compress.checkpoint.reader import locate_tensors
+from autoglm_compress.checkpoint.tied_head import has_own_head
+from autoglm_compress.checkpoint.weight_files import has_weights, locate_tensors
 from autoglm_compress.errors import UserError
 
 
@@ -32,6 +33,8 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     if raw.get("quantization_config"):
         raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
     family, config = family_of(raw, where, family), load_config(folder)
+    if config.tie_word_embeddings and has_weights(folder):
+        config.tie_word_embeddings = not has_own_head(locate_tensors(folder), family, config)
     text = text_config(config, family, where)
     shape = ModelShape.of(family, text)
     return DescribedModel(replace(shape, kept=_towers(folder, shape, config)), config, text)
@@ -44,7 +47,7 @@ def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
         return ()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    if any(folder.glob("*.safetensors")):
+    if has_weights(folder):
         for name, info in locate_tensors(folder).items():
             tower = family.place(name).tower
             parameters[tower] += prod(info.shape)

@@ -1,30 +1,27 @@
 """Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
 
-import json
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
-from autoglm_compress.architecture.sizes_in_config import lists_per_layer
+from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
-from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
+from autoglm_compress.checkpoint.tied_head import has_own_head
+from autoglm_compress.checkpoint.weight_files import locate_tensors, stamp
 from autoglm_compress.errors import UserError, listed
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
 ELEMENTS_AT_ONCE = 1 << 24
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 class Checkpoint:
@@ -49,9 +46,11 @@ class Checkpoint:
         self.family: Family = family_of(self.config, str(folder / "config.json"), family)
         self.infos = locate_tensors(folder)
         self.format = format_of(self.config, str(folder / "config.json"))
-        self._stamps = {file: _stamp(file) for file in self.files()}
+        self._stamps = {file: stamp(file) for file in self.files()}
+        if has_own_head(self.infos, self.family, self.whole_config):
+            self.config = untied(self.config, self.family)
+            self.whole_config.tie_word_embeddings = False
         known = self._check_tensors()
-        self._check_tied_head()
         self.left_out = self._unused(set(self.infos) - known)
 
     @cached_property
@@ -192,7 +191,7 @@ class Checkpoint:
         """Raise UserError if a weight file (any, if none are named) was replaced since the checkpoint was opened."""
         for file in files or self._stamps:
             try:
-                changed = _stamp(file) != self._stamps[file]
+                changed = stamp(file) != self._stamps[file]
             except FileNotFoundError:
                 raise UserError(
                     f"{file}: gone, after it was there at the start. Put it back and give the same command again: "
@@ -242,18 +241,6 @@ class Checkpoint:
             raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")
         return known
 
-    def _check_tied_head(self) -> None:
-        """Raise UserError if the head is stored where it is to be the embedding, and is another matrix."""
-        names = self.family.embedding, self.family.head
-        if not self.shape.tie_word_embeddings or names[1] not in self.infos:
-            return
-        first, second = (self.infos[name] for name in names)
-        if not _equal(names[0], first, names[1], second, (self._stamps[first.file], self._stamps[second.file])):
-            raise UserError(
-                f"{self.folder}: {names[1]} differs from {names[0]}, but config.json has tie_word_embeddings true. "
-                "transformers would use both: set tie_word_embeddings to false, or delete the tensor."
-            )
-
     def _unused(self, unknown: set[str]) -> tuple[str, ...]:
         """The tensors that nothing uses, of those that the family does not know.
 
@@ -273,72 +260,6 @@ class Checkpoint:
                 f"known to have here: {listed(loaded)}. Check the config, or describe the family that has them."
             )
         return tuple(sorted(unknown))
-
-
-@cache
-def _equal(one: str, first: TensorInfo, other: str, second: TensorInfo, stamps: tuple[tuple[int, int], ...]) -> bool:
-    """Whether two stored matrices have the same values, read a few rows at a time.
-
-    A checkpoint is opened many times in a run: the answer holds as long as the files have the same stamps.
-    """
-    step = max(1, ELEMENTS_AT_ONCE // first.shape[1])
-
-    def rows(name: str, info: TensorInfo, start: int) -> torch.Tensor:
-        with safe_open(info.file, framework="pt") as file:  # opened anew, see `_read_stored`
-            return file.get_slice(name)[start : start + step].float()
-
-    return first.shape == second.shape and all(
-        torch.allclose(rows(one, first, start), rows(other, second, start), rtol=0, atol=0, equal_nan=True)
-        for start in range(0, first.shape[0], step)
-    )
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """What changes when a file is written to or replaced."""
-    state = file.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-def locate_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of a folder's weight files by name, from the files' headers.
-
-    Raises:
-        UserError: there are no such files, or they are not complete.
-    """
-    index = folder / INDEX
-    if index.exists():
-        return _locate_by_index(folder, index)
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
-    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        raise UserError(
-            f"{folder}: the weights are pickle files, which can run code when opened, and are refused. "
-            "Convert them with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
-        )
-    raise UserError(f"{folder}: no weights: expected {INDEX} or {SINGLE}.")
-
-
-def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        shards = [None]
-    if not all(isinstance(shard, str) for shard in shards):
-        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.')
-    infos: dict[str, TensorInfo] = {}
-    for shard in shards:
-        # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.
-        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise UserError(f"{index}: names the file {shard!r}: only .safetensors files beside the index are read.")
-        if not (folder / shard).is_file():
-            count = sum(1 for file in weight_map.values() if file == shard)
-            raise UserError(f"{folder}: missing shard {shard}, which the index says holds {count} tensors.")
-        infos.update(read_header(folder / shard))
-    absent = sorted(set(weight_map) - set(infos))
-    if absent:
-        raise UserError(f"{index}: {weight_map[absent[0]]} does not hold the tensor {absent[0]} it is said to hold.")
-    return infos
 
 
 def _not_finite(tensor: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.architecture.family_draft import KnownModel
 from autoglm_compress.checkpoint.model_config import load_config, read_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
-from autoglm_compress.checkpoint.reader import locate_tensors
+from autoglm_compress.checkpoint.weight_files import locate_tensors
 from autoglm_compress.errors import UserError
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.atomic import appearing, write_json
-from autoglm_compress.checkpoint.reader import INDEX, Checkpoint
+from autoglm_compress.checkpoint.reader import Checkpoint
 from autoglm_compress.checkpoint.safetensors_header import read_header
+from autoglm_compress.checkpoint.weight_files import INDEX
 
 SHARD_BYTES = 256 << 20
 METADATA = {"format": "pt"}

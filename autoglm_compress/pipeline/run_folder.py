@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autoglm_compress.atomic import write_json
-from autoglm_compress.checkpoint.reader import INDEX
+from autoglm_compress.checkpoint.weight_files import INDEX
 from autoglm_compress.errors import UserError
 from autoglm_compress.records.files import EVALUATIONS, MANIFEST, STAGE, found, read_json
 from autoglm_compress.records.manifest import Manifest

@@ -53,7 +53,12 @@ def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
             parameters[tower] += prod(info.shape)
             sizes[tower] += info.nbytes
     else:
-        for name, tensor in meta_model(config, family.auto_class).state_dict().items():
+        try:
+            model = meta_model(config, family.auto_class)
+        except Exception as error:  # whatever in the config this version of transformers does not have
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{folder}: transformers cannot build the model to say its size: {reason}") from None
+        for name, tensor in model.state_dict().items():
             tower = _tower_of_module(name, family)
             parameters[tower] += tensor.numel()
             sizes[tower] += tensor.numel() * shape.element_bytes

@@ -83,6 +83,7 @@ def test_norms_are_told_by_what_they_produce():
         ({"prefx": "model."}, ["prefx: unknown key"]),
         ({"roles": None}, ["roles: expected a mapping"]),
         ({"architecture": ...}, ["architecture: missing"]),
+        ({"auto_class": "torch"}, ["auto_class: "]),
         ({"prefix": "model"}, ["prefix: expected the beginning of tensor names", "'model.'"]),
         ({"layer_tensors": {"a.weight": ["hiden"]}}, ["layer_tensors.a.weight.axes: unknown axes hiden: known are"]),
         ({"layer_tensors": {"a.weight": [0]}}, ["layer_tensors.a.weight"]),

@@ -122,6 +122,14 @@ def test_the_plan_counts_the_tower_without_weights(source: Path, tmp_path: Path)
     assert described["checkpoints"] == plan(recipe_of(tmp_path / "whole", source, DEPTH))["checkpoints"]
 
 
+def test_an_auto_class_that_transformers_has_not_is_told(source: Path, tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((source / "config.json").read_text())
+    recipe = recipe_of(tmp_path, tmp_path / "model", DEPTH)
+    write_family(tmp_path, GLM4V.replace("AutoModelForImageTextToText", "AutoModelForNothing"))
+    assert_says(refusal("plan", recipe), "transformers cannot build the model", "AutoModelForNothing")
+
+
 @pytest.mark.parametrize(
     ("stage", "words"),
     [

@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; empty if it is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
     """Write JSON that appears under its name only when it is complete and on the disk."""
     with appearing(path) as temporary:

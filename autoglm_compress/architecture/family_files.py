@@ -125,6 +125,12 @@ def family_of(config: dict[str, Any], where: str, given: Family | None = None) -
             _require_model_type(config, families[name], where)
             return families[name]
     found = ", ".join(names) if names else f"none given (model_type {config.get('model_type')!r})"
+    of_type = [family for family in families.values() if family.model_type == config.get("model_type")]
+    if names and of_type:
+        raise UserError(
+            f"{where}: {found} does not predict next tokens: it is a part of {of_type[0].architecture} or another "
+            f"model built on it. Give the whole model, saved as {of_type[0].architecture}."
+        )
     message = f"{where}: unsupported architecture: {found}.\nSupported: {', '.join(sorted(families))}."
     if broken := plug_ins()[1]:
         message += "\nNot usable, of other packages: " + "; ".join(broken)

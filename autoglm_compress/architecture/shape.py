@@ -13,6 +13,11 @@ BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
 
+def name_of(dtype: Any) -> str:
+    """What a dtype of torch, or its name in a config, is called; `float32` for None."""
+    return str(dtype or "float32").removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Tower:
     """The sizes of a part of a model that stages keep as it is."""
@@ -59,7 +64,7 @@ class ModelShape:
             head_dim=head_dim,
             vocab_size=config.vocab_size,
             tie_word_embeddings=bool(config.tie_word_embeddings),
-            dtype=str(config.dtype or "float32").removeprefix("torch."),
+            dtype=name_of(config.dtype),
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
             layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),
         )

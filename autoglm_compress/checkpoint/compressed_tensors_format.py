@@ -80,13 +80,14 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
     """How a `quantization_config` in this layout says that the linears are quantized.
 
     Raises:
-        UserError: the config does not say so for each linear of the layers.
+        UserError: the config does not say so for each linear of the layers that it does not ignore.
     """
     schemes: dict[str, Scheme] = {}
+    ignored: list[str] = []
     expected = [linear for linear, _ in shape.linear_shapes()]
     heads = [] if shape.tie_word_embeddings else [shape.family.roles.head]
     try:
-        ignored = described.get("ignore") or []
+        ignored = [str(target) for target in described.get("ignore") or []]
         for group in described["config_groups"].values():
             weights = group["weights"]
             if weights.get("actorder") == "group":
@@ -103,7 +104,8 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
     except (AttributeError, KeyError, TypeError, re.error):
         schemes = {}
     for module in expected:
-        if module not in schemes:
+        # What is ignored has a plain weight, which the reader finds or misses.
+        if module not in schemes and not any(_matches(target, module) for target in ignored):
             raise UserError(f"{where}: quantization_config.config_groups does not say how {module} is quantized.")
     return Quantization(COMPRESSED_TENSORS, schemes)
 

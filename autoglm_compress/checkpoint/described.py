@@ -1,14 +1,17 @@
 """A model as its `config.json` describes it, with no weights at hand or none read."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.architecture.shape import name_of
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import meta_model
+from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.tied_head import has_own_head
 from autoglm_compress.checkpoint.weight_files import has_weights, locate_tensors
 from autoglm_compress.errors import UserError
@@ -33,22 +36,25 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     if raw.get("quantization_config"):
         raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
     family, config = family_of(raw, where, family), load_config(folder)
-    if config.tie_word_embeddings and has_weights(folder):
-        config.tie_word_embeddings = not has_own_head(locate_tensors(folder), family, config)
+    infos = locate_tensors(folder) if has_weights(folder) else {}
+    if has_own_head(infos, family, config):
+        config.tie_word_embeddings = False
     text = text_config(config, family, where)
     shape = ModelShape.of(family, text)
-    return DescribedModel(replace(shape, kept=_towers(folder, shape, config)), config, text)
+    if family.embedding in infos:
+        shape = replace(shape, dtype=name_of(infos[family.embedding].dtype))
+    return DescribedModel(replace(shape, kept=_towers(infos, shape, config, where)), config, text)
 
 
-def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
+def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, where: str) -> tuple[Tower, ...]:
     """The kept towers, by the weights' headers if they are there, otherwise by the model `transformers` builds."""
     family = shape.family
     if not family.kept:
         return ()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    if has_weights(folder):
-        for name, info in locate_tensors(folder).items():
+    if infos:
+        for name, info in infos.items():
             tower = family.place(name).tower
             parameters[tower] += prod(info.shape)
             sizes[tower] += info.nbytes
@@ -57,7 +63,7 @@ def _towers(folder: Path, shape: ModelShape, config: Any) -> tuple[Tower, ...]:
             model = meta_model(config, family.auto_class)
         except Exception as error:  # whatever in the config this version of transformers does not have
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{folder}: transformers cannot build the model to say its size: {reason}") from None
+            raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
         for name, tensor in model.state_dict().items():
             tower = _tower_of_module(name, family)
             parameters[tower] += tensor.numel()

@@ -7,7 +7,8 @@ from typing import Any
 
 from autoglm_compress.architecture import Family
 from autoglm_compress.architecture.family import ROOT
-from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT
+from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
+from autoglm_compress.checkpoint.weight_files import require_whole_model
 from autoglm_compress.errors import UserError
 
 SIZES = (
@@ -29,6 +30,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Give a folder with config.json and safetensors.")
+    require_whole_model(folder)
     if not path.exists():
         raise UserError(f"{folder}: no config.json: not a model checkpoint. Give the folder that holds it.")
     try:
@@ -80,7 +82,7 @@ def text_config(config: Any, family: Family, where: str) -> Any:
     if text.num_attention_heads % text.num_key_value_heads:
         heads, groups = text.num_attention_heads, text.num_key_value_heads
         raise UserError(f"{where}: {heads} num_attention_heads are not divisible by {groups} num_key_value_heads.")
-    dtype = str(text.dtype or "float32").removeprefix("torch.")
+    dtype = name_of(text.dtype)
     if dtype not in BYTES_PER_ELEMENT:
         raise UserError(f"{where}: dtype: given {dtype}: expected one of {', '.join(BYTES_PER_ELEMENT)}.")
     if family.layer_kinds:

@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
+from autoglm_compress.checkpoint.finite import not_finite
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
@@ -21,7 +23,6 @@ from autoglm_compress.errors import UserError, listed
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
-ELEMENTS_AT_ONCE = 1 << 24
 
 
 class Checkpoint:
@@ -97,7 +98,7 @@ class Checkpoint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape."""
-        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers())
+        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers(), dtype=self._stored_dtype())
         if self.format is None:
             return shape
         described, where = self.config["quantization_config"], str(self.folder / "config.json")
@@ -107,6 +108,11 @@ class Checkpoint:
     def dtype(self) -> torch.dtype:
         """The dtype of the unquantized weights, read off the embedding."""
         return self.infos[self.family.embedding].dtype
+
+    def _stored_dtype(self) -> str:
+        """What the embedding is stored in, whatever config.json says; that if there is none to ask."""
+        info = self.infos.get(self.family.embedding)
+        return name_of(info.dtype if info else self.model_config.dtype)
 
     @cached_property
     def kept_tensors(self) -> dict[str, tuple[str, ...]]:
@@ -179,7 +185,7 @@ class Checkpoint:
         # A handle that stayed open would keep every page ever read of its file resident.
         with safe_open(info.file, framework="pt") as file:
             tensor = file.get_tensor(name)
-        if bad := _not_finite(tensor):
+        if bad := not_finite(tensor):
             raise UserError(
                 f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "
                 "The weights are damaged: download or export the model again."
@@ -233,9 +239,8 @@ class Checkpoint:
                     continue
                 if info.shape != expected:
                     problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
-                if not packed and not info.dtype.is_floating_point:
-                    kind = str(info.dtype).removeprefix("torch.")
-                    problems.append(f"{name}: {kind}, expected floating-point numbers")
+                if not packed and name_of(info.dtype) not in BYTES_PER_ELEMENT:
+                    problems.append(f"{name}: {name_of(info.dtype)}, expected one of {', '.join(BYTES_PER_ELEMENT)}")
         if problems:
             shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")
@@ -260,13 +265,3 @@ class Checkpoint:
                 f"known to have here: {listed(loaded)}. Check the config, or describe the family that has them."
             )
         return tuple(sorted(unknown))
-
-
-def _not_finite(tensor: torch.Tensor) -> int:
-    """How many values are NaN or infinite."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return 0
-    # The extremes show both and are found sixty times as fast as single values are looked at; NaN outweighs all.
-    if torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
-        return 0
-    return sum(int((~torch.isfinite(part)).sum()) for part in tensor.flatten().split(ELEMENTS_AT_ONCE))

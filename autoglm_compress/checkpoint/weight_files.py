@@ -3,11 +3,13 @@
 import json
 from pathlib import Path, PurePosixPath
 
+from autoglm_compress.atomic import read_object
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, listed
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -22,33 +24,80 @@ def stamp(file: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
+def require_whole_model(folder: Path) -> None:
+    """Raise UserError if a folder holds something else than a model, or something beside it that changes the model."""
+    adapter = folder / ADAPTER
+    if adapter.exists():
+        base = read_object(adapter).get("base_model_name_or_path") or "its base model"
+        raise UserError(
+            f"{folder}: holds an adapter of {base} ({ADAPTER}), which transformers applies to the weights. Merge it "
+            "first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(…). If the weights are "
+            "merged already, delete the adapter's files."
+        )
+    converted = sorted(path.name for path in folder.glob("*.gguf"))
+    if converted and not has_weights(folder):
+        raise UserError(
+            f"{folder}: GGUF files ({listed(converted)}), and no safetensors. Give the model that they were made from, "
+            "or convert one: AutoModelForCausalLM.from_pretrained(folder, gguf_file=…).save_pretrained(…)."
+        )
+
+
 def locate_tensors(folder: Path) -> dict[str, TensorInfo]:
     """The tensors of a folder's weight files by name, from the files' headers.
 
     Raises:
         UserError: there are no such files, or they are not complete.
     """
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / SINGLE
+    if single.is_file():
+        # transformers looks for the single file first; an index whose shards are gone changes nothing.
+        others = [shard for shard in _shards(index) if shard != SINGLE and (folder / shard).is_file()]
+        if others:
+            raise UserError(
+                f"{folder}: two sets of weights: {SINGLE}, which transformers would load, and {len(others)} files that "
+                f"{INDEX} names ({listed(others)}). Delete the set that is not the model's, with its index."
+            )
+        return read_header(single)
     if index.exists():
         return _locate_by_index(folder, index)
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         raise UserError(
             f"{folder}: the weights are pickle files, which can run code when opened, and are refused. "
             "Convert them with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
         )
-    raise UserError(f"{folder}: no weights: expected {INDEX} or {SINGLE}.")
+    raise UserError(
+        f"{folder}: no weights: expected {INDEX} or {SINGLE}. If the folder is a hub download, finish it: "
+        "hf download OWNER/NAME."
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index says.
+
+    Raises:
+        UserError: the index is not JSON, or says something else.
+    """
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        whole = all(isinstance(name, str) and isinstance(file, str) for name, file in found.items())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.')
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, none if it is not there or cannot be read."""
+    try:
+        return sorted(set(_weight_map(index).values()))
+    except (OSError, UserError):
+        return []
 
 
 def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        shards = [None]
-    if not all(isinstance(shard, str) for shard in shards):
-        raise UserError(f'{index}: expected a JSON object with "weight_map": {{tensor: file}}.')
+    weight_map = _weight_map(index)
+    shards = sorted(set(weight_map.values()))
     infos: dict[str, TensorInfo] = {}
     for shard in shards:
         # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.

@@ -12,13 +12,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autoglm_compress.atomic import appearing, write_json
+from autoglm_compress.architecture.shape import name_of
+from autoglm_compress.atomic import appearing, read_object, write_json
+from autoglm_compress.checkpoint.finite import not_finite
 from autoglm_compress.checkpoint.reader import Checkpoint
 from autoglm_compress.checkpoint.safetensors_header import read_header
 from autoglm_compress.checkpoint.weight_files import INDEX
+from autoglm_compress.errors import UserError
 
 SHARD_BYTES = 256 << 20
 METADATA = {"format": "pt"}
+AUTO_MAP = "auto_map"
+"""The field of a config that names classes in .py files beside it."""
 
 
 class CheckpointWriter:
@@ -52,6 +57,13 @@ class CheckpointWriter:
         `same_as` is a checkpoint that this package wrote and that has the same tensors, if there is one: a shard of
         it that holds them and no others gets a second name and is not copied.
         """
+        for name, tensor in tensors.items():
+            if bad := not_finite(tensor):
+                raise UserError(
+                    f"{name}: {bad} of {tensor.numel()} values leave the range of {name_of(tensor.dtype)}, in which "
+                    "the model is stored. Convert the source to bfloat16, whose range is that of float32, and run "
+                    "again: AutoModelForCausalLM.from_pretrained(…, dtype='bfloat16').save_pretrained(…)."
+                )
         shard = None if same_as is None else _shard_of(same_as, tensors)
         if shard is None or not _link(shard, self._unit(number)):
             save_atomically(self._unit(number), tensors)
@@ -59,8 +71,8 @@ class CheckpointWriter:
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
         for path in like.tokenizer_files():
-            shutil.copyfile(path, self.folder / path.name)
-        write_json(self.folder / "config.json", config)
+            _copy_without_code(path, self.folder / path.name)
+        write_json(self.folder / "config.json", {name: value for name, value in config.items() if name != AUTO_MAP})
         kept = _kept_units(like)
         units = [self._unit(number) for number in range(self.units + len(kept))]
         for number, names in enumerate(kept, self.units):
@@ -87,6 +99,15 @@ class CheckpointWriter:
             else:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _copy_without_code(source: Path, target: Path) -> None:
+    """Copy a file, but for what in it names code, which is not copied: transformers would miss it."""
+    found = read_object(source) if source.name.endswith("config.json") else {}
+    if AUTO_MAP in found:
+        write_json(target, {name: value for name, value in found.items() if name != AUTO_MAP})
+    else:
+        shutil.copyfile(source, target)
 
 
 def _grouped(units: list[Path]) -> list[list[Path]]:

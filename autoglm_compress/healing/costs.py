@@ -39,5 +39,6 @@ def trained_parameters(options: HealingOptions, shape: ModelShape) -> int:
         return options.lora.rank * sum(sum(tensor) for _, tensor in shape.linear_shapes())
     if shape.quantization is not None:
         schemes = shape.quantization.schemes
-        return sum(rows * schemes[name].groups(columns) for name, (rows, columns) in shape.linear_shapes())
+        linears = [(name, tensor) for name, tensor in shape.linear_shapes() if name in schemes]
+        return sum(rows * schemes[name].groups(columns) for name, (rows, columns) in linears)
     return sum(prod(tensor) for _, tensor in shape.tensors())

@@ -240,7 +240,8 @@ class Checkpoint:
                 if info.shape != expected:
                     problems.append(f"{name}: shape {list(info.shape)}, expected {list(expected)} from config.json")
                 if not packed and name_of(info.dtype) not in BYTES_PER_ELEMENT:
-                    problems.append(f"{name}: {name_of(info.dtype)}, expected one of {', '.join(BYTES_PER_ELEMENT)}")
+                    kinds = ", ".join(BYTES_PER_ELEMENT)
+                    problems.append(f"{name}: {name_of(info.dtype)}, expected floating-point numbers: {kinds}")
         if problems:
             shown = "\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise UserError(f"{self.folder}: tensors do not fit {self.family.architecture} as configured:\n  {shown}")

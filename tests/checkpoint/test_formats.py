@@ -20,6 +20,7 @@ from autoglm_compress.quantization.bit_allocation import groups_of, with_bits
 from autoglm_compress.quantization.grid import Grid, grid_for
 from support.places import DATA
 from support.quantizing import loaded_logits, logits, make_model, plain_model, run_stage, shape_of
+from support.running import invoke
 
 torch.set_num_threads(1)
 AUTOAWQ = DATA / "autoawq_gemm.safetensors"
@@ -149,7 +150,6 @@ def test_a_head_that_is_not_ignored_is_quantized():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ignore": ["lm_head", "model.layers.1.mlp.up_proj"]},
         {"config_groups": {}},
         {"config_groups": {"group_0": {"targets": ["Linear"], "weights": None}}},
         {"config_groups": {"group_0": {"targets": ["re:("], "weights": described_by_others()}}},
@@ -161,6 +161,29 @@ def test_a_linear_of_which_nothing_is_said(changes: dict):
     shape = shape_of("llama", tie_word_embeddings=False)
     with pytest.raises(UserError, match=r"config\.json: quantization_config\.config_groups does not say how model\."):
         compressed_tensors_format.read_quantization(shape, described_by_others(**changes), "config.json")
+
+
+def test_ignored_linears_of_a_layer_are_read_as_transformers_reads_them(tmp_path: Path):
+    """Two linears of one layer stay in 16 bits, as llm-compressor leaves them where it is told to ignore them."""
+    source = Checkpoint(make_model(tmp_path / "source", "llama", tie_word_embeddings=False))
+    run_stage(source.folder, tmp_path, bits=4, group_size=32)
+    target, ignored = tmp_path / "target", ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"]
+    [file] = target.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in ignored}
+    tensors |= {f"{name}.weight": source.read(f"{name}.weight") for name in ignored}
+    tensors |= {f"{name}.bias": source.read(f"{name}.bias") for name in ignored if f"{name}.bias" in source.infos}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"]["ignore"] += ignored
+    (target / "config.json").write_text(json.dumps(config))
+    index = target / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, file.name)}))
+    ours = Checkpoint(target)
+    assert not set(ignored) & ours.shape.quantization.schemes.keys()
+    assert ours.shape.bytes == sum(info.nbytes for info in ours.infos.values())
+    assert torch.equal(loaded_logits(target), logits(plain_model(ours)))
+    assert invoke("inspect", target).exit_code == 0
 
 
 @pytest.mark.parametrize("bits", [4, 8])

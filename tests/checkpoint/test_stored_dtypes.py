@@ -80,4 +80,4 @@ def test_a_stage_that_would_write_infinity_names_the_tensor(stored: Stored, tmp_
 
 def test_a_dtype_that_cannot_be_computed_with_is_named(stored: Stored):
     source = stored(torch.float64, "float32")
-    assert_says(refusal("inspect", source), "float64, expected one of float32, bfloat16, float16")
+    assert_says(refusal("inspect", source), "float64, expected floating-point numbers: float32, bfloat16, float16")

@@ -14,11 +14,11 @@ from autoglm_compress.architecture import Family, ModelShape, family_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT
 from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
+from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 SIZES = (
     "num_hidden_layers",
     "hidden_size",
@@ -80,30 +80,16 @@ class Checkpoint:
         return sorted({info.file for info in self.infos.values()})
 
     def tokenizer_files(self) -> list[Path]:
-        """Everything beside config and weights that belongs to the model: tokenizer, chat template, generation."""
-        kinds = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config")
-        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(kinds))
+        """Everything beside config and weights that belongs to the model: tokenizer, chat templates, generation."""
+        return sidecars(self.folder)
 
     def require_tokenizer(self) -> None:
         """Raise UserError if the folder has no tokenizer that loads."""
-        if not any((self.folder / name).exists() for name in TOKENIZER_FILES):
-            raise UserError(
-                f"{self.folder}: no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}. "
-                "Copy the tokenizer files of the model into the folder."
-            )
         self.tokenizer()
 
     def tokenizer(self) -> Any:
         """The tokenizer; remote code is never run."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds; the user needs one sentence
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"{self.folder}: transformers cannot read the tokenizer: {reason}. Copy its files again."
-            ) from None
+        return load_tokenizer(self.folder)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored dtype; a packed weight comes back dequantized.

@@ -58,7 +58,9 @@ class CheckpointWriter:
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config and the tokenizer files of `like`."""
         for path in like.tokenizer_files():
-            shutil.copyfile(path, self.folder / path.name)
+            copy = self.folder / path.relative_to(like.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         write_json(self.folder / "config.json", config)
         if not self._sealed:
             self._make_shards()

@@ -7,9 +7,9 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from autoglm_compress.calibration import python_docs
+from autoglm_compress.calibration.chat import EXPECTED, Chat, read_chat
 from autoglm_compress.calibration.python_docs import HELD_OUT_PERCENT, Split
 from autoglm_compress.errors import UserError
 from autoglm_compress.hashing import sha256
@@ -18,8 +18,8 @@ PYTHON_DOCS = "python-docs"
 PARAGRAPH_CHARACTERS = 2000
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's whole pairs are read as the characters they stand for
 
-Document = str | list[dict[str, str]]
-"""Plain text, or chat messages for the tokenizer's chat template."""
+Document = str | Chat
+"""Plain text, or a chat for the tokenizer's chat template."""
 
 
 def locate(source: str, bases: list[Path], option: str) -> Path | None:
@@ -51,7 +51,8 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     Of a file, a tenth of the documents is held out, chosen by a hash of their text.
 
     Raises:
-        UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages`, or half a character.
+        UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages` as chat templates take them,
+            or half a character.
     """
     if path is None:
         return list(python_docs.documents(split))
@@ -70,7 +71,7 @@ def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
 
 
 def _split_of(document: Document) -> Split:
-    text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+    text = document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
     return "held-out" if zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
 
 
@@ -98,20 +99,9 @@ def _row(line: str, where: str) -> Document:
         )
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
-    if isinstance(row, dict) and _are_messages(row.get("messages")):
-        return row["messages"]
-    raise UserError(f'{where}: expected {{"text": …}} or {{"messages": [{{"role": …, "content": …}}, …]}}.')
-
-
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-            for turn in value
-        )
-    )
+    if isinstance(row, dict) and "messages" in row:
+        return read_chat(row, where)
+    raise UserError(f"{where}: {EXPECTED}.")
 
 
 def _read_plain(path: Path) -> list[Document]:

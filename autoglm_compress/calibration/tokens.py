@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
 
+from autoglm_compress.calibration.chat import chat_text
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
@@ -119,13 +120,7 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, seq
 def _encode(tokenizer: Any, documents: Iterable[Document]) -> Iterable[list[int]]:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in documents:
-        if isinstance(document, str):
-            text = document
-        elif tokenizer.chat_template:
-            # Some templates print the date: it must not change the tokens from one day to the next.
-            text = tokenizer.apply_chat_template(document, tokenize=False, date_string="1 Jan 2025")
-        else:
-            text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in document)
+        text = document if isinstance(document, str) else chat_text(tokenizer, document)
         yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
 
 

@@ -8,14 +8,17 @@ from autoglm_compress.hashing import key_of, sha256
 
 
 def hash_source(source: Checkpoint, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Size, modification time and SHA-256 of the source's files; unchanged files in `known` are not read again."""
+    """Size, modification time and SHA-256 of the source's files, by their paths in its folder.
+
+    Unchanged files in `known` are not read again.
+    """
     files = {}
     for path in [source.folder / "config.json", *source.tokenizer_files(), *source.files()]:
-        state = path.stat()
-        seen = known.get(path.name, {})
+        state, name = path.stat(), path.relative_to(source.folder).as_posix()
+        seen = known.get(name, {})
         same = (seen.get("bytes"), seen.get("mtime_ns")) == (state.st_size, state.st_mtime_ns)
         digest = seen["sha256"] if same else sha256(path)
-        files[path.name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest}
+        files[name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest}
     return files
 
 

@@ -18,10 +18,10 @@ from autoglm_compress.checkpoint.model_config import load_config, read_config, t
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
+from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.checkpoint.weight_files import locate_tensors, stamp
 from autoglm_compress.errors import UserError, listed
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
 
 
@@ -132,34 +132,16 @@ class Checkpoint:
         return sorted({info.file for info in self.infos.values()})
 
     def tokenizer_files(self) -> list[Path]:
-        """Everything beside config and weights that belongs to the model: tokenizer, chat template, generation.
-
-        Kept towers also have the files that say how their inputs are made.
-        """
-        kinds = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config")
-        kinds += ("preprocessor_config", "processor_config", "video_preprocessor_config") if self.family.kept else ()
-        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(kinds))
+        """Everything beside config and weights that belongs to the model: tokenizer, chat templates, generation."""
+        return sidecars(self.folder)
 
     def require_tokenizer(self) -> None:
         """Raise UserError if the folder has no tokenizer that loads."""
-        if not any((self.folder / name).exists() for name in TOKENIZER_FILES):
-            raise UserError(
-                f"{self.folder}: no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}. "
-                "Copy the tokenizer files of the model into the folder."
-            )
         self.tokenizer()
 
     def tokenizer(self) -> Any:
         """The tokenizer; remote code is never run."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises many kinds; the user needs one sentence
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"{self.folder}: transformers cannot read the tokenizer: {reason}. Copy its files again."
-            ) from None
+        return load_tokenizer(self.folder)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU in its stored dtype; a packed weight comes back dequantized.

@@ -71,7 +71,9 @@ class CheckpointWriter:
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
         for path in like.tokenizer_files():
-            _copy_without_code(path, self.folder / path.name)
+            copy = self.folder / path.relative_to(like.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_without_code(path, copy)
         write_json(self.folder / "config.json", {name: value for name, value in config.items() if name != AUTO_MAP})
         kept = _kept_units(like)
         units = [self._unit(number) for number in range(self.units + len(kept))]

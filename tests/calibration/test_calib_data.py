@@ -69,5 +69,5 @@ def test_shipped_texts_are_enough_for_the_shipped_recipes(file: Path):
     recipe = load_recipe(file)
     for source, rows in recipe.calibration.rows.items():
         texts = documents(locate(source, recipe.bases, "calibration.source"), "calibration")
-        size = sum(len(str(text).encode()) for text in texts)
+        size = sum(len(str(text if isinstance(text, str) else text.messages).encode()) for text in texts)
         assert size >= rows * recipe.calibration.sequence_length * BYTES_PER_TOKEN, source

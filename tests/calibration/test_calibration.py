@@ -37,7 +37,10 @@ def test_jsonl_gives_its_texts_and_messages_in_order(tmp_path: Path):
     calibration, held_out = both(path)
     assert len(calibration) + len(held_out) == 61
     assert 1 <= len(held_out) <= 15
-    assert sorted(map(str, calibration + held_out)) == sorted([f"row {n}" for n in range(60)] + [str(MESSAGES)])
+    [chat] = [document for document in calibration + held_out if not isinstance(document, str)]
+    assert (chat.messages, chat.tools) == (MESSAGES, None)
+    texts = [document for document in calibration + held_out if isinstance(document, str)]
+    assert sorted(texts) == sorted(f"row {n}" for n in range(60))
     numbers = [int(text.split()[1]) for text in calibration if isinstance(text, str)]
     assert numbers == sorted(numbers)
 

@@ -1,0 +1,146 @@
+"""Chat rows: what one may hold, and the text that the tokenizer's chat template makes of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+
+from autoglm_compress.errors import UserError
+
+EXPECTED = 'expected {"text": …} or {"messages": [{"role": …, "content": …}, …]}'
+DATE = "1 Jan 2025"
+"""Some templates print the date: it must not change the tokens from one day to the next."""
+PROBE = "autoglm-probe"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The messages of a chat and the tools offered in it, as chat templates take them; `where` is `file:line`."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    where: str
+
+
+def read_chat(row: dict[str, Any], where: str) -> Chat:
+    """The chat of a row with `messages` and, perhaps, `tools`.
+
+    The content of a message is text, a list of text parts, or, beside tool calls, null.
+
+    Raises:
+        UserError: a field is not what chat templates take, or holds an image, audio or video.
+    """
+    messages, tools = row.get("messages"), row.get("tools") or None
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: {EXPECTED}.")
+    for number, turn in enumerate(messages):
+        if problem := _problem(turn):
+            raise UserError(f"{where}: {EXPECTED}: messages[{number}]{problem}.")
+    if tools is not None and not _are_objects(tools):
+        raise UserError(f"{where}: tools: expected a list of JSON schemas, found {_shown(tools)}.")
+    return Chat(messages, tools, where)
+
+
+def chat_text(tokenizer: Any, chat: Chat) -> str:
+    """What the tokenizer's chat template makes of a chat; lines of `role: content` where it has none.
+
+    Parts of text go to a template that knows parts as they are, and to others as one text.
+
+    Raises:
+        UserError: the template refuses the chat, or is broken.
+    """
+    # transformers leaves null fields out too, but not in every version.
+    messages = [{name: value for name, value in turn.items() if value is not None} for turn in chat.messages]
+    has_parts = any(isinstance(turn.get("content"), list) for turn in messages)
+    if not tokenizer.chat_template:
+        return "\n".join(map(_line, map(_with_joined_parts, messages)))
+    if has_parts and not _knows_parts(tokenizer):
+        messages = list(map(_with_joined_parts, messages))
+    try:
+        return _render(tokenizer, messages, chat.tools)
+    except Exception as error:  # a template can raise anything
+        raise _refusal(tokenizer, chat, error) from None
+
+
+def _problem(turn: Any) -> str | None:
+    """What is wrong with a message, as the path to it and a sentence."""
+    if not isinstance(turn, dict):
+        return f": found {_shown(turn)}"
+    if not isinstance(turn.get("role"), str):
+        return f".role: found {_shown(turn.get('role'))}"
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    if calls is not None and not _are_objects(calls):
+        return f".tool_calls: expected a list of objects, found {_shown(calls)}"
+    if isinstance(content, list):
+        return next(
+            (f".content[{n}]: {found}" for n, part in enumerate(content) if (found := _part_problem(part))), None
+        )
+    if isinstance(content, str) or (content is None and calls):
+        return None
+    return f".content: expected text, or null beside tool_calls: found {_shown(content)}"
+
+
+def _part_problem(part: Any) -> str | None:
+    if not isinstance(part, dict):
+        return f'expected {{"type": "text", "text": …}}, found {_shown(part)}'
+    if part.get("type") != "text":
+        return (
+            f"a part of type {part.get('type')!r}: text is all that is read, no images, audio or video. "
+            "Leave such rows, or such parts, out"
+        )
+    return None if isinstance(part.get("text"), str) else f".text: expected text, found {_shown(part.get('text'))}"
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _with_joined_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    content = turn.get("content")
+    return turn | {"content": "".join(part["text"] for part in content)} if isinstance(content, list) else turn
+
+
+def _line(turn: dict[str, Any]) -> str:
+    calls = [json.dumps(call, ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return "\n".join([f"{turn['role']}: {turn.get('content', '')}", *calls])
+
+
+def _knows_parts(tokenizer: Any) -> bool:
+    """Whether the template shows what stands in a part of text. Others drop it, or print the list as Python does."""
+    content = [{"type": "text", "text": PROBE}]
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": content}], None)
+    except Exception:  # a template can raise anything
+        return False
+    return PROBE in text.replace(f"'{PROBE}'", "").replace(f'"{PROBE}"', "")
+
+
+def _render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, date_string=DATE)
+
+
+def _refusal(tokenizer: Any, chat: Chat, error: Exception) -> UserError:
+    words = " ".join(str(error).split()).removesuffix(".") or type(error).__name__
+    file = _template_file(tokenizer, chat)
+    if isinstance(error, TemplateSyntaxError):
+        return UserError(
+            f"{chat.where}: the chat template in {file} is not valid, line {error.lineno}: {words}. Correct it there."
+        )
+    return UserError(
+        f"{chat.where}: the chat template in {file} cannot write this row: {words}. Change the row, or leave it out."
+    )
+
+
+def _template_file(tokenizer: Any, chat: Chat) -> Path:
+    """Where the template stands, as transformers looks for it."""
+    folder = Path(tokenizer.name_or_path)
+    names = ["additional_chat_templates/tool_use.jinja"] if chat.tools else []
+    names += ["chat_template.jinja", "chat_template.json"]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / "tokenizer_config.json")

@@ -11,7 +11,7 @@ from autoglm_compress.architecture import Family, UnsupportedArchitectureError, 
 from autoglm_compress.architecture.family_draft import draft_family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.plain_model import meta_model
+from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.unknown_model import known_model
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.records.stage import Shape
@@ -72,9 +72,11 @@ def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
-        expected.pop(checkpoint.family.head, None)
+        for inside in loaded_names(model, [checkpoint.family.head]).values():
+            expected.pop(inside, None)
     kept = (name for names in checkpoint.kept_tensors.values() for name in names)
-    ours = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
+    shapes = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
+    ours = {inside: shapes[name] for name, inside in loaded_names(model, shapes).items()}
     missing = sorted(set(expected) - set(ours))
     different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
     problems = [f"{name} is missing" for name in missing] + [f"{name} has another shape" for name in different]

@@ -46,7 +46,7 @@ def quantization_config(quantization: Quantization, family: Family) -> dict[str,
         targets.setdefault(scheme, []).append(rf"re:(.*\.)?{re.escape(linear)}$")
     for module, scheme in quantization.schemes.items():
         if not any(module == linear or module.endswith(f".{linear}") for linear in alike):
-            targets.setdefault(scheme, []).append(module)
+            targets.setdefault(scheme, []).append(_target(module, family))
     groups = {}
     for number, scheme in enumerate(sorted(targets, key=lambda scheme: (scheme.bits, scheme.group_size))):
         groups[f"group_{number}"] = {
@@ -74,6 +74,18 @@ def quantization_config(quantization: Quantization, family: Family) -> dict[str,
             *(rf"re:(.*\.)?{re.escape(prefix)}.*" for prefix in family.kept.values()),
         ],
     }
+
+
+def _target(module: str, family: Family) -> str:
+    """What names one linear of one layer.
+
+    Beside kept towers, `transformers` may have other names for modules than files have for tensors, which begin in
+    another way.
+    """
+    place = family.place(module)
+    if not family.kept or place.layer is None:
+        return module
+    return rf"re:(.*\.)?layers\.{place.layer}\.{re.escape(place.name)}$"
 
 
 def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:

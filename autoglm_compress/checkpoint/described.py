@@ -34,9 +34,9 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     """
     raw, where = read_config(folder), str(folder / "config.json")
     if raw.get("quantization_config"):
-        raise UserError(f"{folder}: the source is quantized already; give the unquantized model.")
+        raise UserError(f"{folder}: quantized already; give the unquantized model.")
     family, config = family_of(raw, where, family), load_config(folder)
-    infos = locate_tensors(folder) if has_weights(folder) else {}
+    infos = _infos(folder)
     if has_own_head(infos, family, config):
         config.tie_word_embeddings = False
     text = text_config(config, family, where)
@@ -44,6 +44,14 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     if family.embedding in infos:
         shape = replace(shape, dtype=name_of(infos[family.embedding].dtype))
     return DescribedModel(replace(shape, kept=_towers(infos, shape, config, where)), config, text)
+
+
+def _infos(folder: Path) -> dict[str, TensorInfo]:
+    """The tensors of the weight files, none if the files are not there or not complete: a download may go on later."""
+    try:
+        return locate_tensors(folder) if has_weights(folder) else {}
+    except UserError:
+        return {}
 
 
 def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, where: str) -> tuple[Tower, ...]:

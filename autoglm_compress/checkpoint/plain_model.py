@@ -18,8 +18,11 @@ def meta_model(config: Any, auto_class: str) -> Any:
         return getattr(transformers, auto_class).from_config(config)
 
 
-def loaded_names(model: Any, names: Iterable[str]) -> tuple[str, ...]:
+def loaded_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     """Those of the tensors of a file that `from_pretrained` would put into a model; it calls the rest unexpected.
+
+    Returns:
+        The name that each of them has in the model.
 
     Args:
         model: as `meta_model` gives it.
@@ -33,8 +36,9 @@ def loaded_names(model: Any, names: Iterable[str]) -> tuple[str, ...]:
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
 
-    def loads(name: str) -> bool:
+    def in_model(name: str) -> str:
         renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-        return renamed in known or name in known
+        return renamed if renamed in known else name
 
-    return tuple(name for name in names if loads(name))
+    found = {name: in_model(name) for name in names}
+    return {name: inside for name, inside in found.items() if inside in known}

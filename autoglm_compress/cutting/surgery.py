@@ -37,7 +37,7 @@ def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Ten
 
 
 def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The change that `rewrite` makes by default."""
+    """The change that `Rewrite` makes by default."""
     return tensor
 
 

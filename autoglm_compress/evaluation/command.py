@@ -15,7 +15,7 @@ from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.agreement import Agreement, agreement
 from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
 from autoglm_compress.evaluation.perplexity import hash_of_rows
@@ -61,6 +61,8 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     device = choose_device(request.device)
     runtime = Runtime(device, progress)
     checkpoint = Checkpoint(request.checkpoint, request.family)
+    if checkpoint.left_out:
+        progress.note(f"left out, as the model does not use them: {listed(checkpoint.left_out)}")
     require_used(request.family, checkpoint.family, "--family", str(request.checkpoint / "config.json"))
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))

@@ -53,7 +53,7 @@ class Contexts:
             lineage=Lineage.of_source(inputs.source.shape) if parent is None else Lineage.load(folder / LINEAGE),
             text=inputs.text,
             statistics=lambda: self.statistics,
-            evaluate=lambda tasks: self._evaluate_for(number, tasks),
+            evaluate=lambda tasks: self.evaluate(parent, tasks),
             open_checkpoint=inputs.open_other,
             runtime=inputs.runtime,
             seed=inputs.recipe.seed,
@@ -66,13 +66,6 @@ class Contexts:
         return self._inputs.evaluations.results(
             checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder, self._inputs.source.family), tasks
         )
-
-    def _evaluate_for(self, number: int, tasks: Sequence[str]) -> dict[str, Any]:
-        """Results of the checkpoint that a stage takes; measured anew if the stage is to be done again."""
-        parent = self._inputs.recipe.parents[number]
-        if number in self._preparation.schedule.again:
-            self._inputs.evaluations.forget(self._preparation.checkpoint(parent).name, tasks)
-        return self.evaluate(parent, tasks)
 
     @property
     def statistics_name(self) -> str:

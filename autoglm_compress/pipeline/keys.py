@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoglm_compress.architecture.family_files import built_in
 from autoglm_compress.calibration.text import text_key
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
-from autoglm_compress.hashing import key_of, sha256
+from autoglm_compress.hashing import key_of
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.manifest import SourceRecord
@@ -91,8 +92,8 @@ def keys_of(inputs: RunInputs) -> Keys:
             others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
     calibration = calibration_key(recipe.calibration, inputs.text.files)
     by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
-    file = recipe.family_file()
-    family = None if file is None else sha256(file)
+    used = inputs.source.family
+    family = None if built_in().get(used.architecture) is used else key_of(used.model_dump(mode="json"))
     source, stages = stage_keys(recipe, source_files, calibration, by_name, inputs.evaluations.settings_key, family)
     return Keys(source, tuple(stages), calibration, source_files, others)
 

@@ -84,7 +84,9 @@ def plan_table(plan: Plan) -> Table:
             f"{shape.num_attention_heads}/{shape.num_key_value_heads}",
             str(shape.head_dim),
             human(shape.parameters),
-            human(shape.bytes) + "B" if entry.disk or entry.stage == SOURCE else "",
+            human(shape.bytes if entry.stage == SOURCE else entry.disk) + "B"
+            if entry.disk or entry.stage == SOURCE
+            else "",
             human(shape.kv_cache_bytes()) + "B",
             human(entry.peak_memory) + "B" if entry.peak_memory else "",
         )

@@ -11,6 +11,7 @@ from autoglm_compress.pipeline.plan import bytes_of
 from autoglm_compress.pipeline.retention import most_bytes
 from autoglm_compress.pipeline.schedule import Schedule
 from autoglm_compress.records.files import SOURCE_FOLDER_NAME
+from autoglm_compress.stages import Makes
 from autoglm_compress.versions import made_elsewhere
 
 
@@ -52,6 +53,7 @@ def prepare(inputs: RunInputs) -> Preparation:
         folder.clear()
     _announce(inputs, keys, schedule, left_over)
     _check_disk(inputs, schedule)
+    _forget_evaluations(inputs, keys)
     return Preparation(inputs, keys, schedule)
 
 
@@ -79,13 +81,13 @@ def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequ
     before = {entry.name: entry for entry in inputs.folder.manifest.stages}
     for number in range(inputs.chosen[-1] + 1):
         name, key, stage = inputs.names[number], keys.stages[number], inputs.recipe.stages[number]
-        finished = inputs.folder.finished(name, key)
+        finished = schedule.on_record(number)
         forced = first is not None and number >= inputs.chosen[0]
         if finished and not forced and number in schedule.to_make:
             note(f"{name}: finished before, but not kept: done again for those that need it")
         elif finished and not forced:
             note(f"{name}: finished before, reused{made_elsewhere(finished.versions, stage.label)}")
-        elif number < inputs.chosen[0]:
+        elif number < inputs.chosen[0] and stage.makes is Makes.CHECKPOINT:
             raise UserError(f"--from {first}: {name} is not finished yet. Run without --from, or from it.")
         elif forced:
             note(f"{name}: done again (--from {first})")
@@ -97,6 +99,13 @@ def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequ
         note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")
     for warning in inputs.plan.stage_warnings():
         note(f"warning: {warning}")
+
+
+def _forget_evaluations(inputs: RunInputs, keys: Keys) -> None:
+    """Drop the results that stages ask for which `--from` says to do again; `--fresh` has dropped all."""
+    for number in inputs.chosen if inputs.options.first is not None else ():
+        if tasks := inputs.recipe.stages[number].evaluates:
+            inputs.evaluations.forget(_checkpoint(inputs, keys, inputs.recipe.parents[number]).name, tasks)
 
 
 def _check_disk(inputs: RunInputs, schedule: Schedule) -> None:

@@ -23,8 +23,8 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
     """
     processes, device = join_processes(choose_device(options.device))
     shown = progress if processes.is_first else Progress(Console(quiet=True))
-    inputs = find_inputs(recipe, options, Runtime(device, shown, processes))
     try:
+        inputs = find_inputs(recipe, options, Runtime(device, shown, processes))
         if processes.is_first:
             run_stages(inputs)
             processes.tell(None)

@@ -115,7 +115,12 @@ class RunFolder:
     def adopt(self, names: Sequence[str], keys: Sequence[str]) -> list[Path]:
         """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
         records = {folder: found(StageRecord, folder / STAGE) for folder in self._stage_folders()}
-        by_key = {record.key: folder for folder, record in records.items() if record}
+        placed = dict(zip(names, keys, strict=True))
+        by_key = {
+            record.key: folder
+            for folder, record in records.items()
+            if record and placed.get(folder.name) != record.key  # what stands where it belongs stays there
+        }
         moves = {
             by_key[key].name: name
             for name, key in zip(names, keys, strict=True)

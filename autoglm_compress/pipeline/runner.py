@@ -19,7 +19,7 @@ from autoglm_compress.records.metrics import Metrics, Row
 from autoglm_compress.records.stage import FileRecord, Shape, StageRecord
 from autoglm_compress.report import write_report
 from autoglm_compress.resources import Resources
-from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.stages import Makes, Stage, StageContext
 from autoglm_compress.stages.drawing import draw, draw_missing
 from autoglm_compress.versions import package_versions, result_versions
 
@@ -108,7 +108,7 @@ class _Runner:
     def _record(self, number: int, context: StageContext, result: Path, spent: dict[str, Any]) -> StageRecord:
         """What there is to say of a stage that has run, and `spent` so much."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
-        files = sorted(path for path in result.rglob("*") if path.is_file() and STAGE not in path.name)
+        files = sorted(path for path in result.rglob("*") if path.is_file() and path != result / STAGE)
         before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
         return StageRecord(
             name=inputs.names[number],
@@ -120,7 +120,7 @@ class _Runner:
             shape=Shape.of(context.shape),
             decisions=context.decisions,
             warnings=list(inputs.plan.checkpoints[number + 1].warnings),
-            linears=stage.linears(context.decisions),
+            linears=self._linears(stage, context.decisions),
             files={
                 path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
                 for path in files
@@ -129,6 +129,15 @@ class _Runner:
             **({"left_out": list(inputs.source.left_out)} if parent is None and inputs.source.left_out else {}),
             **spent,
         )
+
+    def _linears(self, stage: Stage, decisions: dict[str, Any]) -> list[dict[str, Any]]:
+        """Measures of linears for tables; whatever is wrong with them, the stage is done."""
+        try:
+            return stage.linears(decisions)
+        except Exception as error:  # of another package's stage too
+            note = f"warning: {stage.label}: no table of linears: {type(error).__name__}: {error}"
+            self._inputs.runtime.progress.note(note)
+            return []
 
     def _look_at(self, number: int) -> None:
         """Draw what a stage has decided, and evaluate the checkpoint it has made."""

@@ -25,11 +25,19 @@ class Schedule:
     again: Collection[int]
     last: int
 
+    def on_record(self, number: int) -> StageRecord | None:
+        """The `stage.json` of a stage that is finished; not if results that it asked for are no longer known."""
+        record = self.folder.finished(self.recipe.folder_name(number), self.keys[number])
+        return record if record is not None and self._evaluated(number) else None
+
     def finished(self, number: int) -> StageRecord | None:
-        """The `stage.json` of a stage that is finished and is not to be done again all the same."""
-        if number in self.again:
-            return None
-        return self.folder.finished(self.recipe.folder_name(number), self.keys[number])
+        """The same of a stage that is not to be done again all the same."""
+        return None if number in self.again else self.on_record(number)
+
+    def _evaluated(self, number: int) -> bool:
+        """Whether all evaluations that a stage asks for are known; so it is if it asks for none."""
+        tasks = self.recipe.stages[number].evaluates
+        return not tasks or self.known(self.recipe.parents[number], tasks)
 
     def needs_weights(self, number: int) -> bool:
         """Whether a stage still needs the weights of the checkpoint that it takes."""
@@ -38,8 +46,7 @@ class Schedule:
 
     def _reads_weights(self, number: int) -> bool:
         """Whether doing a stage reads the weights of the checkpoint that it takes: not if all it asks for is known."""
-        tasks = self.recipe.stages[number].evaluates
-        return not tasks or number in self.again or not self.known(self.recipe.parents[number], tasks)
+        return not self.recipe.stages[number].evaluates or number in self.again or not self._evaluated(number)
 
     @cached_property
     def to_make(self) -> tuple[int, ...]:
@@ -68,7 +75,7 @@ class Schedule:
     def finished_in_a_row(self, numbers: Iterable[int]) -> Iterator[StageRecord]:
         """The `stage.json` of each of these stages, up to the first that is not finished."""
         for number in numbers:
-            record = self.folder.finished(self.recipe.folder_name(number), self.keys[number])
+            record = self.on_record(number)
             if record is None:
                 return
             yield record

@@ -89,7 +89,13 @@ def choose_bits(
     bits = [MANY if more else FEW for more in allocate(costs, sizes, left)]
     chosen = with_bits(quantization, groups, bits)
     found = [
-        {"linears": list(group.linears), "bits": number, "divergence_at_4_bits": float(f"{cost:.4g}")}
+        {
+            "layer": group.layer,
+            "parts": [shape.family.place(linear).name for linear in group.linears],
+            "linears": list(group.linears),
+            "bits": number,
+            "divergence_at_4_bits": float(f"{cost:.4g}"),
+        }
         for group, number, cost in zip(groups, bits, costs, strict=True)
     ]
     return BitChoice(chosen, average_bits(shape, chosen.schemes), found)

@@ -1,9 +1,6 @@
 """What is on record of each linear after quantizing, as entries for a table of all linears."""
 
-import re
 from typing import Any
-
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 
 
 def rounded_linears(decisions: dict[str, Any]) -> list[dict[str, Any]]:
@@ -19,10 +16,8 @@ def rounded_linears(decisions: dict[str, Any]) -> list[dict[str, Any]]:
         for name, pair in layer.get("pairs", {}).items():
             entry(number, f"after {name}").update(_cells(pair))
     for choice in decisions.get("bits", ()):
-        for linear in choice["linears"]:
-            place = LAYER.search(linear)
-            if place:
-                entry(int(place[1]), place[2]).update(_cells(choice))
+        for part in choice["parts"]:
+            entry(choice["layer"], part).update(_cells(choice))
     return list(found.values())
 
 

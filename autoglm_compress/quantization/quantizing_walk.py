@@ -12,7 +12,7 @@ from autoglm_compress.progress import Advance
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
 from autoglm_compress.quantization.smoothing import Pair, smoothing_pairs
-from autoglm_compress.quantization.stepwise_layer import KeptActivations, LayerInParts
+from autoglm_compress.quantization.stepwise_layer import KeptActivations, StepwiseLayer
 from autoglm_compress.quantization.writing import LayerWriter, stored_dtypes
 from autoglm_compress.runtime import Runtime
 
@@ -82,7 +82,7 @@ class QuantizingWalk:
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)
         kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
-        parts = LayerInParts(module, run, self.states, self.source.family, kept)
+        parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)
 
@@ -119,7 +119,7 @@ class QuantizingWalk:
         )
 
     def _measure(
-        self, layer: int, module: nn.Module, pair: Pair, parts: LayerInParts, measured: Callable[[int], None]
+        self, layer: int, module: nn.Module, pair: Pair, parts: StepwiseLayer, measured: Callable[[int], None]
     ) -> InputStatistics:
         """What the readers of a pair read, in all processes; `measured` is told of how many tokens."""
         reader = module.get_submodule(pair.readers[0])

@@ -55,7 +55,7 @@ class KeptActivations:
         return torch.from_file(str(file), size=shape.numel(), dtype=dtype).view(shape)
 
 
-class LayerInParts:
+class StepwiseLayer:
     """The parts of one layer, for all batches; to be used in the order in which the layer runs.
 
     Args:

@@ -73,7 +73,7 @@ def run_page(run: Run, draw: Draw) -> str:
         scores=score_tables(run),
         others=other_results(run),
         costs=picture_of("cost-bars", "time and peak memory of each stage", lambda: cost_plot(run)),
-        sections=[_section(row, run.stages[row.name], draw) for row in checkpoints(run) if row.name in run.stages],
+        sections=_sections(run, draw),
     )
 
 
@@ -122,6 +122,13 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "seed": manifest.seed,
     }
     return [(name, str(value)) for name, value in known.items() if value is not None]
+
+
+def _sections(run: Run, draw: Draw) -> list[StageSection]:
+    """What stages decided, but for evaluations and the like, which have nothing to show that tables do not have."""
+    made = {row.name for row in checkpoints(run)}
+    found = [_section(row, run.stages[row.name], draw) for row in run.rows if row.name in run.stages]
+    return [one for one in found if one.row.name in made or one.pictures or one.table or one.warnings]
 
 
 def _section(row: Row, stage: StageRecord, draw: Draw) -> StageSection:

@@ -77,13 +77,13 @@ class StageContext:
     `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text.
     `statistics` (of the run's source), `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of
     `other_checkpoints`, by its name and option) are functions because what they give is expensive and not every stage
-    asks for it.
+    asks for it. Tasks that a stage evaluates are to be listed in `Stage.evaluates`, to count in its key.
 
     `shape` is the planned shape of the result; a stage that decides more of it puts that there. `result` is the folder
     that the result goes into, and `target` writes a checkpoint there. Both are None in all processes but the first, and
-    `target` is None for a stage that makes no checkpoint. `work` is a folder of the stage's own that survives a kill
-    and is removed once the stage is complete. A stage leaves what it decided in `decisions`, which goes into its
-    `stage.json`, and in `lineage` which parts of the run's source are left.
+    `target` is None for a stage that makes no checkpoint. What a killed process left in `result` is still there. `work`
+    is a folder of the stage's own that survives a kill and is removed once the stage is complete. A stage leaves what
+    it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the source are left.
     """
 
     origin: Checkpoint
@@ -164,13 +164,14 @@ class Stage(BaseModel):
     def runs_in_all_processes(self) -> bool:
         """Whether all processes of a run work on it together, where there are several, or the first alone.
 
-        The others have no `target`. What asks for the `statistics` alone need not say so: all measure them anyway.
+        The others have no `target`. What asks for the `statistics` alone need not say so: all measure them anyway. A
+        stage that runs in all processes cannot ask for them.
         """
         return False
 
     @property
     def trains_on_calibration(self) -> bool:
-        """Whether the stage asks for `training_text`, more of the calibration sources than the samples."""
+        """Whether the stage asks for `text.training`, more of the calibration sources than the samples."""
         return False
 
     @property

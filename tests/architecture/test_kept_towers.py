@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from support.command_line import assert_says, plan, refusal
-from support.own_families import GLM4V, save_glm4v, write_family
+from support.own_families import GLM4V, QWEN2VL, save_glm4v, save_qwen2vl, write_family
 from support.running import invoke, run, tensors_of, write_recipe
 
 torch.set_num_threads(1)
@@ -146,3 +146,21 @@ def test_a_tower_that_is_not_there_is_named(source: Path, tmp_path: Path):
     file = write_family(tmp_path, GLM4V.replace("kept: {vision: model.visual.}", "kept: {audio: model.audio_tower.}"))
     message = refusal("inspect", source, "--family", file)
     assert_says(message, "model.audio_tower.*: missing", "'audio'")
+
+
+def test_bits_that_differ_between_layers_load_where_modules_have_other_names(
+    tokenizer: PreTrainedTokenizerFast, tokens: torch.Tensor, tmp_path: Path
+):
+    source = save_qwen2vl(tmp_path / "source", tokenizer)
+    assert any(name.startswith("visual.") for name in tensors_of(source))
+    write_family(tmp_path, QWEN2VL)
+    auto = {"stage": "quantize", "bits": "auto", "budget": {"average_bits": 6}, "group_size": 32, "max_divergence": 9}
+    own = {"source": str(source), "family": "my_family.yaml"}
+    run(write_recipe(tmp_path, source, [IDENTITY, auto], model=own))
+    kept, mixed = tmp_path / "out/01-depth", tmp_path / "out/02-quantize"
+    torch.testing.assert_close(logits(load(kept), tokens), logits(load(source), tokens), rtol=0, atol=0)
+    bits = {entry["bits"] for entry in json.loads((mixed / "stage.json").read_text())["decisions"]["bits"]}
+    assert bits == {4, 8}
+    assert logits(load(mixed), tokens).isfinite().all()
+    found = json.loads(invoke("inspect", mixed, "--family", tmp_path / "my_family.yaml", "--json").output)
+    assert found["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.checkpoint import Checkpoint
-from support.command_line import assert_says, refusal
+from support.command_line import assert_says, plan, refusal
 from support.running import write_recipe
 
 INDEX = "model.safetensors.index.json"
@@ -69,6 +69,15 @@ def test_a_folder_of_gguf_files_is_named(tmp_path: Path):
 def test_a_download_that_is_not_finished_is_named(folder: Path):
     (folder / "model.safetensors").unlink()
     assert_says(refusal("inspect", folder), folder, "no weights", "finish it: hf download")
+
+
+def test_a_download_that_is_not_finished_can_be_planned(folder: Path, tmp_path: Path):
+    """A run goes on with the download only when it has a plan."""
+    split(folder)
+    (folder / "model.safetensors").unlink()
+    for shard in list(SHARDS)[1:]:
+        (folder / shard).unlink()
+    assert plan(write_recipe(tmp_path, folder, [{"stage": "depth", "layers": [0]}]))["checkpoints"][0]["bytes"]
 
 
 @pytest.mark.parametrize("name", ["LlamaModel", "LlamaForSequenceClassification"])

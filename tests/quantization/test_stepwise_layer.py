@@ -9,7 +9,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.hidden_states import HiddenStates
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.quantization.smoothing import smoothing_pairs
-from autoglm_compress.quantization.stepwise_layer import KeptActivations, LayerInParts
+from autoglm_compress.quantization.stepwise_layer import KeptActivations, StepwiseLayer
 from support.quantizing import FAMILIES, LAYERS, SIZES, batches, make_model, plain_model, run_stage
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
@@ -32,7 +32,7 @@ def test_a_layer_in_parts_is_the_whole_layer(tmp_path: Path, model_type: str, ke
     heard = {}
     for layer in range(LAYERS):
         module, run = one_layer.load(layer)
-        parts = LayerInParts(module, run, states, family, KeptActivations(tmp_path) if keeping else None)
+        parts = StepwiseLayer(module, run, states, family, KeptActivations(tmp_path) if keeping else None)
         for pair in smoothing_pairs(checkpoint.shape):
             heard[layer, pair.readers[0]] = torch.cat(list(parts.inputs_of(pair.readers[0])))
             for name in pair.readers:

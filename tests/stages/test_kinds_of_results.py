@@ -158,6 +158,15 @@ def test_the_disk_of_an_artifact_is_planned(source: Path, tmp_path: Path):
     assert planned["04-count"] == 0
 
 
+def test_a_table_that_cannot_be_made_costs_the_table_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Count, "linears", lambda *_: [][0])
+    output = run(write(tmp_path, source))
+    assert "warning: count: no table of linears: IndexError" in output
+    assert record_of(tmp_path / "out", "04-count")["linears"] == []
+
+
 def test_nothing_takes_an_artifact(source: Path, tmp_path: Path):
     stages = [*STAGES, {"stage": "tie", "from": "export", "method": "average"}]
     result = invoke("plan", write(tmp_path, source, stages))

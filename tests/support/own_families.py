@@ -9,6 +9,8 @@ from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 GLM4V = """
@@ -47,6 +49,40 @@ writer_norms: {self_attn.o_proj: post_self_attn_layernorm, mlp.down_proj: post_m
 transformers_derives_head_dim: true
 """
 """A vision tower beside the text tower, whose config is a part of the whole."""
+
+QWEN2VL = """
+architecture: Qwen2VLForConditionalGeneration
+model_type: qwen2_vl
+auto_class: AutoModelForImageTextToText
+config: text_config
+kept: {vision: visual.}
+roles:
+  embedding: model.embed_tokens
+  final_norm: model.norm
+  head: lm_head
+  attention: {query: self_attn.q_proj, key: self_attn.k_proj, value: self_attn.v_proj, output: self_attn.o_proj}
+  ffn: {gate: mlp.gate_proj, up: mlp.up_proj, down: mlp.down_proj}
+layer_tensors:
+  input_layernorm.weight: [hidden]
+  self_attn.q_proj.weight: [query, hidden]
+  self_attn.q_proj.bias: [query]
+  self_attn.k_proj.weight: [key_value, hidden]
+  self_attn.k_proj.bias: [key_value]
+  self_attn.v_proj.weight: [key_value, hidden]
+  self_attn.v_proj.bias: [key_value]
+  self_attn.o_proj.weight: [hidden, query]
+  post_attention_layernorm.weight: [hidden]
+  mlp.gate_proj.weight: [intermediate, hidden]
+  mlp.up_proj.weight: [intermediate, hidden]
+  mlp.down_proj.weight: [hidden, intermediate]
+smoothing:
+  input_layernorm: [self_attn.q_proj, self_attn.k_proj, self_attn.v_proj]
+  self_attn.v_proj: [self_attn.o_proj]
+  post_attention_layernorm: [mlp.gate_proj, mlp.up_proj]
+  mlp.up_proj: [mlp.down_proj]
+transformers_derives_head_dim: true
+"""
+"""Files whose tensors have other names than the modules of `transformers`."""
 
 LFM2 = """
 architecture: Lfm2ForCausalLM
@@ -102,6 +138,17 @@ def save_glm4v(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     torch.manual_seed(0)
     _save(Glm4vForConditionalGeneration(config), folder, tokenizer)
     (folder / "preprocessor_config.json").write_text('{"patch_size": 2}')
+    return folder
+
+
+def save_qwen2vl(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random model with a vision tower, in bf16."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = COMMON | {"rope_parameters": rope, "initializer_range": 0.1}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 2, "mlp_ratio": 2}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=5, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    _save(Qwen2VLForConditionalGeneration(config), folder, tokenizer)
     return folder
 
 

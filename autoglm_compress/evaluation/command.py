@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
-from autoglm_compress.calibration.tokens import batched, token_rows
+from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
@@ -59,6 +59,8 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     device = choose_device(request.device)
     runtime = Runtime(device, progress)
     checkpoint = Checkpoint(request.checkpoint)
+    longest = getattr(checkpoint.model_config, "max_position_embeddings", None)
+    options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against)

@@ -1,4 +1,4 @@
-"""What lies beside config and weights: every file of tokenizer and processors arrives, and a missing package is named."""
+"""What lies beside config and weights: every file of tokenizer and processors arrives, a missing package is named."""
 
 import json
 import shutil

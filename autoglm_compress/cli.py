@@ -144,7 +144,7 @@ def plan(
     Sizes after every stage, the memory it needs, disk, and warnings.
     """
     with _one_message():
-        from autoglm_compress.pipeline import plan_recipe
+        from autoglm_compress.pipeline import plan_recipe, with_texts
         from autoglm_compress.pipeline.metrics import human, plan_table
         from autoglm_compress.pipeline.plan import bytes_of
         from autoglm_compress.recipe import load_recipe
@@ -152,6 +152,7 @@ def plan(
         _quiet_transformers()
         loaded = load_recipe(recipe, assignments or ())
         planned = plan_recipe(loaded, output or Path("runs") / loaded.name)
+        planned = with_texts(planned, planned.folder)
         if memory_limit is not None:
             planned.require_memory(bytes_of(memory_limit), range(len(loaded.stages)))
         if as_json:
@@ -206,7 +207,9 @@ def evaluate(
         typer.Option(metavar="SOURCE", help="Text for perplexity, as recipes name it. \\[default: python-docs]"),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Rows of that text. \\[default: 64]")] = None,
-    sequence_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row. \\[default: 512]")] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a row. \\[default: 512, or fewer if the model reads fewer]")
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A checkpoint to compare predictions with, on the same text.")
     ] = None,

@@ -74,9 +74,8 @@ def _problem(turn: Any) -> str | None:
     if calls is not None and not _are_objects(calls):
         return f".tool_calls: expected a list of objects, found {_shown(calls)}"
     if isinstance(content, list):
-        return next(
-            (f".content[{n}]: {found}" for n, part in enumerate(content) if (found := _part_problem(part))), None
-        )
+        problems = ((number, _part_problem(part)) for number, part in enumerate(content))
+        return next((f".content[{number}]{problem}" for number, problem in problems if problem), None)
     if isinstance(content, str) or (content is None and calls):
         return None
     return f".content: expected text, or null beside tool_calls: found {_shown(content)}"
@@ -84,10 +83,10 @@ def _problem(turn: Any) -> str | None:
 
 def _part_problem(part: Any) -> str | None:
     if not isinstance(part, dict):
-        return f'expected {{"type": "text", "text": …}}, found {_shown(part)}'
+        return f': expected {{"type": "text", "text": …}}, found {_shown(part)}'
     if part.get("type") != "text":
         return (
-            f"a part of type {part.get('type')!r}: text is all that is read, no images, audio or video. "
+            f": a part of type {part.get('type')!r}: text is all that is read, no images, audio or video. "
             "Leave such rows, or such parts, out"
         )
     return None if isinstance(part.get("text"), str) else f".text: expected text, found {_shown(part.get('text'))}"

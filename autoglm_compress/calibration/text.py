@@ -16,6 +16,10 @@ from autoglm_compress.hashing import sha256
 
 PYTHON_DOCS = "python-docs"
 PARAGRAPH_CHARACTERS = 2000
+LONG_PARAGRAPH = 10
+MOST = f".{{1,{PARAGRAPH_CHARACTERS}}}"
+PART = re.compile(rf"{MOST}(?:\n|\Z)|{MOST}\s|{MOST}", re.DOTALL)
+"""As much as fits to the end of a line; of a line that is too long, to the end of a word, or else as it comes."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's whole pairs are read as the characters they stand for
 
 Document = str | Chat
@@ -105,11 +109,21 @@ def _row(line: str, where: str) -> Document:
 
 
 def _read_plain(path: Path) -> list[Document]:
-    """Paragraphs joined to documents of about two thousand characters."""
-    joined, rows = "", []
-    for paragraph in _read(path).split("\n\n"):
+    """Paragraphs joined to documents of about two thousand characters, long ones cut where lines or words end.
+
+    A document is long with ten times as many characters, or, of a text that has no paragraphs, with more than so many.
+    """
+    text = _read(path)
+    joined, found = "", []
+    for paragraph in text.split("\n\n"):
         joined += paragraph + "\n\n"
         if len(joined) >= PARAGRAPH_CHARACTERS:
-            rows.append(joined)
+            found.append(joined)
             joined = ""
-    return [*rows, joined] if joined.strip() else rows
+    found += [joined] if joined.strip() else []
+    longest = PARAGRAPH_CHARACTERS * (LONG_PARAGRAPH if "\n\n" in text.strip() else 1)
+    return [part for document in found for part in ([document] if len(document) <= longest else _parts(document))]
+
+
+def _parts(document: str) -> list[str]:
+    return [part for part in PART.findall(document) if part.strip()]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
@@ -17,6 +17,8 @@ BATCH_TOKENS = 4096
 """Tokens sent through a layer at once: enough for efficient products, few enough for their activations to be small."""
 
 Share = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+RowOptions = TypeVar("RowOptions", bound=BaseModel)
+"""Options with a `sequence_length`."""
 _SHARES = TypeAdapter(Annotated[dict[str, Share], Field(min_length=1)])
 
 
@@ -50,6 +52,16 @@ class CalibrationOptions(BaseModel):
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
         return {self.source: self.samples} if isinstance(self.source, str) else share_out(self.source, self.samples)
+
+
+def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:
+    """Options with rows no longer than `longest` tokens where they do not say how long rows are to be.
+
+    None stands for a model that reads rows of any length.
+    """
+    if longest is None or "sequence_length" in options.model_fields_set or options.sequence_length <= longest:
+        return options
+    return options.model_copy(update={"sequence_length": longest})
 
 
 def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
@@ -98,11 +110,16 @@ def token_rows(
     rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
         tokens = sum(map(len, _encode(tokenizer, shuffled(path, split, seed))))
-        raise UserError(
-            f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
-            f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
-        )
+        raise too_little(path, split, tokens, sequence_length)
     return rows
+
+
+def too_little(path: Path | None, split: Split, tokens: int, sequence_length: int) -> UserError:
+    """What is said of a split that does not fill a single row."""
+    return UserError(
+        f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
+        f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
+    )
 
 
 def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:

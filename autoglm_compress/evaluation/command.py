@@ -11,7 +11,7 @@ import torch
 
 from autoglm_compress.architecture import Family, require_used
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
-from autoglm_compress.calibration.tokens import batched, token_rows
+from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.checkpoint.source import local_folder
@@ -64,6 +64,8 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     if checkpoint.left_out:
         progress.note(f"left out, as the model does not use them: {listed(checkpoint.left_out)}")
     require_used(request.family, checkpoint.family, "--family", str(request.checkpoint / "config.json"))
+    longest = getattr(checkpoint.model_config, "max_position_embeddings", None)
+    options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)

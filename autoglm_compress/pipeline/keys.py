@@ -16,7 +16,7 @@ from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.manifest import SourceRecord
 
-REVISION = 1
+REVISION = 2
 """Raised when results change for a reason that no stage's own revision covers."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
 from autoglm_compress.calibration.run_text import find_sources
-from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions
+from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions, fitted_rows
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
@@ -59,16 +59,21 @@ class PlannedCheckpoint:
 class Plan:
     """The source and every stage, the file of every calibration source, and the disk the run needs and has.
 
+    `recipe` is the recipe as it is done: what it leaves open fits the model, of which `folder` has the config at least.
     `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
-    `kept_bytes` what the checkpoints take that it leaves.
+    `kept_bytes` what the checkpoints take that it leaves. `text_warnings` are not known from shapes: `with_texts` adds
+    them.
     """
 
+    recipe: Recipe
+    folder: Path
     checkpoints: tuple[PlannedCheckpoint, ...]
     texts: Mapping[str, Path | None]
     disk_bytes: int
     scratch_bytes: int
     kept_bytes: int
     free_bytes: int
+    text_warnings: tuple[str, ...] = ()
 
     def require_memory(self, limit: int, stages: Collection[int]) -> None:
         """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
@@ -87,7 +92,7 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """All warnings."""
-        found = self.stage_warnings()
+        found = [*self.stage_warnings(), *self.text_warnings]
         if self.disk_bytes > self.free_bytes:
             found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
         return found
@@ -103,9 +108,8 @@ class Plan:
         }
 
 
-def _described_source(recipe: Recipe, family: Family | None) -> DescribedModel:
+def _described_source(folder: Path, family: Family | None) -> DescribedModel:
     """The recipe's source, of the family that the recipe gives for it, if it does."""
-    folder = config_only(recipe.model.source, recipe.bases)
     found = describe(folder, family)
     require_used(family, found.shape.family, "model.family", str(folder / "config.json"))
     return found
@@ -119,19 +123,22 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         UserError: the source is not found or not supported, or calibration text is not there.
     """
     texts = find_sources(recipe.calibration, recipe.bases)
-    family = recipe.family()
-    model = _described_source(recipe, family)
+    family, folder = recipe.family(), config_only(recipe.model.source, recipe.bases)
+    model = _described_source(folder, family)
     source, config = model.shape, model.config
-    tokens = recipe.calibration.samples * recipe.calibration.sequence_length
     longest = getattr(model.text_config, "max_position_embeddings", None)
+    recipe = _fitted(recipe, longest)
+    tokens = recipe.calibration.samples * recipe.calibration.sequence_length
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
     shapes: list[ModelShape] = []
     needed: list[Needs] = []
     problems: list[Problem] = []
     lengths: list[tuple[FieldPath, int]] = [
         (("calibration", "sequence_length"), recipe.calibration.sequence_length),
-        (("evaluation", "perplexity", "sequence_length"), recipe.evaluation.perplexity.sequence_length),
     ]
+    if "perplexity" in recipe.tasks(len(recipe.stages) - 1):
+        path = ("evaluation", "perplexity", "sequence_length")
+        lengths.append((path, recipe.evaluation.perplexity.sequence_length))
     for number, stage in enumerate(recipe.stages):
         lengths += [(("stages", number, "sequence_length"), getattr(stage, "sequence_length", None) or 0)]
     for path, length in lengths:
@@ -179,6 +186,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     scratch += 2 * SHARD_BYTES
     sizes = [checkpoint.disk for checkpoint in checkpoints[1:]]
     return Plan(
+        recipe=recipe,
+        folder=folder,
         checkpoints=tuple(checkpoints),
         texts=texts,
         disk_bytes=most_bytes(recipe, sizes, range(len(sizes)), ()) + scratch,
@@ -186,6 +195,16 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         kept_bytes=kept_bytes(recipe, sizes),
         free_bytes=free_bytes(output),
     )
+
+
+def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
+    """The recipe with rows no longer than the model reads, where it does not say how long they are to be."""
+    evaluation, perplexity = recipe.evaluation, fitted_rows(recipe.evaluation.perplexity, longest)
+    changes = {
+        "calibration": fitted_rows(recipe.calibration, longest),
+        "evaluation": evaluation.model_copy(update={"perplexity": perplexity}),
+    }
+    return recipe.model_copy(update=changes)
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:

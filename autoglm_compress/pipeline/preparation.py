@@ -97,7 +97,7 @@ def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequ
             note(f"{name}: missing or damaged files: done again")
     for folder in left_over:
         note(f"{folder.name}: not in the recipe (any more); delete it if you do not need it")
-    for warning in inputs.plan.stage_warnings():
+    for warning in [*inputs.plan.stage_warnings(), *inputs.plan.text_warnings]:
         note(f"warning: {warning}")
 
 

@@ -56,6 +56,56 @@ def test_plain_text_gives_paragraphs_joined_to_documents(tmp_path: Path, suffix:
     assert all(2000 <= len(document) < 2000 + len(paragraphs[-1]) + 2 for document in found[:-1])
 
 
+LINES = "\n".join(f"{number}: a line of a log, 数 and more" for number in range(3000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINES,
+        LINES.replace("\n", " "),
+        LINES.replace("\n", "").replace(" ", ""),
+        LINES.replace("\n", "\n \n"),
+        f"A heading\n\n{LINES}\n\nAn end",
+        f"{LINES}\n\n\n",
+    ],
+    ids=["lines", "words", "nothing to cut at", "lines of blanks", "a long paragraph", "blank lines at the end"],
+)
+def test_long_text_is_split_whatever_its_blank_lines(tmp_path: Path, text: str):
+    path = tmp_path / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    calibration, held_out = both(path)
+    assert len(calibration) > 3 * len(held_out) > 3
+    assert max(map(len, calibration + held_out)) <= 2001
+    seen = "".join(documents(path, "calibration") + documents(path, "held-out"))
+    assert sorted("".join(seen.split())) == sorted("".join(text.split()))
+    if "\n" in text.strip():
+        assert all(part.strip() in text and f"\n{part.strip()}\n" in f"\n{text}\n" for part in calibration + held_out)
+
+
+@given(st.lists(st.text("ab\n ", max_size=900), max_size=40))
+@settings(deadline=None)
+def test_paragraphs_that_are_not_very_long_are_never_cut(tmp_path_factory: pytest.TempPathFactory, parts: list[str]):
+    text = "\n\n".join(["start", *parts, "end"])
+    path = tmp_path_factory.mktemp("plain") / "text.txt"
+    path.write_text(text)
+    expected, joined = [], ""
+    for paragraph in text.split("\n\n"):
+        joined += paragraph + "\n\n"
+        if len(joined) >= 2000:
+            expected.append(joined)
+            joined = ""
+    expected += [joined] if joined.strip() else []
+    calibration, held_out = both(path)
+    assert sorted(calibration + held_out) == sorted(expected)
+
+
+def test_a_short_text_is_one_document(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("One line.\nAnother.")
+    assert [document for split in both(path) for document in split] == ["One line.\nAnother.\n\n"]
+
+
 @pytest.mark.parametrize(
     "line",
     [

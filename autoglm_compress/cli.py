@@ -15,6 +15,7 @@ from rich.console import Console
 
 from autoglm_compress.errors import Terminated, UserError
 from autoglm_compress.memory import keep_freed_memory
+from autoglm_compress.threads import sleep_soon
 
 app = typer.Typer(
     help="Turn a large language model into one that fits a phone.",
@@ -100,6 +101,7 @@ def main(
 ) -> None:
     """Turn a large language model into one that fits a phone."""
     keep_freed_memory()
+    sleep_soon()
 
 
 @app.command()

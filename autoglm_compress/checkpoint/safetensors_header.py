@@ -29,10 +29,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is and what it is, without its values."""
+    """Where a tensor is and what it is, without its values; of a dtype that is not known here, its name in the file."""
 
     file: Path
-    dtype: torch.dtype
+    dtype: torch.dtype | str
     shape: tuple[int, ...]
     nbytes: int
 
@@ -65,11 +65,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _info(file: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise UserError(f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of {known}.")
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    dtype, shape = DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    if stop - start != prod(shape) * dtype.itemsize:
+    if isinstance(dtype, torch.dtype) and stop - start != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name}: {stop - start} bytes for {shape}")
     return TensorInfo(file, dtype, shape, stop - start)

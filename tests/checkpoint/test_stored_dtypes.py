@@ -81,3 +81,28 @@ def test_a_stage_that_would_write_infinity_names_the_tensor(stored: Stored, tmp_
 def test_a_dtype_that_cannot_be_computed_with_is_named(stored: Stored):
     source = stored(torch.float64, "float32")
     assert_says(refusal("inspect", source), "float64, expected floating-point numbers: float32, bfloat16, float16")
+
+
+def with_unknown_dtype(source: Path, name: str) -> Path:
+    """Give a checkpoint one more tensor, or another in the place of one, of a dtype that nobody knows."""
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors | {name: torch.zeros(8, dtype=torch.uint8)}, source / "model.safetensors")
+    file = source / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[name]["dtype"] = "F3_E1M1"
+    written = json.dumps(header).encode()
+    file.write_bytes(len(written).to_bytes(8, "little") + written + data[8 + length :])
+    return source
+
+
+def test_an_unused_tensor_of_an_unknown_dtype_is_left_out(stored: Stored):
+    source = with_unknown_dtype(stored(torch.bfloat16, "bfloat16"), "model.extra_state")
+    assert Checkpoint(source).left_out == ("model.extra_state",)
+    assert json.loads(invoke("inspect", source, "--json").output)["left_out"] == ["model.extra_state"]
+
+
+def test_a_weight_of_an_unknown_dtype_is_named(stored: Stored):
+    source = with_unknown_dtype(stored(torch.bfloat16, "bfloat16"), "model.norm.weight")
+    assert_says(refusal("inspect", source), "model.norm.weight: F3_E1M1, expected floating-point numbers")

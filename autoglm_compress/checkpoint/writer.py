@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from autoglm_compress.architecture.shape import name_of
 from autoglm_compress.atomic import appearing, read_object, write_json
 from autoglm_compress.checkpoint.finite import not_finite
 from autoglm_compress.checkpoint.reader import Checkpoint
@@ -59,11 +58,7 @@ class CheckpointWriter:
         """
         for name, tensor in tensors.items():
             if bad := not_finite(tensor):
-                raise UserError(
-                    f"{name}: {bad} of {tensor.numel()} values leave the range of {name_of(tensor.dtype)}, in which "
-                    "the model is stored. Convert the source to bfloat16, whose range is that of float32, and run "
-                    "again: AutoModelForCausalLM.from_pretrained(…, dtype='bfloat16').save_pretrained(…)."
-                )
+                raise UserError(f"{name}: {bad} of {tensor.numel()} values would be NaN or infinite{_cure(tensor)}")
         shard = None if same_as is None else _shard_of(same_as, tensors)
         if shard is None or not _link(shard, self._unit(number)):
             save_atomically(self._unit(number), tensors)
@@ -101,6 +96,17 @@ class CheckpointWriter:
             else:
                 save_atomically(shard, {name: tensor for unit in group for name, tensor in load_file(unit).items()})
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _cure(tensor: torch.Tensor) -> str:
+    """What to do about values that cannot be stored."""
+    if tensor.dtype != torch.float16:
+        return ": the stage has gone wrong, or the model's weights are damaged. Nothing was written."
+    return (
+        ": they leave the range of float16, in which the model is stored. Convert the source to bfloat16, whose range "
+        "is that of float32, and run again: "
+        "AutoModelForCausalLM.from_pretrained(…, dtype='bfloat16').save_pretrained(…)."
+    )
 
 
 def _copy_without_code(source: Path, target: Path) -> None:

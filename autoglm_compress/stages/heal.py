@@ -8,7 +8,7 @@ import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.calibration.training_rows import TextPart, random_rows, rows_to_fetch, training_rows
+from autoglm_compress.calibration.training_rows import TextPart, random_rows, training_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.errors import PlanError, UserError
@@ -50,6 +50,7 @@ class Heal(Stage, HealingOptions):
 
     stage: Literal["heal"]
 
+    revision: ClassVar[int] = 2
     reads_quantized: ClassVar[bool] = True
 
     @property
@@ -212,13 +213,15 @@ class Heal(Stage, HealingOptions):
     ) -> list[TextPart]:
         if isinstance(self.data, Dataset):
             wanted = max(tokens // self.sequence_length, 1)
-            enough, tokenizer = rows_to_fetch(wanted, self.sequence_length), context.origin.tokenizer()
+            tokenizer = context.origin.tokenizer()
+
+            def streamed() -> dict[str, torch.Tensor]:
+                part = dataset_rows(self.data, tokenizer, wanted, self.sequence_length)
+                return {"rows": part.rows, "deciding": part.deciding}
+
             # Kept, since a run that goes on must not find other rows.
-            rows = computed_once(
-                context.work / "rows.safetensors",
-                lambda: {"rows": dataset_rows(self.data, tokenizer, enough, self.sequence_length)},
-            )
-            return [TextPart(rows["rows"], wanted)]
+            kept = computed_once(context.work / "rows.safetensors", streamed)
+            return [TextPart(kept["rows"], wanted, kept["deciding"])]
         parts = context.text.training(tokens, self.sequence_length)
         if self.data == "calibration":
             return parts

@@ -36,7 +36,7 @@ class Refit(Stage):
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     holds_out_samples = True
 
     @property
@@ -79,7 +79,7 @@ class Refit(Stage):
             context.origin,
             source,
             context.lineage,
-            context.text.batches,
+            context.text.divided(),
             runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,

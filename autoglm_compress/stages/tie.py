@@ -110,7 +110,7 @@ class Tie(Stage):
         source, family = context.source, context.source.family
 
         def fitted() -> dict[str, torch.Tensor]:
-            batches = record(source, context.text.batches, context.work / "states", context.runtime)
+            batches = record(source, context.text.divided(), context.work / "states", context.runtime)
             gain = changed.get(family.final_norm, source.read(family.final_norm))
             ends = TiedEnds(source, changed[family.embedding], gain, context.runtime.device)
             descent = ends.fit(batches, self.passes, context.runtime.progress)

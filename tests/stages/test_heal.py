@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autoglm_compress.calibration.training_rows import TextPart, random_rows, training_rows
+from autoglm_compress.calibration.training_rows import TextPart, random_rows, set_apart, training_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.healing.optimizer import learning_rate
 from autoglm_compress.healing.options import HealingOptions, Lora
@@ -103,13 +103,16 @@ class Writer:
 
 
 def test_the_teacher_goes_on_from_openings(tmp_path: Path, source: Path):
-    parts = [TextPart(torch.arange(3 * 16, dtype=torch.int32).view(3, 16) * 10, wanted=4)]
+    rows = torch.arange(4 * 16, dtype=torch.int32).view(4, 16) * 10
+    parts = [TextPart(rows[:3], 5, rows[3:])]
     progress, shape = Progress(Console(quiet=True)), Checkpoint(source).shape
     (found,) = continued(Writer(), shape, parts, 0, tmp_path, progress)
-    assert len(found.rows) > found.wanted == 4
+    assert len(found.rows) == found.wanted == 5
     assert found.rows[4].tolist() == [160, 170, *range(171, 185)]  # the second opening, for the second time
     (again,) = continued(None, shape, parts, 0, tmp_path, progress)  # what is written needs no writer
     assert torch.equal(found.rows, again.rows)
+    # What decides goes on from the opening of a row that decides.
+    assert found.deciding.tolist() == again.deciding.tolist() == [[480, 490, *range(491, 505)]]
 
 
 def test_what_the_teacher_writes_is_trained_on(tmp_path: Path, source: Path):
@@ -240,21 +243,32 @@ def test_the_learning_rate_rises_and_falls_as_a_cosine():
     assert rates[99] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 89 / 90)) / 2)
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=3), st.integers(0, 9))
-def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int]], seed: int):
-    texts = [TextPart(torch.zeros(rows, 4, dtype=torch.int32), wanted) for rows, wanted in sizes]
-    random = random_rows(7, 4, 100, seed)
-    data = training_rows([*texts, random], seed)
-    assert len(data.order) == sum(wanted for _, wanted in sizes) + 7
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90), st.booleans()), min_size=1, max_size=3),
+    st.integers(0, 9),
+)
+def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int, bool]], seed: int):
+    def part(source: int, rows: int, wanted: int, kept: bool) -> TextPart:
+        text = torch.full((rows + kept, 4), source, dtype=torch.int32)
+        text[:, 1] = torch.arange(rows + kept)
+        return TextPart(text[:rows], wanted, text[rows:]) if kept else set_apart(text, wanted, 5)
+
+    parts = [part(source, *size) for source, size in enumerate(sizes)]
+    data = training_rows([*parts, random_rows(7, 4, 100, seed)], seed)
+    assert len(data.order) == sum(wanted for _, wanted, _ in sizes) + 7
     start = 0
-    for rows, wanted in sizes:
-        own = data.order[(data.order >= start) & (data.order < start + rows)]
-        held_out = data.held_out[(data.held_out >= start) & (data.held_out < start + rows)]
-        assert len(own) == wanted
-        assert len(held_out) >= 1
-        assert rows == 1 or not set(own.tolist()) & set(held_out.tolist())
-        times = torch.bincount(own - start, minlength=rows)[torch.isin(torch.arange(rows) + start, own)]
-        assert times.max() - times.min() <= 1
-        start += rows
+    for source, ((rows, wanted, _), found) in enumerate(zip(sizes, parts, strict=True)):
+        own = data.order[(data.order >= start) & (data.order < start + len(found.rows))]
+        trained = data.rows[own]
+        assert trained[:, 0].tolist() == [source] * wanted
+        assert 1 <= len(found.deciding) <= 5
+        decides = set(found.deciding[:, 1].tolist())
+        assert (len(found.rows) == rows == 1) or not set(trained[:, 1].tolist()) & decides
+        times = torch.bincount(own - start, minlength=len(found.rows))
+        assert min(wanted, len(found.rows)) == (times > 0).sum()
+        assert times[times > 0].max() - times[times > 0].min() <= 1
+        start += len(found.rows)
     assert sorted(data.order[data.order >= start].tolist()) == list(range(start, start + 7))
-    assert int(data.held_out.max()) < start
+    judging = torch.cat([found.deciding for found in parts])
+    assert torch.equal(data.rows[data.held_out], judging)  # and no random rows
+    assert int(data.held_out.min()) == start + 7

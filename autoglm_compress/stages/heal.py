@@ -166,6 +166,12 @@ class Heal(Stage, HealingOptions):
             "checks": [asdict(check) for check in trainer.checks],
             "curve": [asdict(point) for point in trainer.curve],
         }
+        if not trainer.best_check.step:
+            first, *others = (check.divergence for check in trainer.checks)
+            context.ends_where_it_began(
+                f"no check was better than the start, {first:.4g} nats from the teacher on text that decides; the best "
+                f"of {len(others)} had {min(others):.4g}"
+            )
 
     def _trainer(self, context: StageContext) -> Trainer:
         source, runtime = context.source, context.runtime

@@ -214,7 +214,9 @@ def test_bad_options_are_refused_before_work(
 @pytest.mark.parametrize(
     "how", [{"symmetric": True}, {"symmetric": False}, {"format": "awq"}], ids=["symmetric", "zero points", "awq"]
 )
-def test_a_quantized_checkpoint_keeps_its_integers(how: dict[str, Any], tmp_path: Path, source: Path):
+def test_a_quantized_checkpoint_keeps_its_integers(
+    how: dict[str, Any], tmp_path: Path, source: Path, zero_points_load: None
+):
     quantize = {"stage": "quantize", "bits": 4, "group_size": 32, "method": "round_to_nearest"} | how
     healed = compress(tmp_path, source, quantize, HEAL | {"learning_rate": 3e-3, "tokens": 2048})
     record = json.loads((healed / "stage.json").read_text())["decisions"]

@@ -29,7 +29,7 @@ class Refit(Stage):
     the source's, by changing the head alone, or the last layer where the head is tied; before that, `layer_passes` is
     the same for every layer as a whole, towards the source's residual stream. A pass costs three times what it takes to
     send the tokens through the checkpoint: hours for a large model on a CPU, where 0 may be the better choice. A fit
-    is kept only where it is better on calibration rows that it has not seen.
+    is kept only where it is better on text that no stage of the run is fitted to.
     """
 
     stage: Literal["refit"]

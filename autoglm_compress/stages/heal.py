@@ -44,8 +44,8 @@ class Heal(Stage, HealingOptions):
     the text does not have. All weights are trained, or low-rank adapters with `lora`; of a quantized checkpoint norms,
     biases and scales, and its integers stay.
     `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
-    teacher is not in memory. The weights of the best of `checks`, on text that no stage of the run is fitted to, are kept, the
-    start's if none is better.
+    teacher is not in memory. The weights of the best of `checks`, on text that no stage of the run is fitted to, are
+    kept, the start's if none is better.
     """
 
     stage: Literal["heal"]

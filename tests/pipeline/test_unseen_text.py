@@ -191,8 +191,8 @@ def test_a_source_without_a_say_is_trained_on_all_the_same(tokenizer: PreTrained
 def test_too_little_to_decide_by_is_said(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, stage: dict[str, Any], numbers: range
 ):
-    text = write_documents(tmp_path / "text.jsonl", numbers)
-    calibration = {"source": str(text), "samples": 8, "sequence_length": 8}
+    write_documents(tmp_path / "text.jsonl", numbers)
+    calibration = {"source": "text.jsonl", "samples": 8, "sequence_length": 8}
     recipe = write_recipe(tmp_path, make_checkpoint("llama"), [stage], calibration=calibration)
     warnings = [warning for warning in plan(recipe)["warnings"] if "decid" in warning]
     if len(numbers) > 100:

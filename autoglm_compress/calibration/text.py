@@ -4,13 +4,12 @@ import json
 import platform
 import random
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from autoglm_compress.calibration import python_docs
 from autoglm_compress.calibration.chat import EXPECTED, Chat, read_chat
-from autoglm_compress.calibration.python_docs import HELD_OUT_PERCENT, Split
+from autoglm_compress.calibration.python_docs import PARTS, Split, split_of_text
 from autoglm_compress.errors import UserError
 from autoglm_compress.hashing import sha256
 
@@ -52,7 +51,7 @@ def text_key(path: Path | None) -> str:
 def documents(path: Path | None, split: Split) -> list[Document]:
     """The documents of one split of a file, or of the built-in source if there is no file.
 
-    Of a file, a tenth of the documents is held out, chosen by a hash of their text.
+    Of a file, a hash of its text decides which split a document is in; a tenth is held out, and a tenth decides.
 
     Raises:
         UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages` as chat templates take them,
@@ -61,7 +60,7 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     if path is None:
         return list(python_docs.documents(split))
     found = _read_jsonl(path) if path.suffix == ".jsonl" else _read_plain(path)
-    return [document for document in found if _split_of(document) == split]
+    return [document for document in found if _split_of(document) in PARTS[split]]
 
 
 def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
@@ -76,7 +75,7 @@ def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
 
 def _split_of(document: Document) -> Split:
     text = document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
-    return "held-out" if zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
+    return split_of_text(text)
 
 
 def _read_jsonl(path: Path) -> list[Document]:

@@ -51,7 +51,12 @@ class CalibrationOptions(BaseModel):
     @property
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
-        return {self.source: self.samples} if isinstance(self.source, str) else share_out(self.source, self.samples)
+        return share_out(self.shares, self.samples)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source."""
+        return {self.source: 1.0} if isinstance(self.source, str) else self.source
 
 
 def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:

@@ -1,6 +1,6 @@
 """What goes on record of fits: for each linear, and as entries for a table of all linears."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autoglm_compress.fitting.descent import Descent
@@ -14,6 +14,11 @@ def losses_record(descent: Descent | None) -> dict[str, float] | None:
     if descent is None:
         return None
     return {"loss_before": float(f"{descent.before:.4g}"), "loss_after": float(f"{descent.after:.4g}")}
+
+
+def has_changed(fits: Iterable[Fit], descent: Descent | None) -> bool:
+    """Whether one of the fits, or gradient descent, was better than what was there."""
+    return any(fit.strength is not None for fit in fits) or (descent is not None and descent.improved)
 
 
 def fit_record(fit: Fit) -> dict[str, Any]:

@@ -4,27 +4,22 @@ from collections.abc import Sequence
 
 import torch
 
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.fitting.descent import PairedStates
 from autoglm_compress.processes import Processes
 
-HELD_OUT_EVERY = 8
-"""One row of tokens in so many decides about a fit instead of being fitted to."""
-
 
 class FittingRows:
-    """This process's share of the rows, of which one in HELD_OUT_EVERY decides, and the last one of all at least.
+    """This process's share of the rows.
 
     `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. Which row of all it is
     that decides, and how many tokens there are, does not depend on the number of processes.
     """
 
-    def __init__(self, batches: Sequence[torch.Tensor], processes: Processes) -> None:
-        """Batches of token ids [rows, length], the same in all processes."""
-        total = sum(len(batch) for batch in batches)
-        chosen = torch.arange(total) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        chosen[-1] |= not chosen.any()
-        decide = chosen.split([len(batch) for batch in batches])
-        self._deciding = sum(int(rows.sum()) * batch.shape[1] for batch, rows in zip(batches, decide, strict=True))
+    def __init__(self, rows: DividedRows, processes: Processes) -> None:
+        """All rows, the same in all processes."""
+        batches, decide = rows.batches, rows.deciding
+        self._deciding = sum(int(chosen.sum()) * batch.shape[1] for batch, chosen in zip(batches, decide, strict=True))
         self._fitted_to = sum(batch.numel() for batch in batches) - self._deciding
         self.batches, self.held_out = processes.share(batches), processes.share(decide)
         numbers = [torch.full((len(batch),), number) for number, batch in enumerate(batches)]

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, slice_axes
@@ -79,7 +80,7 @@ class PairedWalk:
         original: the checkpoint whose activations are the target.
         compressed: the checkpoint to refit.
         lineage: which parts of the original the compressed one has.
-        batches: token ids [batch, length] each, the same in all processes.
+        rows: token ids to fit to and to decide by, the same in all processes.
         folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
         layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
         logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
@@ -90,7 +91,7 @@ class PairedWalk:
         original: Checkpoint,
         compressed: Checkpoint,
         lineage: Lineage,
-        batches: list[torch.Tensor],
+        rows: DividedRows,
         *,
         runtime: Runtime,
         folder: Path,
@@ -101,7 +102,7 @@ class PairedWalk:
         self.original, self.compressed, self.lineage = original, compressed, lineage
         self.family = original.family
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
-        self.rows = FittingRows(batches, runtime.processes)
+        self.rows = FittingRows(rows, runtime.processes)
         dtype = compute_dtype(original, runtime.device)
         self.teacher_model = OneLayerModel(original, runtime.device, dtype)
         self.student_model = OneLayerModel(compressed, runtime.device, dtype)

@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import Descent, descend
-from autoglm_compress.fitting.fitting_rows import FittingRows
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
 from autoglm_compress.forward.logits import LOGITS_AT_ONCE
 from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.processes import ALONE
 from autoglm_compress.progress import Progress
 from autoglm_compress.runtime import Runtime
 
@@ -95,8 +94,8 @@ class _Recorder:
             save_atomically(self.file(layer), {str(number): part for number, part in enumerate(self.found)})
 
 
-def record(checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, runtime: Runtime) -> list[EndStates]:
-    """Send token ids [rows, length] through an untied checkpoint, keeping in `folder` what its ends are fitted to.
+def record(checkpoint: Checkpoint, rows: DividedRows, folder: Path, runtime: Runtime) -> list[EndStates]:
+    """Send rows through an untied checkpoint, keeping in `folder` what its ends are fitted to, or what decides.
 
     A walk that was killed goes on at the layer it had reached.
 
@@ -105,12 +104,13 @@ def record(checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, ru
     """
     first, last = end_layers(checkpoint.shape.num_hidden_layers)
     recorder = _Recorder(folder, (first[-1], last[0] - 1))
-    hidden = walk(checkpoint, batches, recorder, runtime=runtime.alone(), title="untied model", folder=folder / "walk")
+    hidden = walk(
+        checkpoint, rows.batches, recorder, runtime=runtime.alone(), title="untied model", folder=folder / "walk"
+    )
     after_first, before_last = (load_file(recorder.file(layer)) for layer in (first[-1], last[0] - 1))
-    held_out = FittingRows(batches, ALONE).held_out
     found = [
         EndStates(tokens, after_first[str(number)], before_last[str(number)], final.to("cpu", STORED), decides)
-        for number, (tokens, final, decides) in enumerate(zip(batches, hidden, held_out, strict=True))
+        for number, (tokens, final, decides) in enumerate(zip(rows.batches, hidden, rows.deciding, strict=True))
     ]
     if not all(batch.final.isfinite().all() for batch in found):
         raise UserError(

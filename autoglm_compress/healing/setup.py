@@ -10,7 +10,6 @@ from autoglm_compress.calibration.training_rows import (
     TextPart,
     TrainingRows,
     random_rows,
-    rows_to_fetch,
     training_rows,
 )
 from autoglm_compress.checkpoint import Checkpoint
@@ -122,10 +121,12 @@ def _text(
 
 
 def _dataset_text(dataset: Dataset, inputs: HealingInputs, tokens: int, length: int) -> TextPart:
-    wanted = max(tokens // length, 1)
-    enough, tokenizer = rows_to_fetch(wanted, length), inputs.origin.tokenizer()
+    wanted, tokenizer = max(tokens // length, 1), inputs.origin.tokenizer()
+
+    def streamed() -> dict[str, torch.Tensor]:
+        part = dataset_rows(dataset, tokenizer, wanted, length)
+        return {"rows": part.rows, "deciding": part.deciding}
+
     # Kept, since a run that goes on must not find other rows.
-    rows = computed_once(
-        inputs.work / "rows.safetensors", lambda: {"rows": dataset_rows(dataset, tokenizer, enough, length)}
-    )
-    return TextPart(rows["rows"], wanted)
+    kept = computed_once(inputs.work / "rows.safetensors", streamed)
+    return TextPart(kept["rows"], wanted, kept["deciding"])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.calibration.training_rows import TextPart, rows_to_fetch
+from autoglm_compress.calibration.training_rows import TextPart
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.progress import Progress
 
@@ -22,6 +22,8 @@ def continued(
     model: Any, shape: ModelShape, parts: Sequence[TextPart], seed: int, folder: Path, progress: Progress
 ) -> list[TextPart]:
     """Rows as many as are wanted, each the opening of one of a source's rows as the model goes on with it.
+
+    So are the rows that decide, from the openings of rows that do.
 
     The model draws from its own distribution, as it is (LLM-QAT, Liu et al. 2023, does so too); a text that ends within
     a row is followed by another, as in rows packed from documents. So it tells what it knows, of which the source's
@@ -39,11 +41,11 @@ def continued(
     length = parts[0].rows.shape[1]
     at_once = min(MOST_ROWS, max(1, CACHE_BYTES // shape.kv_cache_bytes(length)))
     found, number = [], 0
-    total = sum(rows_to_fetch(part.wanted, length) for part in parts) * length
+    total = sum(part.wanted + len(part.deciding) for part in parts) * length
     with progress.task("teacher writes text", total=total, unit="tokens") as advance:
         for part in parts:
-            chosen = torch.arange(rows_to_fetch(part.wanted, length)) % len(part.rows)
-            openings = part.rows[chosen, : max(1, length // OPENING)]
+            chosen = part.rows[torch.arange(part.wanted) % len(part.rows)]
+            openings = torch.cat([chosen, part.deciding])[:, : max(1, length // OPENING)]
             written = []
             for some in openings.split(at_once):
                 file = folder / f"written-{number:05d}.safetensors"
@@ -51,7 +53,8 @@ def continued(
                 written.append(rows["rows"])
                 number += 1
                 advance(written[-1].numel())
-            found.append(TextPart(torch.cat(written), part.wanted))
+            rows = torch.cat(written)
+            found.append(TextPart(rows[: part.wanted], part.wanted, rows[part.wanted :]))
     return found
 
 

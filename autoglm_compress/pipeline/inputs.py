@@ -9,7 +9,7 @@ from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run_folder import RunFolder
-from autoglm_compress.pipeline.texts import with_texts
+from autoglm_compress.pipeline.texts import longest_rows, with_texts
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.files import EVALUATIONS
 from autoglm_compress.runtime import Runtime
@@ -66,7 +66,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
         runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")
     plan = with_texts(plan, source.folder)
     recipe = plan.recipe
-    text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress)
+    text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress, longest_rows(recipe))
     evaluations = Evaluations(
         recipe.evaluation,
         find_data(recipe.evaluation, recipe.bases, default_text=next(iter(recipe.calibration.rows))),

@@ -1,6 +1,6 @@
 """What the result of a stage depends on, as hashes: the same key means the same bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,15 @@ class Keys:
     others: dict[str, dict[str, Any]]
 
 
-def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None]) -> str:
-    """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
-    parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
-    text = parts if len(parts) > 1 else parts[0][1]
+def calibration_key(
+    options: CalibrationOptions, files: Mapping[str, Path | None], divided_sources: Collection[str]
+) -> str:
+    """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`.
+
+    `divided_sources` are those of which documents are kept for deciding.
+    """
+    parts = [[rows, text_key(files[source]), source in divided_sources] for source, rows in options.rows.items()]
+    text = parts if len(parts) > 1 else parts[0][1:]
     return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
@@ -90,7 +95,9 @@ def keys_of(inputs: RunInputs) -> Keys:
         for option, name in stage.other_checkpoints.items():
             other = inputs.open_other(name, option)
             others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
-    calibration = calibration_key(recipe.calibration, inputs.text.files)
+    reads_text = any(stage.uses_calibration for stage in recipe.stages)
+    divided_sources = inputs.text.divided_sources if reads_text else ()
+    calibration = calibration_key(recipe.calibration, inputs.text.files, divided_sources)
     by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
     used = inputs.source.family
     family = None if built_in().get(used.architecture) is used else key_of(used.model_dump(mode="json"))

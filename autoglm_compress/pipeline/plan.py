@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
+from autoglm_compress.calibration.divided_rows import DECIDING_EVERY
 from autoglm_compress.calibration.run_text import find_sources
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions, fitted_rows
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
-from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
@@ -239,10 +239,10 @@ def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in:
     samples, length = calibration.samples, calibration.sequence_length
     enough = stage.tokens_per_input * fan_in
     found = []
-    if stage.holds_out_samples and samples < HELD_OUT_EVERY:
+    if stage.holds_out_samples and samples < DECIDING_EVERY:
         found.append(
             f"of {samples} samples one only decides about fits, which leaves {samples - 1} to fit to: "
-            f"raise calibration.samples to {HELD_OUT_EVERY} or more"
+            f"raise calibration.samples to {DECIDING_EVERY} or more"
         )
     if samples * length < enough:
         found.append(

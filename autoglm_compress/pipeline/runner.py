@@ -93,6 +93,8 @@ class _Runner:
             inputs.runtime.processes.tell(number)
         with resources:
             stage.run(context)
+        for warning in context.warnings:
+            inputs.runtime.progress.note(f"warning: {name}: {warning}")
         inputs.source.require_unchanged()
         context.require_source_unchanged()
         if stage.makes is Makes.CHECKPOINT:
@@ -119,7 +121,7 @@ class _Runner:
             shape_before=before,
             shape=Shape.of(context.shape),
             decisions=context.decisions,
-            warnings=list(inputs.plan.checkpoints[number + 1].warnings),
+            warnings=[*inputs.plan.checkpoints[number + 1].warnings, *context.warnings],
             linears=self._linears(stage, context.decisions),
             files={
                 path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))

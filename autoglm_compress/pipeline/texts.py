@@ -1,12 +1,13 @@
 """A look at the texts of a recipe before work starts: rows that cannot be read, too little text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.calibration.chat import Chat, chat_text
 from autoglm_compress.calibration.python_docs import Split
+from autoglm_compress.calibration.run_text import can_be_divided
 from autoglm_compress.calibration.text import documents, locate
 from autoglm_compress.calibration.tokens import token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
@@ -36,8 +37,11 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     for path in used - {None}:
         _check_rows(path, tokenizer)
         _count(path, "calibration", tokenizer, 1, length, seed)
-    if any(stage.makes_quantized for stage in stages):
+    divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
+    if any(stage.makes_quantized for stage in stages) and not divided:
         warnings += _nothing_held_out(used, tokenizer, length, seed)
+    if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
+        warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
         source = perplexity.source or next(iter(recipe.calibration.rows))
         path = locate(source, recipe.bases, "evaluation.perplexity.source")
@@ -47,6 +51,23 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
         if rows < perplexity.samples:
             warnings.append(f"perplexity: {source} fills only {rows} of {perplexity.samples} samples")
     return tuple(warnings)
+
+
+def longest_rows(recipe: Recipe) -> int:
+    """How many tokens the longest rows have that are cut from the calibration sources."""
+    trained = (getattr(stage, "sequence_length", None) for stage in recipe.stages if stage.trains_on_calibration)
+    return max([recipe.calibration.sequence_length, *(length or 0 for length in trained)])
+
+
+def _nothing_decides(files: Mapping[str, Path | None], divided: Collection[Path | None]) -> list[str]:
+    """A warning if sources are too short for documents that decide about fits, and that nothing is fitted to."""
+    short = [source for source, path in files.items() if path not in divided]
+    if not short:
+        return []
+    named = f"{', '.join(short)}: too little text to keep documents for deciding about fits"
+    if divided:
+        return [f"{named}: the other sources alone decide"]
+    return [f"{named}: rows of it decide that other stages are fitted to. Give more text or a smaller sequence_length"]
 
 
 def _check_rows(path: Path, tokenizer: Any | None) -> None:

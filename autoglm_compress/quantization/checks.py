@@ -1,11 +1,13 @@
 """What is wrong with the options of quantizing for a model, or should be known of them, before anything runs."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 
-from autoglm_compress.architecture import ModelShape
-from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
+from autoglm_compress.architecture import ModelShape, Scheme
+from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.errors import PlanError
 from autoglm_compress.quantization.bit_allocation import FEW, MANY
+from autoglm_compress.quantization.loading_probe import transformers_loads
 from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.smoothing import smoothing_pairs
 
@@ -49,11 +51,22 @@ def _check_format(options: QuantizationOptions, shape: ModelShape) -> None:
             "`bits: auto` or `head_bits: 8`",
         )
     if options.format != AWQ:
+        _check_zero_points(options)
         return
     if options.bits != FEW or options.symmetric or options.head_bits == MANY:
         raise PlanError("format", "awq holds 4 bits, asymmetric, and a 16-bit head: use compressed-tensors")
     if bad := [name for name, (rows, _) in shape.linear_shapes() if rows % 8]:
         raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
+
+
+def _check_zero_points(options: QuantizationOptions) -> None:
+    if options.symmetric is False and not transformers_loads(Scheme(options.bits, options.group_size, symmetric=False)):
+        other = "use `format: awq`, which holds zero points" if options.bits == FEW else "leave it out"
+        raise PlanError(
+            "symmetric",
+            f"false: transformers {version('transformers')}, which is installed, does not load zero points in "
+            f"compressed-tensors: {other}",
+        )
 
 
 def _check_method(options: QuantizationOptions, shape: ModelShape) -> None:
@@ -84,11 +97,6 @@ def _check_backend(options: QuantizationOptions, shape: ModelShape) -> None:
 def loader_warnings(options: QuantizationOptions) -> list[str]:
     """What some loaders do not take."""
     found = []
-    if options.format == COMPRESSED_TENSORS and options.symmetric is False:
-        found.append(
-            "asymmetric compressed-tensors: vLLM loads this, transformers only with "
-            "CompressedTensorsConfig(dequantize=True); `format: awq` holds zero points too"
-        )
     if options.head_bits == MANY:
         found.append(
             "a quantized head: transformers loads it, vLLM since March 2026; other engines may leave it out in "

@@ -84,6 +84,8 @@ class StageContext:
     `target` is None for a stage that makes no checkpoint. What a killed process left in `result` is still there. `work`
     is a folder of the stage's own that survives a kill and is removed once the stage is complete. A stage leaves what
     it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the source are left.
+    What the user should know of the result it leaves in `warnings`, which are said when it is complete and go there
+    too.
     """
 
     origin: Checkpoint
@@ -100,6 +102,12 @@ class StageContext:
     seed: int
     work: Path
     decisions: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def ends_where_it_began(self, reason: str) -> None:
+        """Put on record, and say, that the result has the weights that the stage was given, and why."""
+        self.decisions["unchanged"] = reason
+        self.warnings.append(f"the weights are what they were before this stage: {reason}")
 
     @cached_property
     def source(self) -> Checkpoint:

@@ -35,12 +35,13 @@ class Heal(Stage, HealingOptions):
     the text does not have. All weights are trained, or low-rank adapters with `lora`; of a quantized checkpoint norms,
     biases and scales, and its integers stay.
     `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
-    teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
-    better.
+    teacher is not in memory. The weights of the best of `checks`, on text that no stage of the run is fitted to, are
+    kept, the start's if none is better.
     """
 
     stage: Literal["heal"]
 
+    revision: ClassVar[int] = 2
     reads_quantized: ClassVar[bool] = True
 
     @property
@@ -125,6 +126,12 @@ class Heal(Stage, HealingOptions):
             "checks": [asdict(check) for check in trainer.checks],
             "curve": [asdict(point) for point in trainer.curve],
         }
+        if not trainer.best_check.step:
+            first, *others = (check.divergence for check in trainer.checks)
+            context.ends_where_it_began(
+                f"no check was better than the start, {first:.4g} nats from the teacher on text that decides; the best "
+                f"of {len(others)} had {min(others):.4g}"
+            )
 
     def _inputs(self, context: StageContext) -> HealingInputs:
         teacher = context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")

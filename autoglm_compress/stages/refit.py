@@ -11,7 +11,7 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, losses_record
+from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, has_changed, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
 from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
@@ -30,14 +30,14 @@ class Refit(Stage):
     the source's, by changing the head alone, or the last layer where the head is tied; before that, `layer_passes` is
     the same for every layer as a whole, towards the source's residual stream. A pass costs three times what it takes to
     send the tokens through the checkpoint: hours for a large model on a CPU, where 0 may be the better choice. A fit
-    is kept only where it is better on calibration rows that it has not seen.
+    is kept only where it is better on text that no stage of the run is fitted to.
     """
 
     stage: Literal["refit"]
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
     holds_out_samples = True
 
     @property
@@ -87,7 +87,7 @@ class Refit(Stage):
             context.origin,
             source,
             context.lineage,
-            context.text.batches,
+            context.text.divided(),
             runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,
@@ -99,11 +99,13 @@ class Refit(Stage):
         shared = source if context.made_by_the_run else None
         target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
         self._write_layers(context, walk)
-        self._write_last(context, walk, target, source)
+        head_changed = self._write_last(context, walk, target, source)
         target.finish(source.config, like=source)
         found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
         context.decisions["layers"] = [layer["fits"] for layer in found]
         context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
+        if not (head_changed or any(layer["changed"] for layer in found)):
+            context.ends_where_it_began("no fit was better on the rows that decide")
 
     @staticmethod
     def _take_part(walk: PairedWalk) -> None:
@@ -119,20 +121,25 @@ class Refit(Stage):
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
             fits = {linear: fit_record(fit) for linear, fit in refitted.fits.items()}
-            write_json(_fits_file(context, layer), {"fits": fits, "distilled": losses_record(refitted.descent)})
+            changed = has_changed(refitted.fits.values(), refitted.descent)
+            found = {"fits": fits, "distilled": losses_record(refitted.descent), "changed": changed}
+            write_json(_fits_file(context, layer), found)
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
-    ) -> None:
-        family = source.family
+    ) -> bool:
+        """Write what comes after the layers, and return whether it was changed."""
+        family, changed = source.family, False
         unit = {family.final_norm: source.read(family.final_norm)}
         if not source.shape.tie_word_embeddings:
             unit[family.head], found, descent = walk.refit_head()
             context.decisions |= {"head": fit_record(found), "distilled_head": losses_record(descent)}
+            changed = has_changed([found], descent)
         target.write(1 + source.shape.num_hidden_layers, unit)
+        return changed
 
 
 def _fits_file(context: StageContext, layer: int) -> Path:

@@ -112,7 +112,7 @@ class Tie(Stage):
         source, family = context.source, context.source.family
 
         def fitted() -> dict[str, torch.Tensor]:
-            batches = record(source, context.text.batches, context.work / "states", context.runtime)
+            batches = record(source, context.text.divided(), context.work / "states", context.runtime)
             gain = changed.get(family.final_norm, source.read(family.final_norm))
             ends = TiedEnds(source, changed[family.embedding], gain, context.runtime.device)
             descent = ends.fit(batches, self.passes, context.runtime.progress)
@@ -122,6 +122,8 @@ class Tie(Stage):
         found = computed_once(context.work / "ends.safetensors", fitted)
         descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))
         context.decisions |= {"loss_before": descent.before, "loss_after": descent.after}
+        if not descent.improved:
+            context.warnings.append("training made the ends no better on rows that decide: they are as tying left them")
         return found if descent.improved else changed
 
     def _fitted(self, context: StageContext) -> dict[str, torch.Tensor]:

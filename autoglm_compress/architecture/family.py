@@ -17,7 +17,7 @@ TEXT = "text"
 """The name of the tower that stages work on; a family names those that they keep as they are."""
 ROOT = "root"
 """Where the text tower's config lives if it has no part of `config.json` to itself."""
-FOLLOWED_BY = {"key_value": "query", "gate_up": "intermediate"}
+FOLLOWED_BY: dict[str | int, str] = {"key_value": "query", "gate_up": "intermediate"}
 """The axis that reads what another axis gives, where the two are not one."""
 
 

@@ -12,6 +12,13 @@ class _Captured(Exception):  # noqa: N818 - it is no error
     """Ends a forward pass as soon as the activation asked for is there."""
 
 
+def linear_of(module: nn.Module, name: str) -> nn.Linear:
+    """A linear within a module."""
+    linear = module.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
 def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
     """The input that a module gets when hidden states are sent through what it is part of, and no further."""
     seen: list[torch.Tensor] = []

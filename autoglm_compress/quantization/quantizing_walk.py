@@ -8,6 +8,7 @@ from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
 from autoglm_compress.progress import Advance
@@ -74,7 +75,7 @@ class QuantizingWalk:
         runtime: Runtime,
     ) -> None:
         self.writer = writer
-        self.source = source
+        self.source, self.folder = source, folder
         self.batches = batches
         self.error_feedback = error_feedback
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
@@ -97,7 +98,7 @@ class QuantizingWalk:
 
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)
-        kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
+        kept = KeptActivations(self.folder) if self.device.type == "cpu" else None
         parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)
@@ -107,10 +108,10 @@ class QuantizingWalk:
 
         for pair in pairs:
             inputs = self._measure(layer, module, pair, parts, measured)
-            readers = {reader: module.get_submodule(reader) for reader in pair.readers}
+            readers = {reader: linear_of(module, reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.weight = None  # so that it does not stay in memory as it was
+                    linear.register_parameter("weight", None)  # so that it does not stay in memory as it was
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
@@ -138,7 +139,7 @@ class QuantizingWalk:
         self, layer: int, module: nn.Module, pair: Pair, parts: StepwiseLayer, measured: Callable[[int], None]
     ) -> InputStatistics:
         """What the readers of a pair read, in all processes; `measured` is told of how many tokens."""
-        reader = module.get_submodule(pair.readers[0])
+        reader = linear_of(module, pair.readers[0])
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):
             found.add(inputs)

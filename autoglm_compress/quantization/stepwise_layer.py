@@ -131,6 +131,7 @@ class StepwiseLayer:
     def _output(self, linear: str, number: int) -> torch.Tensor:
         """What a settled linear makes of a batch; computed the first time."""
         kept, output = self._kept, f"{linear}-output"
+        assert kept is not None  # else nothing settles
         if not kept.has(output, number):
             kept.put(output, number, self._module.get_submodule(linear)(kept.get(linear, number)))
         return kept.get(output, number)

@@ -25,7 +25,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """YAML whose keys are text, each given once: of two with the same name, one would be ignored."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         given = set()
         for key, _ in node.value:
@@ -54,31 +54,31 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{f'{seen[-1]}: base: ' if seen else ''}{file}: cannot read it: {reason}") from None
-    own = _parse(text, str(file), f"{file.name} line" if seen else "line")
-    if not isinstance(own.data, dict):
-        found = "nothing" if own.data is None else f"a {type(own.data).__name__}"
+    data, locations = _parse(text, str(file), f"{file.name} line" if seen else "line")
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UserError(f"{file}: expected a mapping with name, model and stages, found {found}.")
-    base = own.data.pop("base", None)
+    base = data.pop("base", None)
     if base is None:
-        return own
+        return Document(data, locations)
     if not isinstance(base, str):
         raise UserError(f"{file}: base: expected the name of a recipe file, found {base!r}.")
     below = read_document(file.parent / base, (*seen, file))
-    replaced = {path for path, value in _leaves(own.data) if not isinstance(value, dict) or path in WHOLE}
+    replaced = {path for path, value in _leaves(data) if not isinstance(value, dict) or path in WHOLE}
     kept = {path: at for path, at in below.locations.items() if not any(path[: len(r)] == r for r in replaced)}
-    return Document(_merge(below.data, own.data), kept | own.locations)
+    return Document(_merge(below.data, data), kept | locations)
 
 
-def _parse(text: str, where: str, prefix: str) -> Document:
+def _parse(text: str, where: str, prefix: str) -> tuple[Any, dict[FieldPath, str]]:
     """The data of some YAML, with its lines.
 
     Raises:
         UserError: it is not YAML.
     """
-    document = Document({})
+    locations: dict[FieldPath, str] = {}
     try:
-        document.data = yaml.load(text, _Loader)
-        _locate(yaml.compose(text, _Loader), (), prefix, document.locations)
+        data = yaml.load(text, _Loader)
+        _locate(yaml.compose(text, _Loader), (), prefix, locations)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -86,7 +86,7 @@ def _parse(text: str, where: str, prefix: str) -> Document:
         raise UserError(f"{where}:{line} not valid YAML: {reason}") from None
     except (ValueError, RecursionError) as error:  # 2020-99-99 passes for a date; a list may hold itself
         raise UserError(f"{where}: not valid YAML: {error}") from None
-    return document
+    return data, locations
 
 
 def _locate(node: yaml.Node | None, path: FieldPath, prefix: str, locations: dict[FieldPath, str]) -> None:
@@ -95,8 +95,9 @@ def _locate(node: yaml.Node | None, path: FieldPath, prefix: str, locations: dic
     locations[path] = f"{prefix} {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _locate(value, (*path, key.value), prefix, locations)
-            locations[(*path, key.value)] = f"{prefix} {key.start_mark.line + 1}"
+            at = (*path, key.value)
+            _locate(value, at, prefix, locations)
+            locations[at] = f"{prefix} {key.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             _locate(value, (*path, number), prefix, locations)
@@ -129,14 +130,14 @@ def override(document: Document, assignment: str) -> None:
     key, separator, value = assignment.partition("=")
     if not separator or not all(key.split(".")):
         raise UserError(f"--set {assignment}: expected KEY=VALUE, such as model.source=./my-model.")
-    parsed = _parse(value, f"--set {assignment}", "").data
+    parsed, _ = _parse(value, f"--set {assignment}", "")
     target: Any = document.data
     path: FieldPath = ()
     *parents, last = key.split(".")
     for part in parents:
         step = _step(target, path, part, assignment)
         path = (*path, step)
-        target = target[step] if isinstance(target, list) else target.setdefault(step, {})
+        target = target.setdefault(step, {}) if isinstance(step, str) else target[step]
         if not isinstance(target, dict | list):
             raise UserError(f"--set {assignment}: {part} holds a value, not further keys.")
     path = (*path, _step(target, path, last, assignment))

@@ -160,8 +160,6 @@ class Stage(BaseModel):
     """Options that do not change the result but say which one is good enough."""
     tokens_per_input: ClassVar[int] = 2
     """Calibration tokens for each input of its largest linear, of which fewer do harm."""
-    holds_out_samples: ClassVar[bool] = False
-    """Whether some calibration samples decide about what was fitted to the others."""
 
     @property
     def label(self) -> str:
@@ -171,6 +169,11 @@ class Stage(BaseModel):
     @property
     def uses_calibration(self) -> bool:
         """Whether the result depends on the calibration text, directly or through the statistics."""
+        return False
+
+    @property
+    def holds_out_samples(self) -> bool:
+        """Whether some calibration samples decide about what was fitted to the others."""
         return False
 
     @property

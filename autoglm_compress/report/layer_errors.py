@@ -96,7 +96,8 @@ def _panel(axes: "Axes", parts: dict[str, dict[int, float]], layers: int, measur
     image = axes.imshow(cells, cmap="viridis", norm=norm, aspect="auto", interpolation="none")
     axes.set(title=TITLES[measure], yticks=range(len(parts)), yticklabels=list(parts))
     axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=8, fraction=0.05)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autoglm_compress.architecture import Quantization, Scheme
-from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS, HEAD
+from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import compressed_tensors_format as packed
 from autoglm_compress.quantization.grid import grid_for
 
@@ -56,7 +56,11 @@ def _write(folder: Path, scheme: Scheme) -> nn.Module:
         dtype="float32",
     )
     model = LlamaForCausalLM(config).eval()
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != HEAD}
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.lm_head
+    }
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, linear in linears.items():
         weight = tensors.pop(f"{name}.weight")

@@ -18,7 +18,7 @@ from autoglm_compress.versions import result_versions
 
 
 class Contexts:
-    """Makes the context of each stage; what several stages ask for is measured once.
+    """Makes the context of each stage. Whatever several stages ask for is measured once.
 
     Args:
         inputs: what the run works with.
@@ -61,7 +61,7 @@ class Contexts:
         )
 
     def evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
-        """Results of a stage's checkpoint, or of the source, by task; what is known is not measured again."""
+        """Results of a stage's checkpoint, or of the source, by task. Known results are not measured again."""
         checkpoint = self._preparation.checkpoint(number)
         return self._inputs.evaluations.results(
             checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder, self._inputs.source.family), tasks
@@ -75,7 +75,7 @@ class Contexts:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The source's, for a stage that the first process runs; all processes measure them."""
+        """The source's statistics, for a stage that the first process runs. All processes measure them."""
         self._inputs.runtime.processes.tell(self.statistics_name)
         return self.measure(self.statistics_name)
 

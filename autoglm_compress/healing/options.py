@@ -1,4 +1,4 @@
-"""What a recipe can say about healing."""
+"""The options of healing in a recipe."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ class Lora(BaseModel):
 class Dataset(BaseModel):
     """Text streamed by the `datasets` library: a name on the hub or a folder, and the column that holds the text.
 
-    A stage that is finished is not done again because the dataset changed: nobody looks.
+    A finished stage does not run again when the dataset changes: changes are not detected.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,8 @@ class HealingOptions(BaseModel):
     """The options of healing.
 
     Defaults are those of Minitron's recipe (Muralidharan et al. 2024: forward KL alone, AdamW with betas 0.9 and 0.95,
-    cosine to a tenth) but for the rate: theirs of 1e-4 is for billions of tokens, and few tokens want a higher one.
+    cosine to a tenth), except for the learning rate: their 1e-4 is for billions of tokens, and few tokens need a higher
+    one.
     """
 
     tokens: Annotated[int, PlainValidator(_count)]

@@ -1,4 +1,4 @@
-"""What is wrong with the options of quantizing for a model, or should be known of them, before anything runs."""
+"""Checks of the options of quantizing for a model, and warnings, before anything runs."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ GROUP_SIZES = (128, 64, 32)
 
 
 def check_options(options: QuantizationOptions, shape: ModelShape) -> None:
-    """Raise PlanError if a model of this shape cannot be quantized so."""
+    """Raise PlanError if a model of this shape cannot be quantized with these options."""
     if shape.quantization is not None:
         message = "a quantized checkpoint cannot be quantized again: set `from:` to a stage that is not quantized"
         raise PlanError("stage", message)
@@ -95,7 +95,7 @@ def _check_backend(options: QuantizationOptions, shape: ModelShape) -> None:
 
 
 def loader_warnings(options: QuantizationOptions) -> list[str]:
-    """What some loaders do not take."""
+    """Warnings about results that some loaders do not load."""
     found = []
     if options.head_bits == MANY:
         found.append(

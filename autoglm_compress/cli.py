@@ -126,10 +126,10 @@ def run(
     Finished stages are skipped, an interrupted one goes on where it was.
     """
     with _one_message("stopped: what is finished is kept, and the same command goes on at the layer it had reached"):
-        from autoglm_compress import api
+        from autoglm_compress.api import running
 
         loaded = _load(recipe, assignments)
-        api.run(
+        running.run(
             loaded,
             output,
             device=device.value,
@@ -154,11 +154,11 @@ def plan(
     Sizes after every stage, the memory it needs, disk, and warnings.
     """
     with _one_message():
-        from autoglm_compress import api
+        from autoglm_compress.api import running
         from autoglm_compress.pipeline.metrics import human, plan_table
 
         loaded = _load(recipe, assignments)
-        planned = api.plan(loaded, output, memory_limit=memory_limit)
+        planned = running.plan(loaded, output, memory_limit=memory_limit)
         if as_json:
             typer.echo(json.dumps(planned.as_data(), indent=2))
             return
@@ -260,11 +260,11 @@ def evaluate(
     An interrupted evaluation goes on where it was. Batches are sized by tokens, and scores do not depend on them.
     """
     with _one_message():
-        from autoglm_compress import api
+        from autoglm_compress.api import measuring
         from autoglm_compress.evaluation.table import evaluation_table
 
         _quiet_transformers()
-        record = api.evaluate(
+        record = measuring.evaluate(
             checkpoint,
             output,
             _names(tasks),
@@ -328,11 +328,11 @@ def compare(
     Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
     """
     with _one_message():
-        from autoglm_compress import api
+        from autoglm_compress.api import comparing
         from autoglm_compress.comparison import summaries
         from autoglm_compress.comparison.limits import parse_losses
 
-        comparison = api.compare(
+        comparison = comparing.compare(
             base,
             new,
             max_drop=max_drop,

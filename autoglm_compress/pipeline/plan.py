@@ -19,8 +19,8 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
+from autoglm_compress.problems import FieldPath
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
-from autoglm_compress.recipe.problems import FieldPath
 from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from autoglm_compress.errors import UserError
-from autoglm_compress.recipe.problems import FieldPath
+from autoglm_compress.problems import FieldPath
 from autoglm_compress.shipped import bundled_recipes
 
 TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from autoglm_compress.errors import UserError, suggestion
 from autoglm_compress.evaluation.evaluate import check_tasks
+from autoglm_compress.problems import FieldPath, Problem, RecipeError, from_validation
 from autoglm_compress.recipe.document import assign, override, read_document
-from autoglm_compress.recipe.problems import FieldPath, Problem, RecipeError, from_validation
 from autoglm_compress.recipe.schema import SOURCE, Recipe, RecipeHeader
 from autoglm_compress.shipped import find_recipe
 from autoglm_compress.stages import Makes, Stage, broken_stages, stage_types

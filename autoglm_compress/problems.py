@@ -1,4 +1,4 @@
-"""Everything that is wrong with a recipe, said at once."""
+"""Everything that is wrong with a recipe, or with options, said at once."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,10 +1,10 @@
-"""The exceptions that end a command in one message, and how a message lists names."""
+"""The exceptions that end a command in one message, and lists of names in messages."""
 
 from collections.abc import Collection
 
 
 class UserError(Exception):
-    """Something the user can put right: shown as one message, exit code 2, no traceback."""
+    """An error that the user can fix: shown as one message, exit code 2, no traceback."""
 
 
 class PlanError(ValueError):

@@ -29,11 +29,11 @@ class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
     `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
-    logits count against the embedding: a refit or healing after this stage mends wrong logits in the last layers, and a
-    wrong embedding hardly at all, since all layers see it. `average` takes the mean of the two, `input` the embedding,
-    `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained
-    to stand in for what they were, so that all between finds what it knows; best where the checkpoint has been refitted
-    before.
+    logits count against the embedding: a refit or healing after this stage repairs wrong logits in the last layers. It
+    hardly repairs a wrong embedding, because all layers see it. `average` takes the mean of the two, `input` the
+    embedding, `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are
+    then trained to replace the untied ends, so that the layers between them see familiar states. This works best if the
+    checkpoint was refitted before.
     """
 
     stage: Literal["tie"]

@@ -58,9 +58,7 @@ def as_svg(make: "Callable[[], Figure | None]") -> bytes | None:
         figure = make()
         if figure is None:
             return None
-        figure.get_layout_engine().execute(
-            figure
-        )  # the layout depends on the ticks and the ticks on the layout: once more
+        figure.get_layout_engine().execute(figure)  # layout and ticks depend on each other: once more
         svg = io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         return svg.getvalue()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.hashing import sha256
-from autoglm_compress.pipeline.contexts import Contexts
+from autoglm_compress.pipeline.contexts import Contexts, measure_statistics, shared_context
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.manifest import write_manifest
 from autoglm_compress.pipeline.metrics import metrics_table
@@ -37,21 +37,20 @@ def run_stages(inputs: RunInputs) -> None:
 
 def follow(inputs: RunInputs) -> None:
     """Follow the first process, which names a stage by its number or a measurement by its folder's name."""
-    contexts = Contexts(inputs)
     while (work := inputs.runtime.processes.tell(None)) is not None:
         if isinstance(work, str):
-            contexts.measure(work)
+            measure_statistics(inputs, work)
             continue
         torch.manual_seed(inputs.recipe.seed)
         scratch = inputs.folder.stage_work(inputs.recipe.folder_name(work)) / "scratch"
-        inputs.recipe.stages[work].run(contexts.make(work, scratch, None))
+        inputs.recipe.stages[work].follow(shared_context(inputs, work, scratch))
 
 
 class _Runner:
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
         self._inputs = preparation.inputs
-        self._contexts = Contexts(preparation.inputs, preparation)
+        self._contexts = Contexts(preparation)
         self._records: list[StageRecord] = []
 
     def run(self) -> None:

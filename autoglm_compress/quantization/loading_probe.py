@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from autoglm_compress.architecture import Quantization, Scheme
+from autoglm_compress.architecture import Quantization, Scheme, family_of
 from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import compressed_tensors_format as packed
 from autoglm_compress.quantization.grid import grid_for
@@ -46,6 +46,7 @@ def _write(folder: Path, scheme: Scheme) -> nn.Module:
 
     scheme = Scheme(scheme.bits, -1 if scheme.group_size == -1 else WIDTH // 2, scheme.symmetric)
     config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
         num_hidden_layers=1,
@@ -68,9 +69,8 @@ def _write(folder: Path, scheme: Scheme) -> nn.Module:
         stored = packed.pack(name, scheme, grid.integers(weight), grid.scales, grid.zeros)
         linear.weight.copy_(packed.dequantize(name, scheme, stored.__getitem__, torch.float32))
         tensors |= stored
-    config.quantization_config = packed.quantization_config(
-        Quantization(COMPRESSED_TENSORS, dict.fromkeys(linears, scheme))
-    )
+    quantization = Quantization(COMPRESSED_TENSORS, dict.fromkeys(linears, scheme))
+    config.quantization_config = packed.quantization_config(quantization, family_of(config.to_dict(), str(folder)))
     config.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors")
     return model

@@ -1,10 +1,12 @@
 """Quantizing all layers, linear by linear as the tokens reach them. A layer is on disk before the next begins."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
@@ -18,22 +20,32 @@ from autoglm_compress.runtime import Runtime
 
 
 def walk_and_quantize(
-    writer: LayerWriter, batches: Callable[[], list[torch.Tensor]], *, error_feedback: bool, runtime: Runtime
+    source: Checkpoint,
+    batches: Callable[[], list[torch.Tensor]],
+    *,
+    writer: LayerWriter | None,
+    folder: Path,
+    error_feedback: bool,
+    runtime: Runtime,
 ) -> None:
     """Quantize layer after layer, each process with its rows, unless the first finds that all are written.
 
     Args:
-        writer: of the layers.
+        source: the checkpoint that is quantized.
         batches: gives the token ids [batch, length] of all processes.
+        writer: of the layers, in the first process, which quantizes them; None in the others.
+        folder: where hidden states are kept; it outlasts a kill.
         error_feedback: whether what rounding a feature does is made up for by those after it.
         runtime: where layers run, and the processes that walk.
 
     Raises:
         UserError: there were NaN or infinite inputs.
     """
-    if not runtime.processes.tell(writer.all_written):
+    if not runtime.processes.tell(writer is not None and writer.all_written):
         shared = runtime.processes.share(batches())
-        QuantizingWalk(writer, shared, error_feedback=error_feedback, runtime=runtime).run()
+        QuantizingWalk(
+            source, shared, writer=writer, folder=folder, error_feedback=error_feedback, runtime=runtime
+        ).run()
 
 
 class QuantizingWalk:
@@ -44,27 +56,31 @@ class QuantizingWalk:
     weights.
 
     Args:
-        writer: of the layers.
+        source: the checkpoint that is quantized.
         batches: this process's token ids [batch, length].
+        writer: of the layers, in the first process, which quantizes them; None in the others.
+        folder: where hidden states are kept; it outlasts a kill.
         error_feedback: whether what rounding a feature does is made up for by those after it.
         runtime: where layers run, and which processes walk.
     """
 
     def __init__(
         self,
-        writer: LayerWriter,
+        source: Checkpoint,
         batches: list[torch.Tensor],
         *,
+        writer: LayerWriter | None,
+        folder: Path,
         error_feedback: bool,
         runtime: Runtime,
     ) -> None:
         self.writer = writer
-        self.source = writer.source
+        self.source = source
         self.batches = batches
         self.error_feedback = error_feedback
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
         dtype = fast_dtype(self.source, runtime.device)
-        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, runtime.processes)
+        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, folder, runtime.processes)
         self.model = OneLayerModel(self.source, runtime.device, dtype)
 
     @torch.no_grad()
@@ -95,21 +111,21 @@ class QuantizingWalk:
             readers = {reader: module.get_submodule(reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.weight = None  # so that the unquantized layer does not stay in memory
+                    linear.weight = None  # so that the unquantized weight does not stay in memory
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
             for reader, linear in readers.items():
                 self.processes.copy_first(linear.weight)
                 parts.settle(reader)
-        if quantizer:
+        if self.writer and quantizer:
             self.writer.write(layer, quantizer.result())
         if layer + 1 < self.source.shape.num_hidden_layers:
             parts.compute_outputs()
 
     def _quantizer(self, layer: int, module: nn.Module) -> LayerQuantizer | None:
         """The quantizer of a layer, in the process that quantizes."""
-        if not self.processes.is_first:
+        if self.writer is None:
             return None
         return LayerQuantizer(
             {name: parameter.detach() for name, parameter in module.named_parameters()},

@@ -20,13 +20,10 @@ from autoglm_compress.slices import row_slices
 
 @dataclass(frozen=True)
 class LayerWriter:
-    """Writes quantized layers as units of the target, and the decisions to a folder that survives a kill.
-
-    Only the first process has a target, and writes.
-    """
+    """Writes quantized layers as units of the target, and the decisions to a folder that survives a kill."""
 
     source: Checkpoint
-    target: CheckpointWriter | None
+    target: CheckpointWriter
     quantization: Quantization
     work: Path
 
@@ -39,13 +36,13 @@ class LayerWriter:
     def all_written(self) -> bool:
         """Whether all layers are in the target."""
         layers = range(self.source.shape.num_hidden_layers)
-        return self.target is not None and all(self.target.has(1 + layer) for layer in layers)
+        return all(self.target.has(1 + layer) for layer in layers)
 
     def write(self, layer: int, quantized: QuantizedLayer) -> None:
         """Write a layer."""
         prefix = self.source.family.layer_prefix(layer)
         schemes, layout = self.quantization.in_layer(prefix), FORMATS[self.quantization.format]
-        unit = {}
+        unit: dict[str, torch.Tensor] = {}
         for name, dtype in stored_dtypes(self.source, layer).items():
             module = name.removesuffix(".weight")
             if linear := quantized.linears.get(module):

@@ -70,44 +70,25 @@ class Makes(str, Enum):
     """Only measurements, in the `decisions` of `stage.json`."""
 
 
-@dataclass
-class StageContext:
-    """Everything that a stage may know about its run.
+@dataclass(kw_only=True)
+class SharedContext:
+    """What a stage may know about its run, in every process.
 
-    `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text.
-    `statistics` (of the run's source), `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of
-    `other_checkpoints`, by its name and option) are functions because their results are expensive and not every stage
-    needs them. A stage must list the tasks that it evaluates in `Stage.evaluates`, so that they count in its key.
-
-    `shape` is the planned shape of the result; a stage that decides the rest of it at run time replaces it. `result` is
-    the folder of the result, and `target` writes a checkpoint there. Both are None in all processes but the first, and
-    `target` is None for a stage that makes no checkpoint. Files of a killed process in `result` are still there. `work`
-    is a folder of the stage's own that survives a kill and is removed once the stage is complete. A stage puts its
-    decisions into `decisions`, which go into its `stage.json`, and the remaining parts of the source into `lineage`. It
-    puts facts about the result that the user should know into `warnings`, which are printed when the stage is complete
-    and also go into `stage.json`.
+    `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text,
+    and `lineage` says which parts of the run's source are left. `open_checkpoint` opens one of `other_checkpoints`, by
+    its name and option. `shape` is the planned shape of the result. `work` is a folder of the stage's own that survives
+    a kill and is removed once the stage is complete.
     """
 
     origin: Checkpoint
     source_folder: Path
-    target: CheckpointWriter | None
-    result: Path | None
     shape: ModelShape
     lineage: Lineage
     text: CalibrationText
-    statistics: Callable[[], Statistics]
-    evaluate: Callable[[Sequence[str]], dict[str, Any]]
     open_checkpoint: Callable[[str, str], Checkpoint]
     runtime: Runtime
     seed: int
     work: Path
-    decisions: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def ends_where_it_began(self, reason: str) -> None:
-        """Record and warn that the result has the same weights as the stage's input, and why."""
-        self.decisions["unchanged"] = reason
-        self.warnings.append(f"the weights are what they were before this stage: {reason}")
 
     @cached_property
     def source(self) -> Checkpoint:
@@ -125,6 +106,38 @@ class StageContext:
     def made_by_the_run(self) -> bool:
         """Whether an earlier stage wrote this stage's source, so that files can be shared."""
         return self.source_folder != self.origin.folder
+
+
+@dataclass(kw_only=True)
+class StageContext(SharedContext):
+    """What a stage may know and has to write, in the first process.
+
+    `statistics` (of the run's source) and `evaluate` (results of lm-eval tasks on `source`) are functions because their
+    results are expensive and not every stage needs them. A stage must list the tasks that it evaluates in
+    `Stage.evaluates`, so that they count in its key.
+
+    `result` is the folder that the result goes into, and `target` writes a checkpoint there. What a killed process left
+    in `result` is still there. A stage that decides more of the result's shape puts that into `shape`. It leaves what
+    it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the source are left.
+    What the user should know of the result it leaves in `warnings`, which are said when it is complete and go there
+    too.
+    """
+
+    result: Path
+    statistics: Callable[[], Statistics]
+    evaluate: Callable[[Sequence[str]], dict[str, Any]]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def target(self) -> CheckpointWriter:
+        """Writes a checkpoint into `result`, for a stage that makes one."""
+        return CheckpointWriter(self.result, units=self.shape.num_hidden_layers + 2)
+
+    def ends_where_it_began(self, reason: str) -> None:
+        """Record and warn that the result has the same weights as the stage's input, and why."""
+        self.decisions["unchanged"] = reason
+        self.warnings.append(f"the weights are what they were before this stage: {reason}")
 
 
 class Stage(BaseModel):
@@ -174,8 +187,8 @@ class Stage(BaseModel):
     def runs_in_all_processes(self) -> bool:
         """Whether all processes of a run work on it together, where there are several, or the first alone.
 
-        Only the first process has a `target`. A stage that only needs the `statistics` returns False, because all
-        processes measure them anyway. A stage that runs in all processes cannot ask for them.
+        The others call `follow`. A stage that only needs the `statistics` returns False, because all processes measure
+        them anyway. A stage that runs in all processes cannot ask for them.
         """
         return False
 
@@ -247,5 +260,9 @@ class Stage(BaseModel):
         """
 
     def run(self, context: StageContext) -> None:
-        """Read `context.source`, write `context.target`."""
+        """Read `context.source`, write `context.target`, in the first process."""
+        raise NotImplementedError
+
+    def follow(self, context: SharedContext) -> None:
+        """Take part in `run` in another process, which writes nothing, if the stage `runs_in_all_processes`."""
         raise NotImplementedError

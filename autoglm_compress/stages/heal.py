@@ -16,8 +16,9 @@ from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.setup import HealingInputs, set_up
 from autoglm_compress.healing.sharding import require_equal_parts
 from autoglm_compress.healing.trained_weights import healed
+from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.heal import heal_plot
 
@@ -96,17 +97,7 @@ class Heal(Stage, HealingOptions):
 
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""
-        source = context.source
-        try:
-            trainer = set_up(self, self._inputs(context))
-            trainer.run()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
-                "micro_batch_size of 1, gradient_checkpointing: true, a teacher_top_k, or lora."
-            ) from None
-        if context.target is None:
-            return
+        source, trainer = context.source, self._train(context)
         trained = trainer.trained()
         family, layers = source.family, range(source.shape.num_hidden_layers)
         units = [[family.embedding], *([] for _ in layers), []]
@@ -132,7 +123,22 @@ class Heal(Stage, HealingOptions):
                 f"of {len(others)} had {min(others):.4g}"
             )
 
-    def _inputs(self, context: StageContext) -> HealingInputs:
+    def follow(self, context: SharedContext) -> None:
+        """Train, and leave the writing to the first process."""
+        self._train(context)
+
+    def _train(self, context: SharedContext) -> Trainer:
+        try:
+            trainer = set_up(self, self._inputs(context))
+            trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
+                "micro_batch_size of 1, gradient_checkpointing: true, a teacher_top_k, or lora."
+            ) from None
+        return trainer
+
+    def _inputs(self, context: SharedContext) -> HealingInputs:
         teacher = context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
         return HealingInputs(
             origin=context.origin,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture import ModelShape, Quantization
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
@@ -17,7 +17,7 @@ from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.quantizing_walk import walk_and_quantize
 from autoglm_compress.quantization.result_check import measure_agreement, require_agreement
 from autoglm_compress.quantization.writing import LayerWriter, write_outside
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.quantize import quantize_plot
 
@@ -87,13 +87,8 @@ class Quantize(Stage, QuantizationOptions):
     def run(self, context: StageContext) -> None:
         """Quantize layer by layer, each on inputs from the quantized layers before it, write and check the result."""
         source, target = context.source, context.target
-        if target is not None and self.bits == "auto":
-            self._choose_bits(context)
-        quantization = context.shape.quantization
+        quantization = self._choose_bits(context) if self.bits == "auto" else planned(self, source.shape)
         writer = LayerWriter(source, target, quantization, context.work)
-        if target is None:  # a process that only shares in the walk
-            self._walk(context, writer)
-            return
         write_outside(source, target, quantization)
         if self.backend == "autoawq":
             write_with_autoawq(source, target, lambda: context.text.batches, self.group_size)
@@ -103,12 +98,17 @@ class Quantize(Stage, QuantizationOptions):
         target.finish(dict(source.config, quantization_config=described), like=source)
         self._check(context)
 
-    def _choose_bits(self, context: StageContext) -> None:
-        """Replace the planned shape's bits by those that cost least within the budget."""
+    def follow(self, context: SharedContext) -> None:
+        """Share in the walk."""
+        self._walk(context, None)
+
+    def _choose_bits(self, context: StageContext) -> Quantization:
+        """Replace the planned shape's bits by those that cost least within the budget, and return them."""
         batches, file = context.text.batches, context.work / "sensitivity.json"
         choice = choose_bits(self, context.source, batches, context.runtime, file)
         context.shape = replace(context.shape, quantization=choice.quantization)
         context.decisions |= {"average_bits": choice.average_bits, "bits": choice.groups}
+        return choice.quantization
 
     def _quantize_layers(self, context: StageContext, writer: LayerWriter) -> None:
         if self.method == "awq":
@@ -118,10 +118,15 @@ class Quantize(Stage, QuantizationOptions):
         layers = range(context.source.shape.num_hidden_layers)
         context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
 
-    def _walk(self, context: StageContext, writer: LayerWriter) -> None:
+    def _walk(self, context: SharedContext, writer: LayerWriter | None) -> None:
         """What all processes do together."""
         walk_and_quantize(
-            writer, lambda: context.text.batches, error_feedback=self.error_feedback, runtime=context.runtime
+            context.source,
+            lambda: context.text.batches,
+            writer=writer,
+            folder=context.work,
+            error_feedback=self.error_feedback,
+            runtime=context.runtime,
         )
 
     def _check(self, context: StageContext) -> None:

@@ -14,7 +14,7 @@ from autoglm_compress.figures import Record
 from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, has_changed, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
-from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.refit import refit_plot
 
@@ -83,19 +83,7 @@ class Refit(Stage):
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
         layers = source.shape.num_hidden_layers
-        walk = PairedWalk(
-            context.origin,
-            source,
-            context.lineage,
-            context.text.divided(),
-            runtime=context.runtime,
-            folder=context.work,
-            layer_passes=self.layer_passes,
-            logit_passes=self.logit_passes,
-        )
-        if target is None:
-            self._take_part(walk)
-            return
+        walk = self._walk(context)
         shared = source if context.made_by_the_run else None
         target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
         self._write_layers(context, walk)
@@ -107,13 +95,25 @@ class Refit(Stage):
         if not (head_changed or any(layer["changed"] for layer in found)):
             context.ends_where_it_began("no fit was better on the rows that decide")
 
-    @staticmethod
-    def _take_part(walk: PairedWalk) -> None:
+    def follow(self, context: SharedContext) -> None:
         """Do what the first process does, and leave the writing to it."""
+        walk = self._walk(context)
         for _ in walk.run():
             pass
         if not walk.compressed.shape.tie_word_embeddings:
             walk.refit_head()
+
+    def _walk(self, context: SharedContext) -> PairedWalk:
+        return PairedWalk(
+            context.origin,
+            context.source,
+            context.lineage,
+            context.text.divided(),
+            runtime=context.runtime,
+            folder=context.work,
+            layer_passes=self.layer_passes,
+            logit_passes=self.logit_passes,
+        )
 
     def _write_layers(self, context: StageContext, walk: PairedWalk) -> None:
         """Refit and write the layers; a function, so that nothing of the last one is kept while the head is fitted."""

@@ -23,8 +23,9 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.evaluation.run_results import Evaluations
 from autoglm_compress.fitting.descent import Descent
 from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.healing import setup
 from autoglm_compress.progress import Progress
-from autoglm_compress.stages import heal, quantize, tie
+from autoglm_compress.stages import quantize, tie
 from support.command_line import assert_says, plan
 from support.running import CALIBRATION, compress, run, tensors_of, write_recipe
 
@@ -92,8 +93,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) ->
 
     watch(FittingRows, "__init__", lambda _, self, rows, __: add_divided("refit", rows.batches, rows.deciding))
     watch(tie, "record", lambda _, __, rows, *___: add_divided("tie", rows.batches, rows.deciding))
-    watch(heal, "training_rows", add_training)
-    watch(heal, "continued", add_openings)
+    watch(setup, "training_rows", add_training)
+    watch(setup, "continued", add_openings)
     watch(quantize, "measure_agreement", lambda _, __, ___, rows, *____: add("quantize", "judged", *rows))
     watch(quantize, "walk_and_quantize", lambda _, __, batches, **___: add("quantize", "fitted", *batches()))
     watch(quantize, "choose_bits", lambda _, __, ___, batches, *____: add("quantize", "fitted", *batches))

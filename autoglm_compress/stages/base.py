@@ -116,11 +116,11 @@ class StageContext(SharedContext):
     results are expensive and not every stage needs them. A stage must list the tasks that it evaluates in
     `Stage.evaluates`, so that they count in its key.
 
-    `result` is the folder that the result goes into, and `target` writes a checkpoint there. What a killed process left
-    in `result` is still there. A stage that decides more of the result's shape puts that into `shape`. It leaves what
-    it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the source are left.
-    What the user should know of the result it leaves in `warnings`, which are said when it is complete and go there
-    too.
+    `result` is the folder of the result, and `target` writes a checkpoint there. Files of a killed process in `result`
+    are still there. A stage that decides the rest of the result's shape replaces `shape`. It puts its decisions into
+    `decisions`, which go into its `stage.json`, and the remaining parts of the source into `lineage`. It puts facts
+    about the result that the user should know into `warnings`, which are printed when the stage is complete and also go
+    into `stage.json`.
     """
 
     result: Path

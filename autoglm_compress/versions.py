@@ -24,4 +24,4 @@ def made_elsewhere(then: dict[str, str], label: str) -> str:
     other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
     if not other:
         return ""
-    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"
+    return f", though made with {', '.join(other)}: a new run may give other bytes (--from {label} repeats it)"

@@ -123,7 +123,9 @@ class Tie(Stage):
         descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))
         context.decisions |= {"loss_before": descent.before, "loss_after": descent.after}
         if not descent.improved:
-            context.warnings.append("training made the ends no better on rows that decide: they are as tying left them")
+            context.warnings.append(
+                "training made the ends no better on rows that decide: they stay as tying made them"
+            )
         return found if descent.improved else changed
 
     def _fitted(self, context: StageContext) -> dict[str, torch.Tensor]:

@@ -41,8 +41,8 @@ class Checkpoint:
             `transformers` would load and the family does not know.
     """
 
-    def __init__(self, folder: Path, family: Family | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, family: Family | None = None) -> None:
+        self.folder = folder = Path(folder)
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"), family)
         self.infos = locate_tensors(folder)

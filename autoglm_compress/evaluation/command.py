@@ -1,8 +1,8 @@
 """Evaluating a checkpoint without a recipe, into one file that `compare` reads."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,12 @@ AGREEMENT = "agreement"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the command line asks for. `mmlu` and `text` hold the options that were given, by the names they have in a
-    recipe's `evaluation.mmlu` and `evaluation.perplexity`.
-    """
+    """What is to be evaluated. `options` has set what was asked for, and no more."""
 
     checkpoint: Path
     tasks: Sequence[str]
     output: Path
-    mmlu: Mapping[str, Any] = field(default_factory=dict)
-    text: Mapping[str, Any] = field(default_factory=dict)
+    options: EvaluationOptions
     against: Path | None = None
     device: str = "auto"
     family: Family | None = None
@@ -55,7 +52,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
         UserError: an option is not valid, or something that it names is missing or malformed.
     """
     _check_request(request)
-    options = EvaluationOptions.model_validate({"mmlu": request.mmlu, "perplexity": request.text})
+    options = request.options
     text = locate(options.perplexity.source or PYTHON_DOCS, [Path.cwd()], "--text")
     questions = _questions(options.mmlu.data)
     device = choose_device(request.device)
@@ -147,9 +144,9 @@ def _check_request(request: EvaluationRequest) -> None:
     if not all(request.tasks):
         raise UserError(f"--tasks: given {','.join(request.tasks)!r}: expected names with commas between them.")
     check_tasks(request.tasks)
-    if request.mmlu and "mmlu" not in request.tasks:
+    if request.options.mmlu.model_fields_set and "mmlu" not in request.tasks:
         raise UserError("--mmlu, --subjects, --limit and --num-fewshot are for the task mmlu: add it to --tasks.")
-    if request.text and "perplexity" not in request.tasks and request.against is None:
+    if request.options.perplexity.model_fields_set and "perplexity" not in request.tasks and request.against is None:
         raise UserError(
             "--text, --samples and --sequence-length are for the task perplexity and for --against: "
             "add perplexity to --tasks."

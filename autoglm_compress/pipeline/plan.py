@@ -19,8 +19,9 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
+from autoglm_compress.problems import FieldPath
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
-from autoglm_compress.recipe.problems import FieldPath
+from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
@@ -39,20 +40,20 @@ class PlannedCheckpoint:
     disk: int
     warnings: tuple[str, ...]
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data, sizes in bytes."""
+    def record(self) -> PlannedStage:
+        """The sizes, as they are printed."""
         shape = self.shape
-        return {
-            "name": self.name,
-            "stage": self.stage,
-            "shape": Shape.of(shape).as_data(),
-            "parameters": shape.parameters,
-            "bytes": shape.bytes,
-            "kv_cache_bytes_per_1000_tokens": shape.kv_cache_bytes(),
-            "peak_memory_bytes_estimate": self.peak_memory,
-            "disk_bytes": self.disk,
-            "warnings": list(self.warnings),
-        }
+        return PlannedStage(
+            name=self.name,
+            stage=self.stage,
+            shape=Shape.of(shape),
+            parameters=shape.parameters,
+            bytes=shape.bytes,
+            kv_cache_bytes_per_1000_tokens=shape.kv_cache_bytes(),
+            peak_memory_bytes_estimate=self.peak_memory,
+            disk_bytes=self.disk,
+            warnings=list(self.warnings),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,15 @@ class Plan:
             found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
         return found
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data, sizes in bytes."""
-        return {
-            "checkpoints": [checkpoint.as_data() for checkpoint in self.checkpoints],
-            "disk_bytes_needed": self.disk_bytes,
-            "disk_bytes_kept": self.kept_bytes,
-            "disk_bytes_free": self.free_bytes,
-            "warnings": self.warnings(),
-        }
+    def record(self) -> PlanRecord:
+        """The plan as it is printed."""
+        return PlanRecord(
+            checkpoints=[checkpoint.record() for checkpoint in self.checkpoints],
+            disk_bytes_needed=self.disk_bytes,
+            disk_bytes_kept=self.kept_bytes,
+            disk_bytes_free=self.free_bytes,
+            warnings=self.warnings(),
+        )
 
 
 def _described_source(folder: Path, family: Family | None) -> DescribedModel:

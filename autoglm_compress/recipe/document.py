@@ -1,5 +1,6 @@
 """A YAML file as plain data with the line of each field, so that errors can name it."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import yaml
 
 from autoglm_compress.errors import UserError
-from autoglm_compress.recipe.problems import FieldPath
+from autoglm_compress.problems import FieldPath
+from autoglm_compress.shipped import bundled_recipes
 
 TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 WHOLE = {("calibration", "source")}
@@ -16,10 +18,14 @@ WHOLE = {("calibration", "source")}
 
 @dataclass
 class Document:
-    """The data of a recipe and, by the path of each field, its place (`line 7`, or `base.yaml line 7`)."""
+    """The data of a recipe and, by the path of each field, its place (`line 7`, or `base.yaml line 7`).
+
+    `files` are those it was read from: its own, its base's, and so on.
+    """
 
     data: dict[str, Any]
     locations: dict[FieldPath, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
-    """Read a recipe file and, underneath it, the one its `base:` names.
+    """Read a recipe file and, underneath it, the one its `base:` names: one of the package's, or a file beside it.
 
     Mappings are merged key by key. Everything else, including the list of stages and the fields in WHOLE, replaces the
     base's value.
@@ -58,15 +64,16 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     if not isinstance(own.data, dict):
         found = "nothing" if own.data is None else f"a {type(own.data).__name__}"
         raise UserError(f"{file}: expected a mapping with name, model and stages, found {found}.")
+    own.files = (file,)
     base = own.data.pop("base", None)
     if base is None:
         return own
     if not isinstance(base, str):
-        raise UserError(f"{file}: base: expected the name of a recipe file, found {base!r}.")
-    below = read_document(file.parent / base, (*seen, file))
+        raise UserError(f"{file}: base: expected the name or the file of a recipe, found {base!r}.")
+    below = read_document(bundled_recipes().get(base) or file.parent / base, (*seen, file))
     replaced = {path for path, value in _leaves(own.data) if not isinstance(value, dict) or path in WHOLE}
     kept = {path: at for path, at in below.locations.items() if not any(path[: len(r)] == r for r in replaced)}
-    return Document(_merge(below.data, own.data), kept | own.locations)
+    return Document(_merge(below.data, own.data), kept | own.locations, (file, *below.files))
 
 
 def _parse(text: str, where: str, prefix: str) -> Document:
@@ -127,9 +134,19 @@ def override(document: Document, assignment: str) -> None:
         UserError: it does not have that form, or names a stage that the recipe does not have.
     """
     key, separator, value = assignment.partition("=")
-    if not separator or not all(key.split(".")):
+    if not separator:
         raise UserError(f"--set {assignment}: expected KEY=VALUE, such as model.source=./my-model.")
-    parsed = _parse(value, f"--set {assignment}", "").data
+    assign(document, key, _parse(value, f"--set {assignment}", "").data, assignment)
+
+
+def assign(document: Document, key: str, value: Any, assignment: str) -> None:
+    """Set a field by its dotted path; messages call it `--set` and the assignment.
+
+    Raises:
+        UserError: the path is none, or names a stage that the recipe does not have.
+    """
+    if not all(key.split(".")):
+        raise UserError(f"--set {assignment}: expected KEY=VALUE, such as model.source=./my-model.")
     target: Any = document.data
     path: FieldPath = ()
     *parents, last = key.split(".")
@@ -142,7 +159,7 @@ def override(document: Document, assignment: str) -> None:
     path = (*path, _step(target, path, last, assignment))
     if isinstance(target, list):
         raise UserError(f"--set {assignment}: give the option of the stage too, such as {key}.OPTION=VALUE.")
-    target[last] = parsed
+    target[last] = deepcopy(value)  # a later assignment may change it
     document.locations = {at: place for at, place in document.locations.items() if at[: len(path)] != path}
     document.locations[path] = f"--set {key}"
 

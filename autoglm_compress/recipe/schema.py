@@ -42,11 +42,14 @@ class RecipeHeader(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A validated recipe. `parents[i]` is the number of the stage whose checkpoint stage i takes, None the source."""
+    """A validated recipe. `parents[i]` is the number of the stage whose checkpoint stage i takes, None the source.
+
+    `files` are its own, its base's, and so on.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    file: Path
+    files: tuple[Path, ...]
     name: str
     model: ModelOptions
     calibration: CalibrationOptions
@@ -58,9 +61,14 @@ class Recipe(BaseModel):
     locations: dict[tuple[str | int, ...], str] = Field(exclude=True)
 
     @property
+    def file(self) -> Path:
+        """The recipe's own file."""
+        return self.files[0]
+
+    @property
     def bases(self) -> list[Path]:
-        """The folders in which relative paths are looked up, in order."""
-        return list(dict.fromkeys([self.file.parent, Path.cwd()]))
+        """The folders in which relative paths are looked up: beside the recipe, beside its bases, and where we are."""
+        return list(dict.fromkeys([*(file.parent for file in self.files), Path.cwd()]))
 
     def family_file(self) -> Path | None:
         """The YAML file of the model's family, if the recipe names one."""

@@ -1,15 +1,14 @@
-"""All problems of a recipe, reported together."""
+"""All problems of a recipe, or of options, reported together."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, suggestion
 
 FieldPath = tuple[str | int, ...]
 
@@ -62,13 +61,6 @@ def _spell(path: FieldPath) -> str:
         path = ("stages", str(path[1] + 1), *path[2:])
     spelled = "".join(f"[{part}]" if isinstance(part, int) or "." in part else f".{part}" for part in path)
     return spelled.removeprefix(".") or "recipe"
-
-
-def suggestion(given: str, allowed: Iterable[str]) -> str:
-    """A hint with the closest valid spelling and all allowed names."""
-    names = sorted(allowed)
-    near = get_close_matches(given, names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"Allowed: {', '.join(names)}"
 
 
 def from_validation(error: ValidationError, prefix: FieldPath, model: type[BaseModel]) -> list[Problem]:

@@ -15,7 +15,7 @@ def check_options(options: HealingOptions, shape: ModelShape) -> None:
     if shape.quantization is not None and options.lora is not None:
         raise PlanError("lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out")
     if shape.quantization is not None and options.optimizer == "muon":
-        raise PlanError("optimizer", "muon: of a quantized checkpoint scales and norms are trained: use adamw")
+        raise PlanError("optimizer", "muon: healing a quantized checkpoint trains only scales and norms: use adamw")
     if isinstance(options.data, Dataset) and options.sequence_length is None:
         raise PlanError("sequence_length", "say how many tokens a row of a dataset has")
     if options.residual and options.teacher_top_k:

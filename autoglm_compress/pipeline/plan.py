@@ -212,8 +212,8 @@ def _refusal(config: Any, shape: ModelShape) -> str:
     """Why `transformers` refuses the source's config with this shape. Empty if it accepts it."""
     if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
         return (
-            f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
-            f"{shape.head_dim}."
+            f"it assumes a head_dim of hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, but "
+            f"head_dim is {shape.head_dim}."
         )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:

@@ -67,7 +67,7 @@ def _nothing_decides(files: Mapping[str, Path | None], divided: Collection[Path 
     named = f"{', '.join(short)}: too little text to keep documents for deciding about fits"
     if divided:
         return [f"{named}: the other sources alone decide"]
-    return [f"{named}: rows of it decide that other stages are fitted to. Give more text or a smaller sequence_length"]
+    return [f"{named}: some rows decide that are also fitted to. Give more text or a smaller sequence_length"]
 
 
 def _check_rows(path: Path, tokenizer: Any | None) -> None:

@@ -111,7 +111,7 @@ class QuantizingWalk:
             readers = {reader: module.get_submodule(reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.weight = None  # so that the unquantized layer does not stay in memory
+                    linear.weight = None  # so that the unquantized weight does not stay in memory
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs

@@ -45,7 +45,7 @@ def test_imports_go_from_top_to_bottom() -> None:
     upward = [
         f"{file.relative_to(PACKAGE)} imports {room}"
         for file in PACKAGE.rglob("*.py")
-        if file.name not in _top()
+        if str(file.relative_to(PACKAGE)) not in _top()
         for room in _imported(file)
         if floors[room] < floors[_room(file.relative_to(PACKAGE).parts)]
     ]

@@ -58,7 +58,8 @@ def as_svg(make: "Callable[[], Figure | None]") -> bytes | None:
         figure = make()
         if figure is None:
             return None
-        figure.get_layout_engine().execute(figure)  # layout and ticks depend on each other: once more
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)  # layout and ticks depend on each other: once more
         svg = io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         return svg.getvalue()

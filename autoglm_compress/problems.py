@@ -57,8 +57,9 @@ def _located(path: FieldPath, locations: dict[FieldPath, str]) -> FieldPath:
 
 def _spell(path: FieldPath) -> str:
     """A field as `--set` takes it: stages count from 1."""
-    if path[:1] == ("stages",) and len(path) > 1:
-        path = ("stages", str(path[1] + 1), *path[2:])
+    match path:
+        case ("stages", int(number), *rest):
+            path = ("stages", str(number + 1), *rest)
     spelled = "".join(f"[{part}]" if isinstance(part, int) or "." in part else f".{part}" for part in path)
     return spelled.removeprefix(".") or "recipe"
 
@@ -96,6 +97,6 @@ def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Proble
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """The keys allowed at a place inside a model."""
     for part in path:
-        annotation = model.model_fields[part].annotation
+        annotation = model.model_fields[str(part)].annotation
         model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return [field.alias or name for name, field in model.model_fields.items()]

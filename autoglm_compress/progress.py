@@ -87,7 +87,7 @@ class Progress:
 
     def _lines(self, title: str, total: int, unit: str, reached: int) -> "Advance":
         began = shown = time.monotonic()
-        done = reached
+        done: float = reached
 
         def advance(amount: float, status: str = "") -> None:
             nonlocal done, shown

@@ -42,14 +42,14 @@ class Resources:
         while not self._closed.is_set():
             self._peak_rss_bytes = max(self._peak_rss_bytes, self._process.memory_info().rss)
             if self._file is not None and time.monotonic() - saved > SAVE_SECONDS:
-                self._save()
+                self._save(self._file)
                 saved = time.monotonic()
             self._closed.wait(SAMPLE_SECONDS)
 
-    def _save(self) -> None:
-        temporary = self._file.with_suffix(".partial")
+    def _save(self, file: Path) -> None:
+        temporary = file.with_suffix(".partial")
         temporary.write_text(json.dumps(self.as_data()), encoding="utf-8")
-        temporary.replace(self._file)
+        temporary.replace(file)
 
     def _counters(self) -> dict[str, float]:
         """Resources that the process has spent since it began. Disk traffic only where the system counts it (not on
@@ -75,7 +75,7 @@ class Resources:
         self._sampler.join()
         self._result = self.as_data()
         if self._file is not None:
-            self._save()
+            self._save(self._file)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data: seconds, bytes, and how many processes took part; of all since the work began."""

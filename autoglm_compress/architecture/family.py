@@ -17,7 +17,7 @@ TEXT = "text"
 """The name of the tower that stages work on. A family names the other towers, which stages copy unchanged."""
 ROOT = "root"
 """The value of `config` if the text tower's settings are the whole `config.json`."""
-FOLLOWED_BY = {"key_value": "query", "gate_up": "intermediate"}
+FOLLOWED_BY: dict[str | int, str] = {"key_value": "query", "gate_up": "intermediate"}
 """For an axis that one linear writes, the axis that the next linear reads, where the two differ."""
 
 

@@ -18,6 +18,12 @@ def name_of(dtype: Any) -> str:
     return str(dtype or "float32").removeprefix("torch.")
 
 
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape of a linear's weight as [out, in]."""
+    rows, columns = shape
+    return rows, columns
+
+
 @dataclass(frozen=True)
 class Tower:
     """The sizes of a tower that stages copy unchanged."""
@@ -106,7 +112,7 @@ class ModelShape:
         """The linears of one layer, by their names relative to it, in the order in which they run, as [out, in]."""
         tensors = self.layer_tensors(layer)
         names = (f"{linear}.weight" for linear in self.family.layer_linears)
-        return {name.removesuffix(".weight"): tensors[name] for name in names if name in tensors}
+        return {name.removesuffix(".weight"): matrix_shape(tensors[name]) for name in names if name in tensors}
 
     def layer_elements(self, layer: int = 0) -> int:
         """The number of parameters of one layer."""
@@ -169,7 +175,7 @@ class ModelShape:
     def _stored_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         module = name.removesuffix(".weight")
         if self.quantization is not None and module != name and module in self.quantization.schemes:
-            return self.quantization.matrix_bytes(module, shape, self.element_bytes)
+            return self.quantization.matrix_bytes(module, matrix_shape(shape), self.element_bytes)
         return prod(shape) * self.element_bytes
 
     @property

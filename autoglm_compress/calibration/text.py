@@ -68,9 +68,14 @@ def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
 
     Documents of the built-in source are made one at a time, because most callers need few of them.
     """
-    order = python_docs.titles(split) if path is None else documents(path, split)
-    random.Random(seed).shuffle(order)
-    return map(python_docs.document, order) if path is None else iter(order)
+    shuffle = random.Random(seed).shuffle
+    if path is None:
+        titles = python_docs.titles(split)
+        shuffle(titles)
+        return map(python_docs.document, titles)
+    found = documents(path, split)
+    shuffle(found)
+    return iter(found)
 
 
 def _split_of(document: Document) -> Split:

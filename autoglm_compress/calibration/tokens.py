@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
@@ -17,8 +17,21 @@ BATCH_TOKENS = 4096
 """Tokens sent through a layer at once: enough for efficient products, few enough for their activations to be small."""
 
 Share = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-RowOptions = TypeVar("RowOptions", bound=BaseModel)
-"""Options with a `sequence_length`."""
+
+
+class _OfRows(Protocol):
+    """Options with a `sequence_length`, which is what is needed here of a pydantic model."""
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+    def model_copy(self, *, update: dict[str, Any] | None = None) -> Any: ...
+
+
+RowOptions = TypeVar("RowOptions", bound=_OfRows)
 _SHARES = TypeAdapter(Annotated[dict[str, Share], Field(min_length=1)])
 
 

@@ -68,7 +68,7 @@ def text_config(config: Any, family: Family, where: str) -> Any:
     Raises:
         UserError: there is no such part, or a size, a list or the dtype in it is not valid.
     """
-    text = config
+    text: Any = config
     if family.config != ROOT:
         text = deepcopy(getattr(config, family.config, None))
         if not hasattr(text, "to_dict"):

@@ -55,7 +55,7 @@ def format_of(config: dict[str, Any], where: str) -> QuantizedFormat | None:
     method, layout = described.get("quant_method"), described.get("format")
     if method == COMPRESSED_TENSORS and layout != compressed_tensors_format.LAYOUT:
         method = None
-    if method not in FORMATS:
+    if not isinstance(method, str) or method not in FORMATS:
         given = " ".join(str(word) for word in (described.get("quant_method"), layout) if word) or repr(quantization)
         raise UserError(
             f"{where}: quantized as {given}: only compressed-tensors {compressed_tensors_format.LAYOUT} and awq "

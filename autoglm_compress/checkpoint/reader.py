@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
-from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
+from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of
+from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
 from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
-from autoglm_compress.checkpoint.quantized_format import format_of
+from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
 from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.checkpoint.weight_files import locate_tensors, stamp
@@ -107,7 +107,13 @@ class Checkpoint:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype of the unquantized weights, read off the embedding."""
-        return self.infos[self.family.embedding].dtype
+        return self.dtype_of(self.family.embedding)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that one of the text tower's tensors is stored in."""
+        dtype = self.infos[name].dtype
+        assert isinstance(dtype, torch.dtype)  # opening refuses those that have only a name
+        return dtype
 
     def _stored_dtype(self) -> str:
         """The stored dtype of the embedding, whatever config.json says. If there is no embedding, the dtype in
@@ -155,13 +161,21 @@ class Checkpoint:
         """
         if name not in self.infos:
             module = name.removesuffix(".weight")
-            scheme = self.shape.quantization.schemes[module]
-            return self.format.dequantize(module, scheme, self._read_stored, self.dtype)
+            layout, scheme = self.packing_of(module)
+            return layout.dequantize(module, scheme, self._read_stored, self.dtype)
         return self._read_stored(name)
 
     def read_integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Integers [out, in], scales [out, groups] and zero points [out, groups] of a quantized linear."""
-        return self.format.unpack(module, self.shape.quantization.schemes[module], self._read_stored)
+        layout, scheme = self.packing_of(module)
+        return layout.unpack(module, scheme, self._read_stored)
+
+    def packing_of(self, module: str) -> tuple[QuantizedFormat, Scheme]:
+        """How a quantized linear is stored."""
+        quantization = self.shape.quantization
+        assert self.format is not None  # else there are no quantized linears
+        assert quantization is not None
+        return self.format, quantization.schemes[module]
 
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
@@ -210,11 +224,14 @@ class Checkpoint:
             if not names
         ]
         known = {self.family.head}.union(*self.kept_tensors.values())
-        schemes = self.shape.quantization.schemes if self.format else {}
+        schemes = self.shape.quantization.schemes if self.shape.quantization else {}
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
             packed = module in schemes and weight not in self.infos
-            stored = self.format.stored_shapes(module, schemes[module], size) if packed else {weight: size}
+            stored = {weight: size}
+            if packed:
+                layout, scheme = self.packing_of(module)
+                stored = layout.stored_shapes(module, scheme, matrix_shape(size))
             known |= stored.keys()
             for name, expected in stored.items():
                 info = self.infos.get(name)

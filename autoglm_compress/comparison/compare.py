@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny
 from autoglm_compress.comparison.accuracy import mmlu_measures
 from autoglm_compress.comparison.held_out_text import agreement_measures, perplexity_measures
 from autoglm_compress.comparison.limits import Limits
-from autoglm_compress.comparison.measure import Measure
+from autoglm_compress.comparison.measure import Gate, Measure
 from autoglm_compress.comparison.results_file import Results
 from autoglm_compress.comparison.task_metrics import metric_measures
 from autoglm_compress.comparison.verdict import Verdict, overall
@@ -24,14 +24,14 @@ class Comparison(BaseModel):
     not_compared: tuple[str, ...]
 
     @property
-    def gated(self) -> list[Measure]:
-        """The measures with a verdict."""
-        return [measure for measure in self.measures if measure.gate is not None]
+    def gated(self) -> list[tuple[Measure, Gate]]:
+        """The measures with a verdict, and the gate that gives it."""
+        return [(measure, measure.gate) for measure in self.measures if measure.gate is not None]
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on all of them."""
-        return overall([measure.gate.verdict for measure in self.gated if measure.gate])
+        return overall([gate.verdict for _, gate in self.gated])
 
 
 def compare(base: Results, new: Results, limits: Limits) -> Comparison:

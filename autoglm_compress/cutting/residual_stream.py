@@ -41,7 +41,7 @@ class ResidualStream:
 
     def sum_of_grams(self) -> torch.Tensor:
         """The sum of all `grams`."""
-        return sum(gram for _, gram in self.grams())
+        return sum((gram for _, gram in self.grams()), torch.zeros(()))
 
     def reader_metric(self) -> torch.Tensor:
         """The sum over all linears W that read the normalised states x of W^T W / mean |W x|^2: all count the same.
@@ -65,7 +65,8 @@ class ResidualStream:
                 # A softmax ignores a constant added to all logits.
                 mean = _mean_row(weight) if norm == family.final_norm else 0.0
                 square = sum(
-                    (part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight))
+                    ((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight))),
+                    torch.zeros(()),
                 )
                 total += square / (square * gram).sum().clamp_min(1e-30)
         return total
@@ -97,11 +98,12 @@ class ResidualStream:
         if method == "magnitude":
             return source.read(source.family.embedding).float().norm(dim=0)
         behind_writers = tuple(f"{norm}.weight" for norm in source.family.writer_norms.values())
-        return sum(
+        scores = (
             absolute * source.read(name).float().abs()
             for name, absolute, _ in self.norm_moments()
             if not (behind_writers and name.endswith(behind_writers))
         )
+        return sum(scores, torch.zeros(()))
 
     def tied_again(self, rotation: Rotation) -> dict[str, torch.Tensor]:
         """The shared matrix and the final norm's gain, by name, for tied embeddings that the rotation would
@@ -126,4 +128,4 @@ def energy(basis: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_row(weight: torch.Tensor) -> torch.Tensor:
-    return sum(weight[rows].float().sum(0) for rows in row_slices(len(weight))) / len(weight)
+    return sum((weight[rows].float().sum(0) for rows in row_slices(len(weight))), torch.zeros(())) / len(weight)

@@ -100,9 +100,9 @@ class Rotation:
         """The norm whose output a tensor multiplies."""
         if name == self.family.head:
             return self.family.final_norm
-        if name in self.family.model_tensors:
-            return None
         place = self.family.place(name)
+        if place.layer is None:
+            return None
         for norm, readers in self.family.norm_readers.items():
             if place.name in [f"{reader}.weight" for reader in readers]:
                 return f"{self.family.layer_prefix(place.layer)}{norm}.weight"

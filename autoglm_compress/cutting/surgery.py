@@ -28,10 +28,10 @@ def cut_neurons(neurons: Indices, intermediate_size: int) -> Cut:
     return {"intermediate": kept, "gate_up": torch.cat([kept, intermediate_size + kept])}
 
 
-def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Tensor:
+def slice_axes(tensor: torch.Tensor, axes: Sequence[str | int], cut: Cut) -> torch.Tensor:
     """The part of a tensor that is left when its axes are cut."""
     for dimension, axis in enumerate(axes):
-        if axis in cut:
+        if isinstance(axis, str) and axis in cut:
             tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
     return tensor
 

@@ -68,7 +68,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     original = None if request.against is None else Checkpoint(request.against, request.family)
     if original is not None:
         _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
-    identity, against = _identity(checkpoint), original and _identity(original)
+    identity, against = _identity(checkpoint), None if original is None else _identity(original)
     works = request.output.with_name(f".{request.output.name}.work")
     work = evaluation_work(works, [identity["files"], against and against["files"], str(device)])
     if work.exists():
@@ -84,7 +84,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
             work=work,
         )
         del results["versions"]  # they are among the versions of all packages
-        if original is not None:
+        if original is not None and against is not None:
             found = agreement(original, checkpoint, batched(text_rows()), runtime, work / "agreement")
             results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}

@@ -106,7 +106,8 @@ class LayerwiseLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, in windows of `max_length` where it is longer."""
-        windows, owners = [], []
+        windows: list[tuple[list[int], list[int]]] = []
+        owners: list[int] = []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
@@ -222,7 +223,8 @@ class LayerwiseLM(TemplateLM):
             folder=folder,
             forks=[batch.fork for batch in batches],
         )
-        hidden, positions, tokens = [], [], []
+        hidden, positions = [], []
+        tokens: list[int] = []
         count = 0
         for batch, requests, states in zip(batches, asked, last, strict=True):
             line_of = {row: line for line, row in enumerate(batch.rows)}

@@ -112,7 +112,7 @@ def _pooled(subjects: Sequence[dict[str, Any]]) -> float | None:
 @cache
 def category_of_subject() -> dict[str, str]:
     """The category of each of MMLU's subjects, as the tags and groups in lm-eval's task files have it."""
-    category_of_tag = {}
+    category_of_tag: dict[str, str] = {}
     for path in TASK_FILES.glob("_mmlu_*.yaml"):
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
         category_of_tag |= dict.fromkeys(described["task"], described["group_alias"])

@@ -123,6 +123,7 @@ def descend(
             if share:
                 loss(*batches[number].take(False, device), True)
             for parameter in parameters if processes.count > 1 else ():
+                assert parameter.grad is not None  # given above, and zeroed in place
                 processes.add_up(parameter.grad.mul_(share))
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)

@@ -51,7 +51,7 @@ from autoglm_compress.fitting.ridge import (
     fit,
     ridge,
 )
-from autoglm_compress.forward.activations import capture_input, copy_input
+from autoglm_compress.forward.activations import capture_input, copy_input, linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
 from autoglm_compress.runtime import Runtime
@@ -270,19 +270,19 @@ class PairedWalk:
         examples: Iterable[tuple[torch.Tensor, torch.Tensor]],
     ) -> dict[str, Fit]:
         """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first."""
-        has_bias = student.get_submodule(readers[0]).bias is not None
+        has_bias = linear_of(student, readers[0]).bias is not None
         train, held_out = self._input_moments(
             (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
         )
         targets = []
         for reader in readers:
             rows = self.family.layer_tensors[f"{reader}.weight"].axes[:1]
-            targets.append(slice_axes(_affine(teacher.get_submodule(reader)), rows, cut))
-        priors = [_affine(student.get_submodule(reader)) for reader in readers]
+            targets.append(slice_axes(_affine(linear_of(teacher, reader)), rows, cut))
+        priors = [_affine(linear_of(student, reader)) for reader in readers]
         target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
         found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
         for reader, one in zip(readers, found, strict=True):
-            self._replace(student.get_submodule(reader), one.weight)
+            self._replace(linear_of(student, reader), one.weight)
         return dict(zip(readers, found, strict=True))
 
     def _input_moments(
@@ -327,11 +327,11 @@ class PairedWalk:
         residuals: Iterable[torch.Tensor],
     ) -> Fit:
         """Fit a linear to the difference between the original's residual stream and ours."""
-        module = student.get_submodule(writer)
+        module = linear_of(student, writer)
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
-        gain = student.get_submodule(norm).weight if norm else None
-        sums = [
+        gain = student.get_parameter(f"{norm}.weight") if norm else None
+        train, held_out = sums = [
             Examples()
             if self.rows.few(prior.shape[1], kind)
             else Moments.zeros(prior.shape[1], len(prior), prior.device)
@@ -349,7 +349,7 @@ class PairedWalk:
                 moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
         for moments in sums:
             moments.add_up(self.processes)
-        [found] = self._fit(*sums, prior)
+        [found] = self._fit(train, held_out, prior)
         self._replace(module, found.weight)
         return found
 

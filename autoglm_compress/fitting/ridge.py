@@ -34,7 +34,7 @@ class Moments:
 
     gram: torch.Tensor
     cross: torch.Tensor
-    target_square: torch.Tensor | None
+    squares: torch.Tensor | None
 
     @classmethod
     def zeros(cls, in_features: int, out_features: int, device: torch.device) -> "Moments":
@@ -49,12 +49,18 @@ class Moments:
         weighted = inputs * weights[:, None]
         self.gram.addmm_(weighted.T, inputs)
         self.cross.addmm_(targets.T, weighted)
-        self.target_square += weights @ targets.square()
+        self.target_square.add_(weights @ targets.square())
 
     def add_up(self, processes: Processes) -> None:
         """Make them those of the tokens of all processes."""
         for total in (self.gram, self.cross, self.target_square):
             processes.add_up(total)
+
+    @property
+    def target_square(self) -> torch.Tensor:
+        """Sum w y^2 per output, [out]."""
+        assert self.squares is not None  # only moments that decide are asked for errors
+        return self.squares
 
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
@@ -102,7 +108,7 @@ class Examples:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._parts: list[tuple[torch.Tensor, ...]] = []
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
@@ -115,11 +121,11 @@ class Examples:
     @property
     def target_square(self) -> torch.Tensor:
         """Sum w y^2 per output, [out]."""
-        return sum(w @ y.square() for _, y, w in self._parts)
+        return sum((w @ y.square() for _, y, w in self._parts), torch.zeros(()))
 
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
-        return sum(w @ (y - x @ weight.T).square_() for x, y, w in self._parts)
+        return sum((w @ (y - x @ weight.T).square_() for x, y, w in self._parts), torch.zeros(()))
 
     def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
         """What ridge of some strength adds to a prior [out, in]."""
@@ -133,7 +139,7 @@ class InputExamples:
     """The same for targets y = V t that are linear in the inputs t of another model."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._parts: list[tuple[torch.Tensor, ...]] = []
 
     def add(self, inputs: torch.Tensor, other: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""

@@ -130,7 +130,7 @@ class TiedEnds:
         self.untied, self.device = untied, device
         self.matrix = matrix.to(device, torch.float32, copy=True)
         self.norm = final_norm(untied, device).float()
-        self.norm.weight.copy_(gain)
+        self.norm.get_parameter("weight").copy_(gain)
         # One model each, because a model exchanges its layer's weights.
         self.layers = {
             layer: OneLayerModel(untied, device, torch.float32).load(layer)
@@ -181,7 +181,7 @@ class TiedEnds:
         """What was trained, by its names in a checkpoint."""
         family = self.untied.family
         yield family.embedding, self.matrix
-        yield family.final_norm, self.norm.weight.detach()
+        yield family.final_norm, self.norm.get_parameter("weight").detach()
         for layer, (module, _) in self.layers.items():
             for name, weight in module.named_parameters():
                 yield family.layer_prefix(layer) + name, weight.detach()

@@ -12,6 +12,13 @@ class _Captured(Exception):  # noqa: N818 - not an error
     """Ends a forward pass as soon as the activation asked for is there."""
 
 
+def linear_of(module: nn.Module, name: str) -> nn.Linear:
+    """A linear within a module."""
+    linear = module.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
 def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
     """The input of a module when hidden states are sent through its layer. The forward pass ends there."""
     seen: list[torch.Tensor] = []

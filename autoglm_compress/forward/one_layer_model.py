@@ -35,7 +35,7 @@ class Fork:
         return {"position_ids": torch.tensor([positions], device=like.device), "attention_mask": mask[None, None]}
 
 
-def text_model(config: Any, dtype: torch.dtype) -> nn.Module:
+def text_model(config: Any, dtype: torch.dtype) -> Any:
     """The text tower that a config describes, without a head, on the meta device."""
     from transformers import AutoModel
 
@@ -61,9 +61,9 @@ class OneLayerModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self._models: dict[tuple[Any, ...], nn.Module] = {}
+        self._models: dict[tuple[Any, ...], Any] = {}
 
-    def _build(self, layer: int) -> nn.Module:
+    def _build(self, layer: int) -> Any:
         """The one-layer model for the kind of layer (such as full or sliding attention) that this one is."""
         lists = self.checkpoint.lists_per_layer
         kind = tuple(entries[layer] for entries in lists.values())

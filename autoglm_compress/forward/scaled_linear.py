@@ -13,6 +13,9 @@ class ScaledLinear(nn.Module):
     that LSQ trains, Esser et al. 2020).
     """
 
+    steps: torch.Tensor
+    scales: torch.Tensor
+
     def __init__(self, steps: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.register_buffer("steps", steps)

@@ -1,15 +1,14 @@
 """Whole `transformers` models from checkpoints, for work that cannot go layer by layer."""
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.scaled_linear import ScaledLinear
 
 
-def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False
-) -> nn.Module:
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False) -> Any:
     """A causal language model with all of a checkpoint's weights, of a family that is a text tower alone.
 
     Quantized linears are dequantized, or those of the layers become `ScaledLinear`s.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, NextTokens, differentiable_loss
 
@@ -14,7 +14,7 @@ from autoglm_compress.fitting.next_token_loss import UNLABELLED, NextTokens, dif
 class Student(nn.Module):
     """The model to heal, as a module whose forward pass is the loss, so that wrappers shard all of it."""
 
-    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         super().__init__()
         self.model = model
         self._autocast = autocast
@@ -41,7 +41,8 @@ class Student(nn.Module):
         labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED).flatten()
         states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
         loss = differentiable_loss(states, head, target, labels, label_share)
-        for layer, wanted in (boundaries or {}).items():
+        boundaries = boundaries or {}
+        for layer, wanted in boundaries.items():
             error = (found.hidden_states[layer].float() - wanted).square().mean(-1)
             loss = loss + residual / len(boundaries) * (error / wanted.square().mean(-1).clamp_min(1e-12)).mean()
         return loss
@@ -55,6 +56,6 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """A whole tensor on a parameter's device. For a sharded parameter, this process's part of it."""
     tensor = tensor.to(parameter.device)
-    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)

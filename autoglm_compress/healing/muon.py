@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # torch's others take a closure, which nothing here gives
         """Change the parameters that have a gradient."""
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -55,11 +55,12 @@ class Muon(torch.optim.Optimizer):
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         directions = []
         for parameter in parameters:
-            state = self.state[parameter]
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None  # `step` leaves out those that have none
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            directions.append(full(torch.lerp(parameter.grad, average, group["momentum"])))
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            directions.append(full(torch.lerp(gradient, average, group["momentum"])))
         dtype = torch.bfloat16 if directions[0].is_cuda else torch.float32
         size = 0.2 * sqrt(max(directions[0].shape)) * group["lr"]
         for parameter, step in zip(parameters, orthogonalized(torch.stack(directions).to(dtype)), strict=True):

@@ -62,12 +62,14 @@ def set_up(options: HealingOptions, inputs: HealingInputs) -> Trainer:
     """
     runtime = inputs.runtime
     lineage = inputs.lineage if options.residual else None
-    resident = None if options.teacher_top_k else ResidentTeacher(inputs.teacher, runtime.device, lineage)
+    top_k = options.teacher_top_k
+    resident = None if top_k else ResidentTeacher(inputs.teacher, runtime.device, lineage)
     with runtime.processes.first_goes_first():
         data = training_rows(_rows(options, inputs, resident), inputs.seed)
-        teacher: Teacher = resident or CachedTeacher(
-            inputs.teacher, data.rows.long(), options.teacher_top_k, inputs.work / "teacher", runtime
-        )
+        teacher: Teacher | None = resident
+        if top_k:
+            teacher = CachedTeacher(inputs.teacher, data.rows.long(), top_k, inputs.work / "teacher", runtime)
+        assert teacher is not None  # it is resident or cached
     _require_batch(options, data)
     student = _student(options, inputs)
     wrapped = shard(student, runtime.device.type, runtime.processes)
@@ -110,6 +112,7 @@ def _text(
     options: HealingOptions, inputs: HealingInputs, resident: ResidentTeacher | None, tokens: int
 ) -> list[TextPart]:
     if isinstance(options.data, Dataset):
+        assert options.sequence_length is not None  # the plan refuses a dataset without it
         return [_dataset_text(options.data, inputs, tokens, options.sequence_length)]
     parts = inputs.text.training(tokens, options.sequence_length)
     if options.data == "calibration":

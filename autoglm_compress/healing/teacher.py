@@ -43,14 +43,13 @@ class ResidentTeacher:
     @torch.no_grad()
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
         """Run the model."""
-        wanted = self._lineage is not None
-        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=wanted)
+        lineage = self._lineage
+        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=lineage is not None)
         target = FromStates(found.last_hidden_state.flatten(0, 1).float(), self.model.get_output_embeddings().weight)
-        if not wanted:
+        if lineage is None:
             return target, {}
-        kept = enumerate(self._lineage.layers[1:], 1)
-        project = self._lineage.project
-        return target, {ours: project(found.hidden_states[theirs].float()) for ours, theirs in kept}
+        kept = enumerate(lineage.layers[1:], 1)
+        return target, {ours: lineage.project(found.hidden_states[theirs].float()) for ours, theirs in kept}
 
 
 class CachedTeacher:

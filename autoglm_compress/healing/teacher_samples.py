@@ -1,6 +1,7 @@
 """Text that the teacher writes, starting from openings of other text."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def continued(
             written = []
             for some in openings.split(at_once):
                 file = folder / f"written-{number:05d}.safetensors"
-                rows = computed_once(file, lambda some=some, drawn=seed + number: _continue(model, some, length, drawn))
-                written.append(rows["rows"])
+                kept = computed_once(file, partial(_continue, model, some, length, seed + number))
+                written.append(kept["rows"])
                 number += 1
                 advance(written[-1].numel())
             rows = torch.cat(written)

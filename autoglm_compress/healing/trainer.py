@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from autoglm_compress.calibration.training_rows import TrainingRows
 from autoglm_compress.checkpoint.writer import save_atomically
@@ -140,9 +141,9 @@ class Trainer:
         mine = self.data.order[self.step * size : (self.step + 1) * size][self.processes.rank :: self.processes.count]
         total = torch.zeros((), device=self.device)
         for numbers in mine.split(self._rows_at_once):
-            loss = self._loss(numbers) * (len(numbers) / len(mine))
-            loss.backward()
-            total += loss.detach()
+            part = self._loss(numbers) * (len(numbers) / len(mine))
+            part.backward()
+            total += part.detach()
         if self.processes.count > 1:
             distributed.all_reduce(total)
             total /= self.processes.count
@@ -159,8 +160,9 @@ class Trainer:
         self.step += 1
         if len(self._losses) >= max(1, self.steps // CURVE_POINTS) or self.step == self.steps:
             self._add_point(rate)
-        for average, (_, parameter) in zip(self.averages, self.parameters, strict=False):
-            average.lerp_(parameter.detach(), 1 - self.options.ema)
+        if self.options.ema is not None:
+            for average, (_, parameter) in zip(self.averages, self.parameters, strict=True):
+                average.lerp_(parameter.detach(), 1 - self.options.ema)
         return loss
 
     def _loss(self, numbers: torch.Tensor, plain: bool = False) -> torch.Tensor:
@@ -189,7 +191,7 @@ class Trainer:
         total = sum(self._loss(numbers, plain=True).item() * len(numbers) for numbers in rows)
         # All processes or none must do the rest, so their numbers must agree to the last bit.
         divergence = self.processes.tell(total / len(self.data.held_out))
-        if self.processes.count > 1:
+        if isinstance(self.wrapped, FSDPModule):
             self.wrapped.reshard()  # the next forward pass gathers the changed weights
         check = Check(self.step, self.step * self._step_tokens, divergence)
         self.checks.append(check)
@@ -220,7 +222,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Save everything that training needs to continue."""
-        numbers = {
+        numbers: dict[str, Any] = {
             "step": self.step,
             "curve": [asdict(point) for point in self.curve],
             "checks": [asdict(check) for check in self.checks],

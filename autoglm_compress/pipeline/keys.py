@@ -90,7 +90,7 @@ def keys_of(inputs: RunInputs) -> Keys:
     """Hash everything a run depends on. Unchanged files that the manifest knows are not read again."""
     recipe, manifest = inputs.recipe, inputs.folder.manifest
     source_files = _hashed(inputs.source, manifest.source)
-    others = {}
+    others: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages[: inputs.chosen[-1] + 1]:
         for option, name in stage.other_checkpoints.items():
             other = inputs.open_other(name, option)
@@ -107,5 +107,6 @@ def keys_of(inputs: RunInputs) -> Keys:
 
 def _hashed(checkpoint: Checkpoint, known: SourceRecord | None) -> dict[str, dict[str, Any]]:
     """The hashes of a checkpoint's files by `hash_source`, reusing those in the manifest for unchanged files."""
-    same = known is not None and known.folder == str(checkpoint.folder)
-    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()} if same else {})
+    if known is None or known.folder != str(checkpoint.folder):
+        return hash_source(checkpoint, {})
+    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()})

@@ -26,7 +26,7 @@ def row(
     previous: Row | None,
 ) -> Row:
     """One row of `metrics.json`; Deltas are taken against `source` and `previous`."""
-    measures: dict[str, float | None] = {}
+    measures: dict[str, Any] = {}
     for measure, (task, field) in MEASURES.items():
         value = results.get(task, {}).get(field)
         measures[measure] = value
@@ -57,16 +57,20 @@ def metrics_table(rows: Sequence[Row]) -> Table:
         perplexity, accuracy, delta = entry.perplexity, entry.accuracy, entry.accuracy_delta_source
         table.add_row(
             entry.name,
-            human(entry.parameters),
-            human(entry.bytes) + "B",
+            _written(entry.parameters),
+            _written(entry.bytes, "B"),
             "" if perplexity is None else f"{perplexity:.2f}",
             "" if perplexity is None or not base else f"{perplexity / base:.3f}",
             "" if accuracy is None else f"{100 * accuracy:.1f}%",
             "" if delta is None or entry.name == SOURCE else f"{100 * delta:+.1f}",
             f"{entry.seconds:.1f}s",
-            human(entry.peak_rss_bytes) + "B",
+            _written(entry.peak_rss_bytes, "B"),
         )
     return table
+
+
+def _written(number: int | None, unit: str = "") -> str:
+    return "" if number is None else human(number) + unit
 
 
 def plan_table(plan: PlanRecord) -> Table:

@@ -62,7 +62,7 @@ class MetricsRows:
     ) -> Row:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
-        shape = Shape.of(self.source.shape) if made is None else made.shape
+        shape = Shape.of(self.source.shape) if made is None else made.shape or Shape()
         parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
 

@@ -138,8 +138,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         (("calibration", "sequence_length"), recipe.calibration.sequence_length),
     ]
     if "perplexity" in recipe.tasks(len(recipe.stages) - 1):
-        path = ("evaluation", "perplexity", "sequence_length")
-        lengths.append((path, recipe.evaluation.perplexity.sequence_length))
+        rows = recipe.evaluation.perplexity
+        lengths.append((("evaluation", "perplexity", "sequence_length"), rows.sequence_length))
     for number, stage in enumerate(recipe.stages):
         lengths += [(("stages", number, "sequence_length"), getattr(stage, "sequence_length", None) or 0)]
     for path, length in lengths:

@@ -111,6 +111,9 @@ class _Runner:
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and path != result / STAGE)
         before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
+        left_out: dict[str, Any] = {}
+        if parent is None and inputs.source.left_out:
+            left_out["left_out"] = list(inputs.source.left_out)
         return StageRecord(
             name=inputs.names[number],
             key=self._preparation.keys.stages[number],
@@ -127,7 +130,7 @@ class _Runner:
                 for path in files
             },
             versions=package_versions(),
-            **({"left_out": list(inputs.source.left_out)} if parent is None and inputs.source.left_out else {}),
+            **left_out,
             **spent,
         )
 

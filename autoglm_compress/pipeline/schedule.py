@@ -60,7 +60,7 @@ class Schedule:
         for number in reversed(range(self.last + 1)):
             stage, record = self.recipe.stages[number], self.finished(number)
             missing = record is None
-            if stage.makes is Makes.CHECKPOINT and not missing and record.dropped:
+            if stage.makes is Makes.CHECKPOINT and record is not None and record.dropped:
                 missing = number in needed or not self.known(number, self.recipe.evaluation.every_stage)
             if missing:
                 found.add(number)

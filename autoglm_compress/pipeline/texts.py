@@ -34,9 +34,9 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
     length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
     used = set(files.values()) if any(stage.uses_calibration or stage.makes_quantized for stage in stages) else set()
-    for path in used - {None}:
-        _check_rows(path, tokenizer)
-        _count(path, "calibration", tokenizer, 1, length, seed)
+    for file in {path for path in used if path is not None}:
+        _check_rows(file, tokenizer)
+        _count(file, "calibration", tokenizer, 1, length, seed)
     divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
     if any(stage.makes_quantized for stage in stages) and not divided:
         warnings += _nothing_held_out(used, tokenizer, length, seed)

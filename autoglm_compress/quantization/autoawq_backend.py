@@ -170,7 +170,7 @@ def _glm_class(llama: type) -> type:
     class Glm(llama):
         @staticmethod
         def get_layers_for_scaling(
-            module: nn.Module, input_feat: dict[str, torch.Tensor], module_kwargs: dict[str, Any]
+            module: Any, input_feat: dict[str, torch.Tensor], module_kwargs: dict[str, Any]
         ) -> list[dict[str, Any]]:
             attention, mlp = module.self_attn, module.mlp
             into_attention = {

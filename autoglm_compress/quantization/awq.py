@@ -109,8 +109,8 @@ def search_scale(
         delta = grid_for(scaled, scheme, dtype).rounded(scaled).div_(columns).sub_(sample)
         error = measure.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
         tried.append((float(error / size), candidate))
-    error, best = min(tried, key=lambda entry: entry[0])
-    return Choice(best, float(size), error_rounding=tried[0][0], error=error)
+    least, best = min(tried, key=lambda entry: entry[0])
+    return Choice(best, float(size), error_rounding=tried[0][0], error=least)
 
 
 def sampled_rows(weight: torch.Tensor) -> torch.Tensor:

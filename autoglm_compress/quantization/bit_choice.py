@@ -86,6 +86,7 @@ def choose_bits(
     shape = source.shape
     quantization, groups = uniform(options, shape), groups_of(shape)
     costs = divergences(source, quantization, groups, batches, runtime, file)
+    assert options.budget is not None  # the options are refused without one where the bits are to be chosen
     sizes, left = _budget_left(options.budget, shape, quantization, groups)
     bits = [MANY if more else FEW for more in allocate(costs, sizes, left)]
     chosen = with_bits(quantization, groups, bits)
@@ -109,6 +110,7 @@ def _budget_left(
     shapes = dict(shape.linear_shapes())
     weights = [sum(prod(shapes[name]) for name in group.linears) for group in groups]
     if budget.bytes is None:
+        assert budget.average_bits is not None  # a budget is one or the other
         left = (budget.average_bits - FEW) * sum(weights)
         return [(MANY - FEW) * number for number in weights], int(left)
     left = budget.bytes - checkpoint_bytes(shape, quantization)

@@ -62,7 +62,9 @@ def _check_format(options: QuantizationOptions, shape: ModelShape) -> None:
 
 
 def _check_zero_points(options: QuantizationOptions) -> None:
-    if options.symmetric is False and not transformers_loads(Scheme(options.bits, options.group_size, symmetric=False)):
+    if options.symmetric is not False or options.bits == "auto":
+        return
+    if not transformers_loads(Scheme(options.bits, options.group_size, symmetric=False)):
         other = "use `format: awq`, which holds zero points" if options.bits == FEW else "leave it out"
         raise PlanError(
             "symmetric",

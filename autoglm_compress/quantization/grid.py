@@ -112,8 +112,8 @@ def clipped_grid(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, colum
         column_weights: weight of each input feature's squared error, [in].
     """
     grids = [_clipped(weight[rows], scheme, dtype, column_weights) for rows in row_parts(weight)]
-    zeros = None if scheme.symmetric else torch.cat([grid.zeros for grid in grids])
-    return Grid(scheme.bits, torch.cat([grid.scales for grid in grids]), zeros)
+    zeros = [grid.zeros for grid in grids if grid.zeros is not None]
+    return Grid(scheme.bits, torch.cat([grid.scales for grid in grids]), torch.cat(zeros) if zeros else None)
 
 
 def row_parts(weight: torch.Tensor) -> Iterator[slice]:
@@ -131,7 +131,7 @@ def _clipped(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_we
         better = errors < least
         least = torch.where(better, errors, least)
         scales = torch.where(better, grid.scales, best.scales)
-        zeros = None if best.zeros is None else torch.where(better, grid.zeros, best.zeros)
+        zeros = None if best.zeros is None or grid.zeros is None else torch.where(better, grid.zeros, best.zeros)
         best = Grid(scheme.bits, scales, zeros)
     return best
 

@@ -87,9 +87,8 @@ class LayerQuantizer:
         Returns:
             By reader, the weight [out, in] it computes with on inputs that are not divided by the scale.
         """
-        absolute, measure, scheme = inputs.absolute, inputs, self._schemes[pair.readers[0]]
-        if self._error_feedback:
-            measure = feedback_of(inputs.whole_gram())
+        absolute, scheme = inputs.absolute, self._schemes[pair.readers[0]]
+        measure: Feedback | InputStatistics = feedback_of(inputs.whole_gram()) if self._error_feedback else inputs
         weights = [self._weights.pop(f"{reader}.weight") for reader in pair.readers]
         choice = search_scale(weights, absolute, measure, pair, scheme, self._scale_dtype)
         columns = pair.spread(self._fold(pair, choice.candidate.scale))
@@ -117,9 +116,9 @@ class LayerQuantizer:
         name = f"{pair.producer}.{'bias' if linear else 'weight'}"
         vector = self._weights.get(name)
         folded = fold(pair, scale, vector, self._dtypes.get(name), linear.grid if linear else None)
-        if vector is not None:
+        if folded.vector is not None:
             self._weights[name] = folded.vector
-        if linear:
+        if linear and folded.grid:
             self._linears[pair.producer] = QuantizedLinear(linear.integers, folded.grid)
         return folded.scale
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
 from autoglm_compress.progress import Advance
@@ -75,7 +76,7 @@ class QuantizingWalk:
         runtime: Runtime,
     ) -> None:
         self.writer = writer
-        self.source = source
+        self.source, self.folder = source, folder
         self.batches = batches
         self.error_feedback = error_feedback
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
@@ -98,7 +99,7 @@ class QuantizingWalk:
 
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)
-        kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
+        kept = KeptActivations(self.folder) if self.device.type == "cpu" else None
         parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)
@@ -108,10 +109,10 @@ class QuantizingWalk:
 
         for pair in pairs:
             inputs = self._measure(layer, module, pair, parts, measured)
-            readers = {reader: module.get_submodule(reader) for reader in pair.readers}
+            readers = {reader: linear_of(module, reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.weight = None  # so that the unquantized weight does not stay in memory
+                    linear.register_parameter("weight", None)  # so that the unquantized weight does not stay in memory
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
@@ -141,7 +142,7 @@ class QuantizingWalk:
         """The input statistics of a pair's readers, over all processes. `measured` is called with the number of
         tokens.
         """
-        reader = module.get_submodule(pair.readers[0])
+        reader = linear_of(module, pair.readers[0])
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):
             found.add(inputs)

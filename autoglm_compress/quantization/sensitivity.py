@@ -19,6 +19,7 @@ from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.divergence import Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.forward.walk import walk
@@ -72,8 +73,8 @@ def divergences(
     model = OneLayerModel(checkpoint, device, dtype)
     layers, reached, kept = checkpoint.shape.num_hidden_layers, 0, folder / STREAMS
     if kept.exists():
-        found = load_file(kept, device=str(device))
-        reached, (stream, *perturbed) = int(found["layers"]), found["streams"].unbind()
+        resumed = load_file(kept, device=str(device))
+        reached, (stream, *perturbed) = int(resumed["layers"]), resumed["streams"].unbind()
     else:
         stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
         perturbed = []
@@ -85,7 +86,7 @@ def divergences(
             for group in groups:
                 if group.layer != layer:
                     continue
-                linears = {name: module.get_submodule(name.removeprefix(prefix)) for name in group.linears}
+                linears = {name: linear_of(module, name.removeprefix(prefix)) for name in group.linears}
                 with rounded(linears, quantization.schemes, checkpoint.dtype):
                     perturbed.append(run(stream))
             stream = run(stream)

@@ -132,6 +132,7 @@ class StepwiseLayer:
     def _output(self, linear: str, number: int) -> torch.Tensor:
         """The outputs of a settled linear for a batch, computed at the first call."""
         kept, output = self._kept, f"{linear}-output"
+        assert kept is not None  # else nothing settles
         if not kept.has(output, number):
             kept.put(output, number, self._module.get_submodule(linear)(kept.get(linear, number)))
         return kept.get(output, number)

@@ -89,4 +89,4 @@ def _rounded_head(
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:
     """The dtype of each of a layer's tensors in the checkpoint, by their names relative to the layer."""
     prefix = source.family.layer_prefix(layer)
-    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors(layer)}
+    return {name: source.dtype_of(prefix + name) for name in source.shape.layer_tensors(layer)}

@@ -31,7 +31,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """YAML whose keys are text and unique. Plain YAML would ignore one of two equal keys."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         given = set()
         for key, _ in node.value:
@@ -60,32 +60,31 @@ def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{f'{seen[-1]}: base: ' if seen else ''}{file}: cannot read it: {reason}") from None
-    own = _parse(text, str(file), f"{file.name} line" if seen else "line")
-    if not isinstance(own.data, dict):
-        found = "nothing" if own.data is None else f"a {type(own.data).__name__}"
+    data, locations = _parse(text, str(file), f"{file.name} line" if seen else "line")
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UserError(f"{file}: expected a mapping with name, model and stages, found {found}.")
-    own.files = (file,)
-    base = own.data.pop("base", None)
+    base = data.pop("base", None)
     if base is None:
-        return own
+        return Document(data, locations, (file,))
     if not isinstance(base, str):
         raise UserError(f"{file}: base: expected the name or the file of a recipe, found {base!r}.")
     below = read_document(bundled_recipes().get(base) or file.parent / base, (*seen, file))
-    replaced = {path for path, value in _leaves(own.data) if not isinstance(value, dict) or path in WHOLE}
+    replaced = {path for path, value in _leaves(data) if not isinstance(value, dict) or path in WHOLE}
     kept = {path: at for path, at in below.locations.items() if not any(path[: len(r)] == r for r in replaced)}
-    return Document(_merge(below.data, own.data), kept | own.locations, (file, *below.files))
+    return Document(_merge(below.data, data), kept | locations, (file, *below.files))
 
 
-def _parse(text: str, where: str, prefix: str) -> Document:
+def _parse(text: str, where: str, prefix: str) -> tuple[Any, dict[FieldPath, str]]:
     """The data of some YAML, with its lines.
 
     Raises:
         UserError: it is not YAML.
     """
-    document = Document({})
+    locations: dict[FieldPath, str] = {}
     try:
-        document.data = yaml.load(text, _Loader)
-        _locate(yaml.compose(text, _Loader), (), prefix, document.locations)
+        data = yaml.load(text, _Loader)
+        _locate(yaml.compose(text, _Loader), (), prefix, locations)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -93,7 +92,7 @@ def _parse(text: str, where: str, prefix: str) -> Document:
         raise UserError(f"{where}:{line} not valid YAML: {reason}") from None
     except (ValueError, RecursionError) as error:  # 2020-99-99 parses as a date; a list may contain itself
         raise UserError(f"{where}: not valid YAML: {error}") from None
-    return document
+    return data, locations
 
 
 def _locate(node: yaml.Node | None, path: FieldPath, prefix: str, locations: dict[FieldPath, str]) -> None:
@@ -102,8 +101,9 @@ def _locate(node: yaml.Node | None, path: FieldPath, prefix: str, locations: dic
     locations[path] = f"{prefix} {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _locate(value, (*path, key.value), prefix, locations)
-            locations[(*path, key.value)] = f"{prefix} {key.start_mark.line + 1}"
+            at = (*path, key.value)
+            _locate(value, at, prefix, locations)
+            locations[at] = f"{prefix} {key.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             _locate(value, (*path, number), prefix, locations)
@@ -136,7 +136,8 @@ def override(document: Document, assignment: str) -> None:
     key, separator, value = assignment.partition("=")
     if not separator:
         raise UserError(f"--set {assignment}: expected KEY=VALUE, such as model.source=./my-model.")
-    assign(document, key, _parse(value, f"--set {assignment}", "").data, assignment)
+    data, _ = _parse(value, f"--set {assignment}", "")
+    assign(document, key, data, assignment)
 
 
 def assign(document: Document, key: str, value: Any, assignment: str) -> None:
@@ -153,7 +154,7 @@ def assign(document: Document, key: str, value: Any, assignment: str) -> None:
     for part in parents:
         step = _step(target, path, part, assignment)
         path = (*path, step)
-        target = target[step] if isinstance(target, list) else target.setdefault(step, {})
+        target = target.setdefault(step, {}) if isinstance(step, str) else target[step]
         if not isinstance(target, dict | list):
             raise UserError(f"--set {assignment}: {part} holds a value, not further keys.")
     path = (*path, _step(target, path, last, assignment))

@@ -47,7 +47,7 @@ def load_recipe(recipe: str | Path, changes: Sequence[str] | Mapping[str, Any] =
         raise RecipeError(file, problems, document.locations)
     return Recipe(
         files=document.files,
-        stages=tuple(stages),
+        stages=tuple(stage for stage in stages if stage is not None),
         parents=parents,
         locations=document.locations,
         **{name: getattr(header, name) for name in ("name", "model", "calibration", "evaluation", "keep", "seed")},
@@ -141,7 +141,9 @@ def _makes_checkpoint(stage: Stage | None) -> bool:
 
 
 def _task_problems(stages: Sequence[Stage | None], header: RecipeHeader | None) -> list[Problem]:
-    asked = [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
+    asked: list[tuple[FieldPath, tuple[str, ...]]] = (
+        [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
+    )
     asked += [(("stages", n, "tasks"), s.evaluates) for n, s in enumerate(stages) if s is not None and s.evaluates]
     problems = []
     for path, tasks in asked:

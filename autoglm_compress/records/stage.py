@@ -31,13 +31,15 @@ class Shape(Record):
         sizes = {
             name: getattr(shape, name) for name in cls.model_fields if name not in ("architecture", "quantization")
         }
-        quantization = shape.quantization and _quantization(shape.quantization, shape.family)
+        quantization = None if shape.quantization is None else _quantization(shape.quantization, shape.family)
         return cls(architecture=shape.family.architecture, **sizes, quantization=quantization)
 
     def kv_cache_bytes(self, tokens: int) -> int | None:
         """Bytes of a 16-bit key-value cache for so many tokens."""
-        sizes = (self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
-        return None if None in sizes else kv_cache_bytes(*sizes, tokens)
+        layers, heads, size = self.num_hidden_layers, self.num_key_value_heads, self.head_dim
+        if layers is None or heads is None or size is None:
+            return None
+        return kv_cache_bytes(layers, heads, size, tokens)
 
 
 def _quantization(quantization: Quantization, family: Family) -> dict[str, Any]:

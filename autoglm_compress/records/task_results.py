@@ -35,8 +35,8 @@ class MmluScores(Scores, Generic[OfSubject]):
     categories: dict[str, Scores] = Field(default_factory=dict)
 
 
-MmluSummary = MmluScores[Scores]
-"""The result of the task `mmlu` without the questions."""
+class MmluSummary(MmluScores[Scores]):
+    """The result of the task `mmlu` without the questions."""
 
 
 class Question(_Part):

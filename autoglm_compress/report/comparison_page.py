@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
     named = _named(runs)
     differences = _differences(named)
     curves = [
-        picture_of(f"curve-{measure.field}", measure.heading, lambda measure=measure: size_curve(named, measure))
+        picture_of(f"curve-{measure.field}", measure.heading, partial(size_curve, named, measure))
         for measure in MEASURES
     ]
     return render(

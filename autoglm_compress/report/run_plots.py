@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from autoglm_compress.figures import KEPT, LINES, NEUTRAL, WIDTH, line_legend, log_axis, new_figure
 from autoglm_compress.records.metrics import Row
@@ -98,7 +98,8 @@ def _labels(
 
 def _name_points(axes: "Axes", labels: list[tuple[str, tuple[float, float]]]) -> None:
     """Write names beside points, where there is room for them; where there is none, a name is left out."""
-    width, height = axes.figure.get_size_inches() * 72 * PLOT_SHARE
+    figure = cast("Figure", axes.figure)  # no part of one: these plots have no subfigures
+    width, height = figure.get_size_inches() * 72 * PLOT_SHARE
     taken: list[tuple[float, float, float, float]] = []
     axes.autoscale_view()
     to_axes = axes.transData + axes.transAxes.inverted()

@@ -162,8 +162,6 @@ class Stage(BaseModel):
     """Options that do not change the result, but set limits for accepting it."""
     tokens_per_input: ClassVar[int] = 2
     """Calibration tokens needed per input of the largest linear. Fewer do harm."""
-    holds_out_samples: ClassVar[bool] = False
-    """Whether some calibration samples decide about fits to the others."""
 
     @property
     def label(self) -> str:
@@ -173,6 +171,11 @@ class Stage(BaseModel):
     @property
     def uses_calibration(self) -> bool:
         """Whether the result depends on the calibration text, directly or through the statistics."""
+        return False
+
+    @property
+    def holds_out_samples(self) -> bool:
+        """Whether some calibration samples decide about what was fitted to the others."""
         return False
 
     @property

@@ -69,6 +69,7 @@ class Depth(Stage):
             if sorted(set(self.layers)) != list(self.layers) or not 0 <= self.layers[0] <= self.layers[-1] < have:
                 raise PlanError("layers", f"{list(self.layers)}: expected ascending indices from 0 to {have - 1}")
             return shape.with_layers(self.layers)
+        assert self.num_hidden_layers is not None  # options without either are refused
         keep = resolve_size(self.num_hidden_layers, have)
         if not 1 <= keep <= have:
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")

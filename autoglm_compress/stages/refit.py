@@ -38,10 +38,14 @@ class Refit(Stage):
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
     revision: ClassVar[int] = 5
-    holds_out_samples = True
 
     @property
     def uses_calibration(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def holds_out_samples(self) -> bool:
         """Always."""
         return True
 

@@ -117,7 +117,7 @@ class Tie(Stage):
             ends = TiedEnds(source, changed[family.embedding], gain, context.runtime.device)
             descent = ends.fit(batches, self.passes, context.runtime.progress)
             losses = {name: torch.tensor(getattr(descent, name), dtype=torch.float64) for name in ("before", "after")}
-            return losses | {name: tensor.to("cpu", source.infos[name].dtype) for name, tensor in ends.tensors()}
+            return losses | {name: tensor.to("cpu", source.dtype_of(name)) for name, tensor in ends.tensors()}
 
         found = computed_once(context.work / "ends.safetensors", fitted)
         descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))

@@ -59,12 +59,15 @@ def _fits(axes: "Axes", panel: dict[int, dict[str, Any]], strengths: set[float |
 
     axes.plot(list(panel), [_drawn(fit["error_before"]) for fit in panel.values()], color=NEUTRAL, label="before")
     tried = sorted(strength for strength in strengths if isinstance(strength, float))
-    looks = {None: ("kept as it was", NEUTRAL, "none"), DESCENT: (DESCENT, DROPPED, DROPPED)}
+    looks: dict[float | str | None, tuple[str, Any, Any]] = {
+        None: ("kept as it was", NEUTRAL, "none"),
+        DESCENT: (DESCENT, DROPPED, DROPPED),
+    }
     for strength, color in zip(tried, colormaps["viridis"](linspace(0.4, 0.8, len(tried))), strict=True):
         looks[strength] = (f"strength {strength:g}", color, color)
-    for strength, (label, color, fill) in looks.items():
-        chosen = [layer for layer, fit in panel.items() if fit["strength"] == strength]
-        if strength in strengths:
+    for kind, (label, color, fill) in looks.items():
+        chosen = [layer for layer, fit in panel.items() if fit["strength"] == kind]
+        if kind in strengths:
             after = [_drawn(panel[layer]["error_after"]) for layer in chosen]
             axes.plot(chosen, after, "o", color=color, markerfacecolor=fill, label=label)
 

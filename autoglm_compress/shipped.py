@@ -22,7 +22,7 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def summary(file: Path) -> str:
-    """What a bundled recipe says of itself, in a sentence."""
+    """The first sentence of a bundled recipe's comment."""
     found = SUMMARY.match(file.read_text(encoding="utf-8"))
     return found[1] if found else ""
 
@@ -42,10 +42,10 @@ def bundled_recipe(name: str) -> Path:
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe: text is the name of one of the package's or else a path, and a Path is a path.
 
-    So a name wins over a file that is called the same, which goes by `./NAME`.
+    A name wins over a file of the same name; `./NAME` means the file.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is no such recipe or file.
     """
     known = bundled_recipes()
     if isinstance(recipe, str) and recipe in known:
@@ -58,5 +58,5 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def hides_file(recipe: str) -> bool:
-    """Whether a recipe of the package is taken although there is a file of this very name."""
+    """Whether a bundled recipe hides a file of the same name."""
     return recipe in bundled_recipes() and Path(recipe).is_file()

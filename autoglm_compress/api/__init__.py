@@ -1,1 +1,1 @@
-"""What the package does, as functions: the command line calls them, and Python programs do."""
+"""The functions of the package, for Python programs and for the command line."""

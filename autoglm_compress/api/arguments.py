@@ -1,4 +1,4 @@
-"""What the functions have in common."""
+"""Types and checks that the functions share."""
 
 from pathlib import Path
 from typing import Literal

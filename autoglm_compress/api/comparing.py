@@ -34,7 +34,7 @@ def compare(
         confidence: with which each bound holds.
 
     Raises:
-        UserError: a limit cannot be, or the two cannot be compared.
+        UserError: a limit is not valid, or the two files cannot be compared.
     """
     limits = Limits(max_drop, max_perplexity_increase, max_divergence, min_agreement, max_loss or {}, confidence)
     return compare_results(read_results(Path(base)), read_results(Path(new)), limits)

@@ -34,7 +34,8 @@ def evaluate(
     device: Device = "auto",
     progress: bool = False,
 ) -> EvaluationRecord:
-    """Measure a checkpoint, and write a file that `compare` reads. An interrupted evaluation goes on where it was.
+    """Measure a checkpoint, and write a file that `compare` reads. An interrupted evaluation continues where it
+    stopped.
 
     Args:
         checkpoint: a folder with config, tokenizer and safetensors.
@@ -48,7 +49,7 @@ def evaluate(
         samples: rows of that text; 64 by default.
         sequence_length: tokens of a row; 512 by default, or fewer if the model reads fewer.
         against: a checkpoint to compare predictions with, on the same text.
-        family: a YAML file that describes the model's family, if that is none of the known ones.
+        family: a YAML file that describes the model's family, if the family is unknown.
         device: where layers run.
         progress: whether to print how it goes.
 
@@ -56,7 +57,7 @@ def evaluate(
         What was written: the result of each task, with the log-likelihoods of every question and row.
 
     Raises:
-        UserError: an option cannot be, or what it names is not there or not as it should be.
+        UserError: an option is not valid, or something that it names is missing or malformed.
     """
     questions = {
         "data": None if mmlu is None else str(mmlu),
@@ -83,7 +84,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation_options(**options: dict[str, Any]) -> EvaluationOptions:
-    """Raise UserError, which names the options as recipes do, if one cannot be."""
+    """Raise UserError if an option is not valid. The message names options as recipes do."""
     try:
         return EvaluationOptions.model_validate(options)
     except ValidationError as error:

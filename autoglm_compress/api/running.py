@@ -40,7 +40,7 @@ def run(
     memory_limit: str | None = None,
     progress: bool = False,
 ) -> RunResult:
-    """Run a recipe, stage by stage. What an earlier run into the same folder finished is reused.
+    """Run a recipe, stage by stage. Stages that an earlier run into the same folder finished are reused.
 
     Args:
         recipe: what `load_recipe` gave, or what it takes.

@@ -116,7 +116,7 @@ class Family(_Data):
         architecture: as in `config.json`'s `architectures`.
         model_type: as in `config.json`.
         auto_class: the Auto class of `transformers` that loads a checkpoint.
-        prefix: what the names of the text tower's layers begin with: they are `{prefix}layers.N.`.
+        prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
         config: the part of `config.json` with the text tower's settings, or ROOT.
         kept: the prefixes of towers that stages copy as they are, by the towers' names.
         roles: which modules are what.
@@ -126,8 +126,7 @@ class Family(_Data):
         smoothing: for each producer of activations, the linears that are their only readers, in the order in which a
             layer runs. A scale per channel moves exactly from readers to producer. Readers that a kind of layer lacks
             are ignored for it.
-        writer_norms: for a linear that writes to the residual stream, the norm that stands between the two (sandwich
-            norms).
+        writer_norms: for a linear that writes to the residual stream, the norm between the two (sandwich norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
         transformers_derives_head_dim: whether `transformers` does.
     """

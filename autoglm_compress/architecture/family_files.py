@@ -102,7 +102,7 @@ def _file(entry: metadata.EntryPoint) -> Path:
 
 
 def known_families() -> dict[str, Family]:
-    """All families by architecture; one of this package cannot be replaced by another package's."""
+    """All families by architecture. Other packages cannot replace a family of this package."""
     return plug_ins()[0] | built_in()
 
 

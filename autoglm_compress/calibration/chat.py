@@ -65,7 +65,7 @@ def chat_text(tokenizer: Any, chat: Chat) -> str:
 
 
 def _problem(turn: Any) -> str | None:
-    """What is wrong with a message, as the path to it and a sentence."""
+    """The error in a message, as its path and a sentence."""
     if not isinstance(turn, dict):
         return f": found {_shown(turn)}"
     if not isinstance(turn.get("role"), str):

@@ -115,7 +115,8 @@ def _row(line: str, where: str) -> Document:
 def _read_plain(path: Path) -> list[Document]:
     """Paragraphs joined to documents of about two thousand characters, long ones cut where lines or words end.
 
-    A document is long with ten times as many characters, or, of a text that has no paragraphs, with more than so many.
+    A document is long with ten times as many characters. In a text without paragraphs, one with more than two thousand
+    is long.
     """
     text = _read(path)
     joined, found = "", []

@@ -157,7 +157,7 @@ class Checkpoint:
         The memory may be shared with the next read of the same tensor: do not change it in place.
 
         Raises:
-            UserError: the tensor holds NaN or infinity, or its file is not what it was when the checkpoint was opened.
+            UserError: the tensor holds NaN or infinity, or its file has changed since the checkpoint was opened.
         """
         if name not in self.infos:
             module = name.removesuffix(".weight")

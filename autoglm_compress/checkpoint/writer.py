@@ -101,7 +101,7 @@ class CheckpointWriter:
 
 
 def _cure(tensor: torch.Tensor) -> str:
-    """What to do about values that cannot be stored."""
+    """The advice about values that cannot be stored."""
     if tensor.dtype != torch.float16:
         return ": the stage has gone wrong, or the model's weights are damaged. Nothing was written."
     return (

@@ -51,7 +51,7 @@ def perplexity_measures(base: Results, new: Results, limits: Limits) -> list[Mea
 
 
 def _percent(nats: float) -> float:
-    """By how many percent perplexity grows with so many nats per token."""
+    """The growth of perplexity in percent, from nats per token."""
     return 100 * math.expm1(min(nats, MOST_NATS))
 
 

@@ -1,4 +1,4 @@
-"""What a new model may lose, as the options of `compare` say it."""
+"""The losses that `compare` allows a new model, from its options."""
 
 import math
 from collections.abc import Mapping, Sequence

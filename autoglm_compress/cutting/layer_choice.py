@@ -123,7 +123,7 @@ def remove_greedily(
         checkpoint: the model to remove layers from.
         batches: token ids [batch, length]; the first rows are used, up to GREEDY_TOKENS tokens.
         keep: how many layers to keep.
-        file: where the rounds that are done are noted, so that a killed process goes on with the next one.
+        file: the file that records finished rounds, so that a killed process continues with the next one.
 
     Returns:
         In the order of removal, each `layer`, and the `kl_divergence` of the model without it and the layers removed

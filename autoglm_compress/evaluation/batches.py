@@ -56,7 +56,8 @@ class Batch:
 
 
 def in_batches(rows: Iterable[Row], budget: int, window: int | None) -> Iterator[Batch]:
-    """Batches of at most `budget` tokens, or of one row, or twice as long as what their rows have in common.
+    """Batches of at most `budget` tokens. A batch of a single row, or up to twice the rows' common beginning, may be
+    larger.
 
     Args:
         rows: in any order.

@@ -34,7 +34,7 @@ AGREEMENT = "agreement"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is to be evaluated. `options` has set what was asked for, and no more."""
+    """The request of an evaluation. Only the requested fields of `options` are set."""
 
     checkpoint: Path
     tasks: Sequence[str]
@@ -118,7 +118,7 @@ def _rows(
 
 
 def _agreement_result(found: Agreement, rows: torch.Tensor, against: str) -> dict[str, Any]:
-    """`rows` has what the means are of, row by row."""
+    """`rows` has the values of each row, whose means are the results."""
     return {
         "divergence": found.divergence,
         "logit_error": found.logit_error,

@@ -54,7 +54,7 @@ class MmluOptions(BaseModel):
 
 
 class EvaluationOptions(BaseModel):
-    """What is evaluated after every stage, and how."""
+    """The tasks after every stage, and the settings of all evaluations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -49,7 +49,7 @@ class LayerwiseLM(TemplateLM):
         checkpoint: the model; quantized weights are dequantized once per walk.
         runtime: where layers run.
         progress: shows the walks.
-        title: what the walks are called in the progress display.
+        title: the name of the walks in the progress display.
         token_budget: the most tokens in a batch, padding included (a longer row is a batch of its own).
         work: a folder from which a killed evaluation continues at the layer it had reached. It must be for this
             checkpoint, device and versions alone, because only requests are distinguished in it. None keeps everything

@@ -74,7 +74,7 @@ class Evaluations:
         """Hash everything that results depend on.
 
         Args:
-            options: what is asked, and how.
+            options: the tasks and their settings.
             data: the files that are read.
             folder: where results are kept.
             work: the folder from which a killed evaluation continues.
@@ -118,7 +118,7 @@ class Evaluations:
         return {task: kept.result for task, kept in record.tasks.items() if kept.settings == self.settings_key(task)}
 
     def settings_key(self, task: str) -> str:
-        """What the result of a task depends on beside the checkpoint, as a hash."""
+        """A hash of everything but the checkpoint that a task's result depends on."""
         return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
     def results(

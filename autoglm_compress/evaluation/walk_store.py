@@ -21,7 +21,7 @@ def evaluation_work(folder: Path, evaluated: Any) -> Path:
 
     Args:
         folder: where work lies.
-        evaluated: what is evaluated and on what device, as plain data. Versions and threads count besides it.
+        evaluated: the checkpoint and device, as plain data. Versions and threads count too.
     """
     return folder / f"evaluation-{key_of([evaluated, package_versions(), torch.get_num_threads()])}"
 

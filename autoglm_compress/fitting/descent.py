@@ -77,7 +77,7 @@ class Descent:
 
 
 Loss = Callable[..., float]
-"""The mean loss for what a batch gives, and a flag: whether its gradient is added to the parameters'."""
+"""The mean loss of a batch. The flag says whether its gradient is added to the parameters' gradients."""
 
 
 def descend(
@@ -88,7 +88,7 @@ def descend(
     processes: Processes = ALONE,
     advance: Advance = _ignore,
 ) -> Descent:
-    """Lower a loss by changing fp32 parameters in place, a step for each batch, in order, and so many passes.
+    """Lower a loss by changing fp32 parameters in place: one step per batch, in order, for a number of passes.
 
     Several processes, which begin with the same parameters, take their rows of each step and add up the gradients.
     `advance` is called with 1 after each pass.

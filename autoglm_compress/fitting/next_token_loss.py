@@ -103,7 +103,7 @@ def next_token_loss(
 def _with_labels(
     losses: torch.Tensor, probability: torch.Tensor, found: torch.Tensor, labels: torch.Tensor, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and what the gradient pulls towards, each mixed with that of the labels."""
+    """Losses and target distributions, each mixed with those of the labels."""
     shares = torch.where(labels == UNLABELLED, 0.0, share)
     wanted = labels.clamp_min(0)[:, None]
     losses = (1 - shares) * losses - shares * found.gather(-1, wanted)[:, 0]

@@ -66,7 +66,9 @@ NEGLIGIBLE_GAIN = 1e-2
 
 @dataclass(frozen=True)
 class RefitLayer:
-    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and that of them together."""
+    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and the fit of the whole
+    layer.
+    """
 
     weights: dict[str, torch.Tensor]
     fits: dict[str, Fit]
@@ -232,7 +234,7 @@ class PairedWalk:
         return RefitLayer(dict(student.named_parameters()), fits, descent)
 
     def _distil(self, layer: int, student: nn.Module, run: Run) -> Descent | None:
-        """Fit a layer as a whole, if that is asked for, and keep the fit if the held-out rows say so."""
+        """Fit a layer as a whole if any passes are asked for. Keep the fit if it is better on deciding rows."""
         last = layer == self.compressed.shape.num_hidden_layers - 1
         to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
         if not (to_logits or self.layer_passes):

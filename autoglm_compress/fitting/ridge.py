@@ -186,7 +186,7 @@ def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> to
 
 
 def _factor(gram: torch.Tensor, missing: torch.Tensor, strength: float, scale: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of G + strength * scale * I; `missing` is only looked at for what is not finite."""
+    """The Cholesky factor of G + strength * scale * I; `missing` is only checked for values that are not finite."""
     if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(missing).all()):
         raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
     while True:

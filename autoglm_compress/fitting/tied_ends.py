@@ -34,7 +34,7 @@ FP32 = 4
 
 
 def end_layers(layers: int) -> tuple[range, range]:
-    """The first and the last layers, of so many, that are trained."""
+    """The numbers of the first and the last layers to train."""
     number = min(MOST_LAYERS, layers // 2)
     return range(number), range(layers - number, layers)
 
@@ -97,7 +97,7 @@ class _Recorder:
 def record(checkpoint: Checkpoint, rows: DividedRows, folder: Path, runtime: Runtime) -> list[EndStates]:
     """Send rows through an untied checkpoint and keep in `folder` the states that its ends are fitted to or judged by.
 
-    A walk that was killed goes on at the layer it had reached.
+    A killed walk continues at the layer it had reached.
 
     Raises:
         UserError: the states are not finite.
@@ -139,7 +139,7 @@ class TiedEnds:
         }
 
     def fit(self, batches: list[EndStates], passes: int, progress: Progress) -> Descent:
-        """Train, going over the batches so many times.
+        """Train for a number of passes over the batches.
 
         The loss is the relative squared error of the states after the first layers, and the divergence KL(untied ||
         tied) in nats of what the last ones predict from the untied model's states before them, each averaged over
@@ -178,7 +178,7 @@ class TiedEnds:
         return states
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What was trained, by its names in a checkpoint."""
+        """The trained tensors, by their names in a checkpoint."""
         family = self.untied.family
         yield family.embedding, self.matrix
         yield family.final_norm, self.norm.get_parameter("weight").detach()

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class _Captured(Exception):  # noqa: N818 - not an error
-    """Ends a forward pass as soon as the activation asked for is there."""
+    """Ends a forward pass as soon as the wanted activation is known."""
 
 
 def linear_of(module: nn.Module, name: str) -> nn.Linear:

@@ -56,7 +56,7 @@ class Statistics:
 
 
 class StoredTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for."""
+    """The tensors of a safetensors file. Each is read at first use."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
@@ -153,7 +153,7 @@ class _Moments:
             self.gram = self.gram.to(x.device) + x.T @ x
 
     def add_up(self, processes: Processes) -> None:
-        """Make them those of the tokens of all processes."""
+        """Add up the sums of all processes."""
         for total in (self.tokens, self.abs, self.square, *([self.gram] if self.with_gram else [])):
             processes.add_up(total)
 

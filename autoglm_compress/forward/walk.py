@@ -14,7 +14,7 @@ from autoglm_compress.runtime import Runtime
 
 
 class LayerVisitor(Protocol):
-    """What a walk does at each layer besides running it."""
+    """The work at each layer besides running it."""
 
     def enter(self, layer: int, module: nn.Module) -> None:
         """Called after the layer's weights are set and before any tokens. Register hooks here."""
@@ -40,11 +40,11 @@ def walk(
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
-    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
-    killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
-    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
-    what it computes in, `compute_dtype` if not given. Where several processes walk, the batches are each one's share;
-    no layer begins before all are done with the one before it.
+    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a killed walk then
+    continues at the layer it had reached, and the visitor is not called again for earlier layers. `forks` says of
+    batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is the dtype of the
+    computation, by default `compute_dtype`. With several processes, the batches are this process's share; no layer
+    begins before all are done with the one before it.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.

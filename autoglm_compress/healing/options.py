@@ -23,7 +23,7 @@ def _count(value: Any) -> int:
 class Lora(BaseModel):
     """Low-rank adapters on all linears of the layers (Hu et al. 2021), merged into the weights in the end.
 
-    Everything else is frozen. `alpha` over `rank` scales what they add.
+    Everything else is frozen. `alpha` over `rank` scales their output.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

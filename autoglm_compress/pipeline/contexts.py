@@ -1,4 +1,4 @@
-"""What a run gives its stages: checkpoints, text, statistics, evaluations."""
+"""The contexts of stages: checkpoints, text, statistics, evaluations."""
 
 from collections.abc import Sequence
 from dataclasses import fields

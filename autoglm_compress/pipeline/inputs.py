@@ -17,7 +17,7 @@ from autoglm_compress.runtime import Runtime
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line adds to a recipe."""
+    """The options of the command line for a run."""
 
     output: Path
     device: str = "auto"

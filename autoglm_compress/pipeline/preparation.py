@@ -17,7 +17,7 @@ from autoglm_compress.versions import made_elsewhere
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a run knows before it begins."""
+    """The preparation of a run, before it begins."""
 
     inputs: RunInputs
     keys: Keys

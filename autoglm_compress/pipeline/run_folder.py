@@ -119,7 +119,7 @@ class RunFolder:
         by_key = {
             record.key: folder
             for folder, record in records.items()
-            if record and placed.get(folder.name) != record.key  # what stands where it belongs stays there
+            if record and placed.get(folder.name) != record.key  # folders with the right name stay
         }
         moves = {
             by_key[key].name: name
@@ -194,7 +194,7 @@ class RunFolder:
     def publish(self, name: str) -> Path:
         """Turn a complete result into the stage's folder, replacing an older one."""
         final, old = self.path / name, self.work / f"{name}.old"
-        (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # there is nothing to go on with from here
+        (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # from here on, there is nothing left to continue
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)

@@ -27,7 +27,7 @@ from autoglm_compress.versions import package_versions, result_versions
 def run_stages(inputs: RunInputs) -> None:
     """Run the stages in the first process, and write their records."""
     new = not inputs.folder.path.exists()
-    preparation = prepare(inputs) if new else None  # before there is a folder: what is refused leaves nothing behind
+    preparation = prepare(inputs) if new else None  # before the folder exists: a refused run leaves nothing
     with inputs.folder.claimed():
         runner = _Runner(preparation or prepare(inputs))
         runner.run()
@@ -99,7 +99,7 @@ class _Runner:
         if stage.makes is Makes.CHECKPOINT:
             context.lineage.save(result / LINEAGE)
         spent = resources.as_data()
-        if stage.evaluates:  # the evaluation may have been done before the stage asked for it
+        if stage.evaluates:  # the tasks may have been evaluated before the stage asked for them
             spent = inputs.evaluations.resources(self._preparation.checkpoint(inputs.recipe.parents[number]).name)
         record = self._record(number, context, result, spent)
         record.write(result / STAGE)
@@ -144,7 +144,7 @@ class _Runner:
             return []
 
     def _look_at(self, number: int) -> None:
-        """Draw what a stage has decided, and evaluate the checkpoint it has made."""
+        """Draw a stage's decisions, and evaluate its checkpoint."""
         draw_missing(self._inputs.folder.path / self._inputs.names[number] / STAGE, self._inputs.runtime.progress)
         if self._inputs.recipe.stages[number].makes is Makes.CHECKPOINT:
             self._contexts.evaluate(number, self._inputs.recipe.evaluation.every_stage)

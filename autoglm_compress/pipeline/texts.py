@@ -21,7 +21,7 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
 
     Args:
         plan: from shapes alone.
-        folder: the model's. What its tokenizer would make of the texts is not known if it is not there yet.
+        folder: the model's folder. Without a tokenizer in it, texts are read but not cut into tokens.
 
     Raises:
         UserError: a file or a row cannot be read, the chat template refuses a row, or a text does not fill one row.

@@ -37,7 +37,7 @@ class BitChoice:
 
 
 def uniform(options: QuantizationOptions, shape: ModelShape) -> Quantization:
-    """All linears with the bits asked for, or the fewest of `auto`."""
+    """All linears with the requested bits, or with the fewest of `auto`."""
     symmetric = options.format == COMPRESSED_TENSORS if options.symmetric is None else options.symmetric
     scheme = Scheme(FEW if options.bits == "auto" else options.bits, options.group_size, symmetric)
     schemes = {name: scheme for name, _ in shape.linear_shapes()}

@@ -30,7 +30,7 @@ def require_agreement(found: dict[str, Any], most: float, label: str, source: Pa
     """Raise UserError if the recorded predictions are more than `most` nats from those of the checkpoint in the
     source's folder.
 
-    `label` is what the user knows the stage by.
+    `label` is the stage's name for the user.
     """
     divergence, error = found["kl_divergence"], found["logit_error"]
     # If the predictions are nearly flat, the divergence is small in any case, so the logits are checked too.

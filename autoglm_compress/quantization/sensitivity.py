@@ -55,8 +55,8 @@ def divergences(
         groups: in the order in which the model runs.
         batches: token ids [batch, length]; the first rows are used.
         runtime: where to compute.
-        file: where the result is kept, so that a run that was killed later does not need to measure again. One that is
-            killed here goes on at the layer it had reached, from what is kept beside it.
+        file: where the result is kept, so that a run that is killed later does not measure again. A run that is killed
+            here continues at the layer it had reached, from files beside it.
 
     Raises:
         UserError: the predictions are not finite.

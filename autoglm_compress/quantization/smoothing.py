@@ -79,8 +79,8 @@ def fold(
         scale: the divisor. A channel whose result would leave the range of its dtype keeps its values and gets the
             scale 1.
         vector: the producer's gain, or its bias if it has one.
-        dtype: what the vector will be stored in. It is rounded to that, and the scale becomes what the rounded values
-            are smaller by, so the fold is exact.
+        dtype: the stored dtype of the vector. The vector is rounded to it, and the scale is computed from the rounded
+            values, so the fold is exact.
         grid: that of the rows of a producer that is a linear.
     """
     if grid is not None:

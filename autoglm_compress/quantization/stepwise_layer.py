@@ -41,7 +41,7 @@ class KeptActivations:
             OSError: the disk is full.
         """
         file, activations = self._file(name, number), activations.contiguous()
-        with file.open("r+b" if file.exists() else "wb") as stream:  # what is overwritten needs no new memory
+        with file.open("r+b" if file.exists() else "wb") as stream:  # overwriting needs no new memory
             stream.write(activations.flatten().view(torch.uint8).numpy().data)
         self._like[file] = activations.shape, activations.dtype
 

@@ -1,4 +1,4 @@
-"""A copy of one of the package's recipes, with all that it names, for a user to change."""
+"""Copying a bundled recipe, with all files that it names, for a user to change."""
 
 import filecmp
 import shutil
@@ -26,7 +26,7 @@ def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
         The copy of the recipe, and all files that belong to it there.
 
     Raises:
-        UserError: there is no such recipe, a file of another content is in the way, or a file cannot be written.
+        UserError: there is no such recipe, a file with other content exists already, or a file cannot be written.
     """
     recipe, root = bundled_recipe(name).resolve(), bundled_folder().resolve()
     copies = {file: target / file.relative_to(root) for file in sorted(_belonging(recipe, root))}

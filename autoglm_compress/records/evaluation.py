@@ -23,7 +23,7 @@ class TaskEntry(Record):
 
 
 class Spent(Record):
-    """What an evaluation cost: seconds and bytes, and how many processes took part."""
+    """The cost of an evaluation: seconds, bytes, and the number of processes."""
 
     seconds: float | None = None
     processes: int | None = None
@@ -41,7 +41,7 @@ class CheckpointRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """What was measured of one checkpoint.
+    """The measurements of one checkpoint.
 
     A run identifies the checkpoint by its `key`. `evaluate` records its files in `checkpoint`, and the `device`.
     """

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a run was given, and how far it has come."""
+"""`manifest.json`: the inputs of a run, and its progress."""
 
 from pathlib import Path
 from typing import Any

@@ -5,7 +5,7 @@ from autoglm_compress.records.stage import Shape
 
 
 class PlannedStage(Record):
-    """The source, or what one stage makes of it; a stage that makes no checkpoint repeats the one before it.
+    """The source, or the checkpoint after one stage. A stage that makes no checkpoint repeats the one before it.
 
     `peak_memory_bytes_estimate` is a rough upper estimate, and 0 for the source.
     """

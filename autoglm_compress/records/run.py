@@ -1,4 +1,4 @@
-"""What a run in Python returns."""
+"""The result of `run` in Python."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class RunResult(BaseModel):
         raise UserError(f"{self.folder}: no row {label!r}; there are {known}.")
 
     def checkpoint(self, label: str) -> Path:
-        """The folder of what a stage made, by its label.
+        """The folder of a stage's result, by its label.
 
         Raises:
             UserError: no stage is called that.
@@ -42,7 +42,7 @@ class RunResult(BaseModel):
 
 
 def run_result(folder: Path) -> RunResult:
-    """What a run left in its folder.
+    """The results in a run's folder.
 
     Raises:
         UserError: its `metrics.json` cannot be read.

@@ -1,4 +1,4 @@
-"""`stage.json`: what a finished stage decided, made and cost."""
+"""`stage.json`: the decisions, files and costs of a finished stage."""
 
 from pathlib import Path
 from typing import Any, Literal

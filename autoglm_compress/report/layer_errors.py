@@ -29,7 +29,7 @@ TITLES = {
     "output_error": "Relative squared error of the outputs of what reads …",
     "bits": "Bits",
 }
-"""What is drawn, with the title of its panel; the rest is in the table alone."""
+"""The measures that are drawn, with the titles of their panels. Other measures are only in the table."""
 SPREAD = 30
 """Colours are logarithmic if the ratio of the largest to the least value exceeds this."""
 CELL_HEIGHT = 0.2
@@ -39,7 +39,7 @@ Entry = dict[str, Any]
 
 
 def layer_table(name: str, entries: list[Entry]) -> Table:
-    """All that is recorded, a row for each linear of each layer."""
+    """All recorded measures, one row for each linear of each layer."""
     keys = list(dict.fromkeys([*HEADINGS, *(key for entry in entries for key in entry)]))
     columns = [Column(key, HEADINGS.get(key, key.replace("_", " ")), numeric=key != "part") for key in keys]
     rows = [[_cell(entry.get(key)) for key in keys] for entry in entries]

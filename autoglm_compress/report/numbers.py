@@ -21,7 +21,7 @@ def size(count: float) -> str:
 
 
 def plain(value: float, digits: int = 4) -> str:
-    """A number with so many digits that count; large ones whole, with commas."""
+    """A number with a number of significant digits. Large numbers are whole, with commas."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Draw = Callable[[Record], bytes | None]
-"""Gives an SVG of what a stage decided, from the content of its `stage.json`, or None."""
+"""Gives an SVG of a stage's decisions from the content of its `stage.json`, or None."""
 REPORT = "report.html"
 MEASURES = (PERPLEXITY, ACCURACY)
 FEW = 3

@@ -29,7 +29,10 @@ def recipe(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
-        ("import autoglm_compress; autoglm_compress.__version__, dir(autoglm_compress)", {"rich", "pydantic", "yaml", "torch"}),
+        (
+            "import autoglm_compress; autoglm_compress.__version__, dir(autoglm_compress)",
+            {"rich", "pydantic", "yaml", "torch"},
+        ),
         ("import autoglm_compress.cli", {"pydantic", "torch"}),
         ("from autoglm_compress import compare", {"torch"}),
         ("from autoglm_compress import evaluate", {"autoglm_compress.stages", "scipy"}),

@@ -27,7 +27,7 @@ app = typer.Typer(
 
 
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
-"""Of `compare`; 2 is what the user can put right."""
+"""Exit codes of `compare`. 2 is for errors that the user can fix."""
 
 
 class Device(str, Enum):
@@ -62,7 +62,9 @@ FamilyFile = Annotated[
 
 @contextmanager
 def _one_message(stopped: str = "stopped") -> Iterator[None]:
-    """End in one message: what the user can put right with exit code 2, and `stopped` at Ctrl-C or SIGTERM."""
+    """End in one message: exit code 2 for errors that the user can fix, and the message `stopped` at Ctrl-C or
+    SIGTERM.
+    """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -82,7 +84,7 @@ def _terminate(*_: Any) -> None:
 
 
 def _quiet_transformers() -> None:
-    """Its bars and advice would stand between ours."""
+    """Silence transformers, whose progress bars and advice would mix with ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

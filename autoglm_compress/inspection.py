@@ -1,4 +1,4 @@
-"""What a checkpoint is, for people and for machines."""
+"""The description of a checkpoint, as text and as JSON."""
 
 from collections import Counter
 from pathlib import Path
@@ -126,7 +126,7 @@ def _quantization(found: dict[str, Any]) -> str:
 
 
 def _by_value(values: dict[str, int | list[int]]) -> str:
-    """A value if all linears have it, otherwise each with its linears; a list differs between layers."""
+    """The value if all linears share it, otherwise each value with its linears. A list differs between layers."""
     linears: dict[str, list[str]] = {}
     for linear, value in values.items():
         spelled = " or ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -137,7 +137,7 @@ def _by_value(values: dict[str, int | list[int]]) -> str:
 
 
 def _needs(quantization: dict[str, Any] | None) -> str:
-    """What transformers needs for a quantized checkpoint beside itself."""
+    """The package that transformers needs to load a quantized checkpoint."""
     if quantization is None:
         return ""
     if quantization["format"] == AWQ:

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a recipe, or with options, said at once."""
+"""All problems of a recipe, or of options, reported together."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ EXPECTED = {
     "string_too_short": "expected text",
     "string_pattern_mismatch": "expected letters, digits, '_', '.' and '-', the first a letter or digit",
 }
-"""What was expected, by pydantic's type of error, where pydantic says it in words of its own."""
+"""The expected value by pydantic's type of error, where pydantic's own words are not clear."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Problem:
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run, with every problem found, each with its line."""
+    """A recipe that cannot run. The message lists every problem with its line."""
 
     def __init__(self, file: Path, problems: Sequence[Problem], locations: dict[FieldPath, str]) -> None:
         lines = [f"{file}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]
@@ -49,7 +49,7 @@ class RecipeError(UserError):
 
 
 def _located(path: FieldPath, locations: dict[FieldPath, str]) -> FieldPath:
-    """A field, or the innermost one around it that has a place in the file."""
+    """The line of a field, or of the innermost enclosing field that has one."""
     while path and path not in locations:
         path = path[:-1]
     return path
@@ -67,7 +67,7 @@ def from_validation(error: ValidationError, prefix: FieldPath, model: type[BaseM
     """Problems in the words of this package, from pydantic's."""
     entries = error.errors()
     inner = {tuple(entry["loc"][:-1]) for entry in entries}
-    # A list whose items are wrong is said to be too short as well.
+    # pydantic also reports a list with wrong items as too short.
     entries = [entry for entry in entries if entry["type"] != "too_short" or tuple(entry["loc"]) not in inner]
     return [_from_entry(entry, prefix, model) for entry in entries]
 

@@ -65,9 +65,9 @@ class CalibrationOptions(BaseModel):
 
 
 def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:
-    """Options with rows no longer than `longest` tokens where they do not say how long rows are to be.
+    """Options with rows of at most `longest` tokens, if they do not set a length themselves.
 
-    None stands for a model that reads rows of any length.
+    `longest` is None for a model without a limit.
     """
     if longest is None or "sequence_length" in options.model_fields_set or options.sequence_length <= longest:
         return options
@@ -75,7 +75,7 @@ def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:
 
 
 def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Rows in proportion to positive shares, by largest remainder, but one at least of each; `rows` in all.
+    """Row counts in proportion to positive shares, by largest remainder; at least one each, `rows` in total.
 
     There must be no more shares than rows.
     """
@@ -93,10 +93,9 @@ def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
 
 
 def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows [samples, sequence_length] of several sources as one, so that every stretch of it holds their shares.
+    """Rows [samples, sequence_length] of several sources, interleaved so that every stretch holds them in their shares.
 
-    So does every second, third, … row: nothing that takes rows at regular distances gets those of one source alone.
-    A single source keeps its order.
+    Taking every second, third, … row also gives all sources in their shares. A single source keeps its order.
     """
     rows = torch.cat(list(parts))
     if len(parts) == 1:
@@ -125,7 +124,7 @@ def token_rows(
 
 
 def too_little(path: Path | None, split: Split, tokens: int, sequence_length: int) -> UserError:
-    """What is said of a split that does not fill a single row."""
+    """The message about a split that does not fill a single row."""
     return UserError(
         f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
         f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
@@ -133,7 +132,7 @@ def too_little(path: Path | None, split: Split, tokens: int, sequence_length: in
 
 
 def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
-    """Token ids [rows, sequence_length] of documents one after the other: `samples` rows, fewer if the text ends."""
+    """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends."""
     needed = samples * sequence_length
     stream: list[int] = []
     for ids in _encode(tokenizer, documents):

@@ -14,18 +14,18 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weight files, and not only a config as `plan` downloads it."""
+    """Whether there are weight files. `plan` downloads only the config."""
     return any(folder.glob("*.safetensors"))
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """What changes when a file is written to or replaced."""
+    """A stamp of a file that changes when the file is written to or replaced."""
     state = file.stat()
     return state.st_size, state.st_mtime_ns
 
 
 def require_whole_model(folder: Path) -> None:
-    """Raise UserError if a folder holds something else than a model, or something beside it that changes the model."""
+    """Raise UserError if a folder does not hold a model, or holds an adapter that would change it."""
     adapter = folder / ADAPTER
     if adapter.exists():
         base = read_object(adapter).get("base_model_name_or_path") or "its base model"

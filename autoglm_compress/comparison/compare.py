@@ -1,4 +1,4 @@
-"""Two results files side by side: what changed, between which bounds, and whether that passes."""
+"""Compares two results files: the changes, their bounds, and the verdicts."""
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
@@ -38,8 +38,8 @@ def compare(base: Results, new: Results, limits: Limits) -> Comparison:
     """Compare two results in pairs.
 
     Raises:
-        UserError: they are not of the same tasks, questions, prompts or text, a measure that is gated is not there, or
-            nothing is gated.
+        UserError: the files differ in tasks, questions, prompts or text, a gated measure is missing, or nothing is
+            gated.
     """
     _check_tasks(base, new, limits)
     measures = (

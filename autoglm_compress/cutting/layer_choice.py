@@ -1,4 +1,4 @@
-"""Which decoder layers to do without: by the states between layers, or by what the whole model predicts."""
+"""Which decoder layers to drop: by the states between layers, or by the predictions of the whole model."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def state_distances(states: Sequence[torch.Tensor], distance: Callable[[torch.Te
 
     Args:
         states: for each boundary the states of the same tokens, [tokens, hidden_size].
-        distance: what a cosine means as a distance, elementwise; 0 for a cosine of 1.
+        distance: turns cosines into distances, elementwise; 0 for a cosine of 1.
 
     Returns:
         fp64 [boundaries, boundaries], symmetric.
@@ -47,7 +47,8 @@ def states_memory(shape: ModelShape) -> int:
 
 
 def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:
-    """The layers around the one contiguous block whose input and output are closest, of equals the first.
+    """The layers to keep when dropping the one contiguous block whose input and output are closest (the first of
+    equals).
 
     Args:
         distances: [layers + 1, layers + 1] between the states before, between and after the layers.
@@ -73,7 +74,7 @@ def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
     """
     backwards = torch.ones_like(costs, dtype=torch.bool).tril(-1)
     forward = costs.double().masked_fill(backwards, torch.inf)
-    best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # to have come to each state, with what is kept
+    best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # cost of reaching each state
     best[0] = 0
     origins = []
     for _ in range(keep):
@@ -125,7 +126,8 @@ def remove_greedily(
         file: where the rounds that are done are noted, so that a killed process goes on with the next one.
 
     Returns:
-        In the order of removal, the `layer` and the `kl_divergence` of the model without it and those before it.
+        In the order of removal, each `layer`, and the `kl_divergence` of the model without it and the layers removed
+        before.
 
     Raises:
         UserError: no candidate gives finite predictions.

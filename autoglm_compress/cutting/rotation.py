@@ -1,11 +1,11 @@
-"""Turning the residual stream to another basis and keeping the directions that matter most (after SliceGPT).
+"""Rotating the residual stream and keeping the directions that matter most (after SliceGPT).
 
 Unlike SliceGPT (Ashkboos et al. 2024), which turns every layer to a basis of its own and multiplies the residual stream
 between them, one basis serves the whole model, so the result is a plain architecture. RMS norms commute with a
 rotation once their gains are in the linears that read them; what is left of a gain is one number for all channels.
 
-Two matrices [hidden_size, hidden_size] say what matters: the Gram matrix G of the normalised states x, and the metric
-M of their readers W, the mean of W^T W over readers, so that e^T M e is what an error e of x does to them.
+Two matrices [hidden_size, hidden_size] decide what matters: the Gram matrix G of the normalised states x, and the
+metric M, the mean of W^T W over the readers W. e^T M e is the readers' squared error for an error e of x.
 """
 
 import torch
@@ -34,9 +34,9 @@ def principal_directions(gram: torch.Tensor, count: int) -> torch.Tensor:
 def reader_directions(gram: torch.Tensor, metric: torch.Tensor, count: int) -> torch.Tensor:
     """An orthonormal basis [size, count] of the directions from which the readers' outputs are best predicted.
 
-    Reduced-rank regression: of all maps of x to `count` numbers, A^T x loses the readers least when A spans
-    M^(1/2) U, U being the leading eigenvectors of M^(1/2) G M^(1/2). Principal components (M = I) keep what is large in
-    x, read or not. What A has of directions in which x hardly varies predicts nothing, and is taken out.
+    Reduced-rank regression: of all maps of x to `count` numbers, A^T x loses the readers least when A spans M^(1/2) U,
+    U being the leading eigenvectors of M^(1/2) G M^(1/2). Principal components (M = I) keep what is large in x, whether
+    it is read or not. Parts of A along directions in which x hardly varies predict nothing and are removed.
 
     Args:
         gram: G, mean of x x^T over tokens.
@@ -52,7 +52,7 @@ def reader_directions(gram: torch.Tensor, metric: torch.Tensor, count: int) -> t
 
 
 def reconstruction(gram: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """The matrix B [size, count] with which B Q^T x comes nearest to x, for a basis Q [size, count]."""
+    """The matrix B [size, count] for which B Q^T x is closest to x, given a basis Q [size, count]."""
     gram, basis = gram.double(), basis.double()
     inner = _damped(basis.T @ gram @ basis)
     return torch.linalg.solve(inner, (_damped(gram) @ basis).T).T.float()
@@ -68,8 +68,8 @@ class Rotation:
     Args:
         source: the checkpoint. The final norm's gain moves into its head; tied embeddings get theirs from the caller.
         basis: orthonormal columns [hidden_size, kept].
-        reading: [hidden_size, kept], by which what a linear reads is put together again from what is kept: the basis
-            itself, or its `reconstruction`.
+        reading: [hidden_size, kept], reconstructs the input of a linear from the kept directions: the basis itself, or
+            its `reconstruction`.
         gains: the number each norm's gain becomes, by the name of its tensor.
     """
 

@@ -1,4 +1,4 @@
-"""One matrix in place of two: an embedding that is also a head, and the final norm's gain that makes it one.
+"""One matrix instead of two: an embedding that is also the head, with the final norm's gain that fits it.
 
 The shared matrix S is a combination of embedding E and head W, S = E P + W R, so that the search for it works on
 [hidden_size, hidden_size] matrices, whatever the vocabulary.
@@ -15,8 +15,8 @@ ROUNDS = 4
 OUTPUT_WEIGHT = 3.0
 """How much logits count against the embedding.
 
-What follows, a refit or healing, makes up for wrong logits in the last layers, while a wrong embedding reaches all of
-them, and what they know is lost with it.
+A later refit or healing corrects wrong logits in the last layers. A wrong embedding reaches all layers and loses what
+they know.
 """
 
 

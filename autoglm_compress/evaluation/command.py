@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint out of a recipe, into one file that `compare` reads."""
+"""Evaluating a checkpoint without a recipe, into one file that `compare` reads."""
 
 import shutil
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from autoglm_compress.runtime import Runtime
 from autoglm_compress.versions import package_versions
 
 SEED = 0
-"""Decides which rows of text, as the default of a recipe does."""
+"""The seed that selects rows of text, as in a recipe by default."""
 AGREEMENT = "agreement"
 
 
@@ -49,7 +49,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     """Evaluate, and write `request.output`, whole or not at all; returns what was written.
 
     Raises:
-        UserError: an option cannot be, or something that it names is not there or not as it should be.
+        UserError: an option is not valid, or something that it names is missing or malformed.
     """
     _check_request(request)
     options = request.options
@@ -83,7 +83,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
             runtime=runtime,
             work=work,
         )
-        del results["versions"]  # they are among those of all packages
+        del results["versions"]  # they are among the versions of all packages
         if original is not None:
             found = agreement(original, checkpoint, batched(text_rows()), runtime, work / "agreement")
             results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
@@ -110,7 +110,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
 def _rows(
     checkpoint: Checkpoint, text: Path | None, options: PerplexityOptions, progress: Progress | None = None
 ) -> torch.Tensor:
-    """The text as a checkpoint reads it, token ids [samples, sequence_length]; too little of it is told."""
+    """The text as a checkpoint's token ids [samples, sequence_length]. Prints a warning if there is too little text."""
     found = token_rows(checkpoint.tokenizer(), text, "held-out", options.samples, options.sequence_length, SEED)
     if progress is not None and len(found) < options.samples:
         progress.note(f"warning: the text fills only {len(found)} of {options.samples} samples")

@@ -1,4 +1,4 @@
-"""From the last hidden states to log-probabilities, without ever holding [positions, vocabulary]."""
+"""From the last hidden states to log-probabilities, without a tensor of [positions, vocabulary]."""
 
 import torch
 

@@ -46,7 +46,7 @@ def find_data(options: EvaluationOptions, bases: list[Path], default_text: Path 
         default_text: the file of the text where the options name none, None for the built-in one.
 
     Raises:
-        UserError: a file or folder that the options name is not there.
+        UserError: a file or folder that the options name does not exist.
     """
     source = options.perplexity.source
     text = default_text if source is None else locate(source, bases, "evaluation.perplexity.source")
@@ -72,13 +72,13 @@ class Evaluations:
         seed: int,
         runtime: Runtime,
     ) -> None:
-        """Look at what results depend on.
+        """Hash everything that results depend on.
 
         Args:
             options: what is asked, and how.
             data: the files that are read.
             folder: where results are kept.
-            work: where lies what lets a killed evaluation go on.
+            work: the folder from which a killed evaluation continues.
             seed: decides which rows of text.
             runtime: where layers run.
         """
@@ -99,9 +99,9 @@ class Evaluations:
         }
 
     def known(self, name: str, key: str) -> dict[str, Any]:
-        """The results of a checkpoint by task, as far as they were measured with the settings of now.
+        """The known results of a checkpoint by task, as far as they were measured with the present settings.
 
-        What they say of single questions and rows stays in the file.
+        Results of single questions and rows are left out; the file has them.
         """
         return without_records(self._kept(name, key))
 
@@ -125,7 +125,7 @@ class Evaluations:
     def results(
         self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str]
     ) -> dict[str, Any]:
-        """The results of a checkpoint by task, as `known` gives them; only what is not known is measured."""
+        """The results of a checkpoint by task, as `known` gives them. Missing results are measured."""
         known = self._kept(name, key)
         missing = [task for task in tasks if task not in known]
         if missing:

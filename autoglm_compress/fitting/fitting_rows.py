@@ -1,4 +1,4 @@
-"""The rows of calibration tokens that a refit works with: which are fitted to, and which decide about the fits."""
+"""The calibration rows of a refit: rows to fit to, and rows that decide about the fits."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from autoglm_compress.processes import Processes
 class FittingRows:
     """This process's share of the rows.
 
-    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. Which row of all it is
-    that decides, and how many tokens there are, does not depend on the number of processes.
+    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. The choice of deciding
+    rows and the number of tokens do not depend on the number of processes.
     """
 
     def __init__(self, rows: DividedRows, processes: Processes) -> None:

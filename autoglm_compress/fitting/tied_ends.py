@@ -1,9 +1,9 @@
 """The layers at both ends of a model, fitted to a matrix that has become embedding and head at once.
 
-Least squares finds the matrix that is nearest to both, and that is near to neither. But what stands between the two can
-stay as it is, if the first layers give the states that they gave before, and the last layers and the matrix turn the
-states before them into the same predictions. So those few layers, the matrix and the final norm are trained for that,
-against the untied checkpoint itself: a small part of what healing all layers costs per token.
+Least squares finds the matrix closest to both, which is close to neither. The layers between the ends can stay as they
+are if the first layers give the same states as before, and if the last layers and the matrix turn their states into the
+same predictions. Those few layers, the matrix and the final norm are therefore trained for that, against the untied
+checkpoint. Per token this costs a small part of healing all layers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ from autoglm_compress.progress import Progress
 from autoglm_compress.runtime import Runtime
 
 MOST_LAYERS = 2
-"""So many layers at each end are trained, at most half of all."""
+"""The number of layers trained at each end, at most half of all."""
 STORED = torch.bfloat16
 FP32 = 4
 
@@ -40,7 +40,7 @@ def end_layers(layers: int) -> tuple[range, range]:
 
 
 def ends_memory(shape: ModelShape) -> int:
-    """Bytes of what is trained and its gradients in fp32, of the two matrices it stands for, and of logits."""
+    """Bytes of the trained tensors and their gradients in fp32, of the two matrices they replace, and of logits."""
     pair, ends = shape.vocab_size * shape.hidden_size, sum(map(len, end_layers(shape.num_hidden_layers)))
     trained = pair + ends * shape.layer_elements()
     return FP32 * (2 * trained + 3 * LOGITS_AT_ONCE) + 2 * pair * shape.element_bytes
@@ -53,7 +53,7 @@ def ends_scratch(shape: ModelShape, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class EndStates:
-    """What a batch is in the untied model; states are [rows, length, hidden_size].
+    """A batch in the untied model. States are [rows, length, hidden_size].
 
     `tokens` [rows, length], the states after the first layers, before the last ones and after those, and which of the
     rows are held out.
@@ -73,7 +73,7 @@ class EndStates:
 
 
 class _Recorder:
-    """The walk's visitor: keeps the states that leave some layers, in a file for each."""
+    """The walk's visitor: saves the outputs of some layers, one file each."""
 
     def __init__(self, folder: Path, layers: Iterable[int]) -> None:
         self.folder, self.layers = folder, set(layers)
@@ -95,7 +95,7 @@ class _Recorder:
 
 
 def record(checkpoint: Checkpoint, rows: DividedRows, folder: Path, runtime: Runtime) -> list[EndStates]:
-    """Send rows through an untied checkpoint, keeping in `folder` what its ends are fitted to, or what decides.
+    """Send rows through an untied checkpoint and keep in `folder` the states that its ends are fitted to or judged by.
 
     A walk that was killed goes on at the layer it had reached.
 
@@ -121,7 +121,7 @@ def record(checkpoint: Checkpoint, rows: DividedRows, folder: Path, runtime: Run
 
 
 class TiedEnds:
-    """What is trained: the shared matrix [vocab_size, hidden_size], the final norm's gain and the layers at the ends.
+    """The trained parts: the shared matrix [vocab_size, hidden_size], the final norm's gain and the layers at the ends.
 
     All in fp32, beginning with the untied checkpoint's layers.
     """
@@ -131,7 +131,7 @@ class TiedEnds:
         self.matrix = matrix.to(device, torch.float32, copy=True)
         self.norm = final_norm(untied, device).float()
         self.norm.weight.copy_(gain)
-        # A model for each, since one exchanges its layer's weights.
+        # One model each, because a model exchanges its layer's weights.
         self.layers = {
             layer: OneLayerModel(untied, device, torch.float32).load(layer)
             for end in end_layers(untied.shape.num_hidden_layers)

@@ -1,11 +1,11 @@
-"""From normalised final states to logits, for heads too large to convert whole."""
+"""From normalised final states to logits, for heads too large to convert at once."""
 
 import torch
 
 from autoglm_compress.slices import row_slices
 
 LOGITS_AT_ONCE = 2**25
-"""Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
+"""Elements of [tokens, vocab_size] in one slice: 128 MiB in fp32. A few such tensors exist at once."""
 
 
 def logits_of(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A model of a single decoder layer, whose weights are exchanged, and what stands beside the layers.
+"""A model of a single decoder layer with exchangeable weights, and the parts outside the layers.
 
 The layer is `transformers`' own: a model of one layer is built on the meta device and given the weights of each layer
 in turn. Hidden states go in as `inputs_embeds`, so masks and rotary embeddings are `transformers`' too.
@@ -22,7 +22,7 @@ class Fork:
     branches: tuple[int, ...]
 
     def arguments(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What tells a model of `transformers` so: position ids and an additive mask [1, 1, length, length]."""
+        """The fork as inputs of a `transformers` model: position ids and an additive mask [1, 1, length, length]."""
         never = torch.finfo(like.dtype).min
         length = self.shared + sum(self.branches)
         mask = torch.full((length, length), never, dtype=like.dtype, device=like.device)
@@ -91,7 +91,7 @@ class OneLayerModel:
         return model.layers[0], run
 
     def release(self) -> None:
-        """Let go of the layer's weights."""
+        """Free the layer's weights."""
         self._models.clear()
 
     def to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def compute_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
 def fast_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The dtype of a walk whose last bits do not matter: bf16 where the checkpoint and the CPU's instructions have it.
 
-    There it is several times faster than fp32; elsewhere a CPU would convert back and forth.
+    bf16 is several times faster than fp32 there. Other CPUs would convert back and forth.
     """
     native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native and checkpoint.dtype == torch.bfloat16 else compute_dtype(checkpoint, device)

@@ -1,4 +1,4 @@
-"""The walk: token batches go through a model one decoder layer at a time, so one layer is all that is in memory."""
+"""The walk: token batches go through a model one decoder layer at a time. Only one layer is in memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ class LayerVisitor(Protocol):
     """What a walk does at each layer besides running it."""
 
     def enter(self, layer: int, module: nn.Module) -> None:
-        """Called with the layer's weights in place and before any tokens; the place to register hooks."""
+        """Called after the layer's weights are set and before any tokens. Register hooks here."""
 
     def leave(self, layer: int, module: nn.Module) -> None:
-        """Called when all tokens went through the layer and before their outputs count as done.
+        """Called after all tokens went through the layer and before the layer counts as done.
 
-        What is to outlast a kill must be on disk when this returns.
+        Results that must survive a kill must be on disk when this returns.
         """
 
 

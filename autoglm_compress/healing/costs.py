@@ -1,4 +1,4 @@
-"""Memory and disk that healing takes, from shapes alone."""
+"""Memory and disk that healing needs, from shapes alone."""
 
 from math import prod
 
@@ -12,7 +12,7 @@ FP32 = 4
 
 
 def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShape) -> int:
-    """Bytes of the weights, gradients and moments in fp32, or adapters', of the teacher and logits.
+    """Bytes of weights (or adapters), gradients and moments in fp32, of the teacher, and of logits.
 
     Activations come on top.
     """
@@ -26,7 +26,7 @@ def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShap
 
 
 def healing_scratch(options: HealingOptions, shape: ModelShape, source: ModelShape) -> int:
-    """Bytes of disk: state of training and best weights, both twice while they are replaced, and the kept teacher."""
+    """Bytes of disk: training state and best weights, both twice while they are replaced, and the stored teacher."""
     state = (2 * (4 if options.ema else 3) + 2) * FP32 * trained_parameters(options, shape)
     if options.teacher_top_k is None:
         return state

@@ -14,16 +14,16 @@ from autoglm_compress.errors import UserError
 
 
 def dataset_rows(options: Dataset, tokenizer: Any, wanted: int, length: int) -> TextPart:
-    """The first rows [rows, length] of a dataset, as many as are wanted or as it has, and rows that decide.
+    """The first rows [rows, length] of a dataset, up to the number wanted, and rows that decide.
 
-    Its documents are split as those of calibration sources, so that a text which is in both is fitted to in both, or
-    in none. Nothing more is fetched than is needed. Of a dataset that is too small for that, some rows decide.
+    Documents are split like those of calibration sources, so a text in both gets the same role in both. Only the needed
+    part is fetched. If the dataset is too small for the split, some of its rows decide.
 
     Raises:
         UserError: the dataset, its split or its column is not there, or it does not fill a row.
     """
     most = deciding_rows(wanted, length, 1)
-    # One stream: what one of them has passed over is kept for the other.
+    # One stream for both: documents that one of them skips are kept for the other.
     fitted, deciding, all_but_held_out = tee(streamed(options, "data"), 3)
     rows = packed_rows(tokenizer, _of("fitted", fitted), wanted, length).to(torch.int32)
     decide = packed_rows(tokenizer, _of("deciding", deciding), most, length).to(torch.int32)

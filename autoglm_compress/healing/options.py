@@ -1,4 +1,4 @@
-"""What a recipe can say about healing."""
+"""The options of healing in a recipe."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -38,7 +38,8 @@ class HealingOptions(BaseModel):
     """The options of healing.
 
     Defaults are those of Minitron's recipe (Muralidharan et al. 2024: forward KL alone, AdamW with betas 0.9 and 0.95,
-    cosine to a tenth) but for the rate: theirs of 1e-4 is for billions of tokens, and few tokens want a higher one.
+    cosine to a tenth), except for the learning rate: their 1e-4 is for billions of tokens, and few tokens need a higher
+    one.
     """
 
     tokens: Annotated[int, PlainValidator(_count)]

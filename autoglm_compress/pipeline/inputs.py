@@ -1,4 +1,4 @@
-"""What a run works with: found and opened before anything is hashed, decided or written."""
+"""The inputs of a run, found and opened before anything is hashed, decided or written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A recipe, what it names, and where its results go; `chosen` are the numbers of the stages from first to last."""
+    """A recipe, the files that it names, and the output folder. `chosen` has the numbers of the stages from first to
+    last.
+    """
 
     recipe: Recipe
     options: RunOptions
@@ -47,15 +49,15 @@ class RunInputs:
         return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
 
     def open_other(self, name: str, option: str) -> Checkpoint:
-        """A checkpoint beside source and parent that an option of a stage names."""
+        """A checkpoint, other than source and parent, that an option of a stage names."""
         return Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
 
 
 def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
-    """Find all that a run works with.
+    """Find all inputs of a run.
 
     Raises:
-        UserError: something that the recipe or the command line names is not there or cannot be.
+        UserError: the recipe or the command line names something that does not exist or is not valid.
     """
     chosen = _chosen(recipe, options)
     folder = RunFolder(options.output, recipe.name)
@@ -79,7 +81,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
 
 
 def _chosen(recipe: Recipe, options: RunOptions) -> range:
-    """The stages that `--from` and `--until` leave."""
+    """The stages that `--from` and `--until` select."""
     labels = recipe.labels()
     for option, label in (("--from", options.first), ("--until", options.last)):
         if label is not None and label not in labels:

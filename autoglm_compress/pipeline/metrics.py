@@ -1,4 +1,4 @@
-"""What a run cost and what it gave: one row per stage, for machines and for people."""
+"""Costs and measurements of a run: one row per stage, as JSON and as a table."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and what will not work."""
+"""What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and stages that cannot work."""
 
 import re
 import shutil
@@ -26,12 +26,12 @@ from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
 PROCESS_BYTES = 600 << 20
-"""Resident memory of Python with torch and transformers loaded and nothing to do."""
+"""Resident memory of an idle Python process with torch and transformers loaded."""
 
 
 @dataclass(frozen=True)
 class PlannedCheckpoint:
-    """The source, or what one stage makes of it (a stage that makes no checkpoint repeats the one before it)."""
+    """The source, or the checkpoint after one stage. A stage that makes no checkpoint repeats the one before it."""
 
     name: str
     stage: str
@@ -60,10 +60,10 @@ class PlannedCheckpoint:
 class Plan:
     """The source and every stage, the file of every calibration source, and the disk the run needs and has.
 
-    `recipe` is the recipe as it is done: what it leaves open fits the model, of which `folder` has the config at least.
-    `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
-    `kept_bytes` what the checkpoints take that it leaves. `text_warnings` are not known from shapes: `with_texts` adds
-    them.
+    `recipe` is the recipe that runs: fields it leaves open are filled in to fit the model. `folder` holds at least the
+    model's config. `disk_bytes` is the peak disk use of a whole run. `scratch_bytes` is the part of it that is not
+    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `with_texts` adds `text_warnings`, which shapes
+    do not tell.
     """
 
     recipe: Recipe
@@ -199,7 +199,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
 
 
 def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
-    """The recipe with rows no longer than the model reads, where it does not say how long they are to be."""
+    """The recipe with row lengths limited to the model's context where the recipe gives no length."""
     evaluation, perplexity = recipe.evaluation, fitted_rows(recipe.evaluation.perplexity, longest)
     changes = {
         "calibration": fitted_rows(recipe.calibration, longest),
@@ -209,11 +209,11 @@ def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:
-    """Why `transformers` refuses a model of the source's config in this shape; empty if it does not."""
+    """Why `transformers` refuses the source's config with this shape. Empty if it accepts it."""
     if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
         return (
-            f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
-            f"{shape.head_dim}."
+            f"it assumes a head_dim of hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, but "
+            f"head_dim is {shape.head_dim}."
         )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:
@@ -224,7 +224,7 @@ def _refusal(config: Any, shape: ModelShape) -> str:
 
 
 def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
-    """What an engine other than transformers will make of a new shape."""
+    """Warnings about engines other than transformers that cannot load a new shape."""
     width = after.num_attention_heads * after.head_dim
     same = (after.hidden_size, width) == (before.hidden_size, before.num_attention_heads * before.head_dim)
     if same or width == after.hidden_size or not after.family.vllm_derives_head_dim:
@@ -236,7 +236,7 @@ def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
 
 
 def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in: int) -> list[str]:
-    """What to do where a stage has too few tokens to go by for linears of so many inputs."""
+    """A warning if a stage has too few calibration tokens for linears of so many inputs, with the remedy."""
     samples, length = calibration.samples, calibration.sequence_length
     enough = stage.tokens_per_input * fan_in
     found = []
@@ -257,7 +257,7 @@ def bytes_of(text: str) -> int:
     """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
     if not found:

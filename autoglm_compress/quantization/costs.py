@@ -1,4 +1,4 @@
-"""Memory and disk that quantizing takes, from shapes alone."""
+"""Memory and disk that quantizing needs, from shapes alone."""
 
 from math import prod
 
@@ -11,7 +11,7 @@ from autoglm_compress.quantization.sensitivity import stream_bytes
 
 
 def quantizing_memory(options: QuantizationOptions, shape: ModelShape) -> int:
-    """Bytes of the most that a step holds beside a layer and its activations.
+    """Peak bytes of a step beside a layer and its activations.
 
     With AWQ that is the widest Gram matrix, in whose place it is factored, the largest linears that share inputs,
     as they are and scaled, a part of them while it is rounded, and the layer's integers. Or it is the two heads
@@ -32,7 +32,7 @@ def quantizing_memory(options: QuantizationOptions, shape: ModelShape) -> int:
 
 
 def quantizing_scratch(options: QuantizationOptions, shape: ModelShape, tokens: int) -> int:
-    """Bytes of disk for the walk's two buffers and what is kept within a layer, fp32.
+    """Bytes of disk for the walk's two buffers and for activations kept within a layer, fp32.
 
     With `bits: auto` the streams of all groups, while they are replaced.
     """
@@ -42,7 +42,7 @@ def quantizing_scratch(options: QuantizationOptions, shape: ModelShape, tokens: 
 
 
 def fed_back_fan_in(options: QuantizationOptions, shape: ModelShape) -> int:
-    """Inputs of the widest linear, if error feedback makes up for one by the others; else 0."""
+    """Inputs of the widest linear with error feedback; 0 without error feedback."""
     if options.backend != "own" or options.method != "awq" or not options.error_feedback:
         return 0
     return shape.widest_input

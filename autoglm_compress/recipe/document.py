@@ -1,4 +1,4 @@
-"""A YAML file as plain data together with where each field stands, so that errors can name the line."""
+"""A YAML file as plain data with the line of each field, so that errors can name it."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from autoglm_compress.shipped import bundled_recipes
 
 TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 WHOLE = {("calibration", "source")}
-"""Mappings that are one value: shares mean something only beside each other."""
+"""Mappings that count as one value, because shares only have a meaning together."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are text, each given once: of two with the same name, one would be ignored."""
+    """YAML whose keys are text and unique. Plain YAML would ignore one of two equal keys."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -46,8 +46,8 @@ class _Loader(yaml.SafeLoader):
 def read_document(file: Path, seen: tuple[Path, ...] = ()) -> Document:
     """Read a recipe file and, underneath it, the one its `base:` names: one of the package's, or a file beside it.
 
-    Mappings are merged key by key; anything else, the list of stages too, replaces what the base says, and so do the
-    fields in WHOLE.
+    Mappings are merged key by key. Everything else, including the list of stages and the fields in WHOLE, replaces the
+    base's value.
 
     Raises:
         UserError: a file is missing or not YAML, is not a mapping, or is its own base.
@@ -91,7 +91,7 @@ def _parse(text: str, where: str, prefix: str) -> Document:
         line = f" line {mark.line + 1}:" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}:{line} not valid YAML: {reason}") from None
-    except (ValueError, RecursionError) as error:  # 2020-99-99 passes for a date; a list may hold itself
+    except (ValueError, RecursionError) as error:  # 2020-99-99 parses as a date; a list may contain itself
         raise UserError(f"{where}: not valid YAML: {error}") from None
     return document
 
@@ -128,10 +128,10 @@ def _merge(below: dict[str, Any], above: dict[str, Any], path: FieldPath = ()) -
 
 
 def override(document: Document, assignment: str) -> None:
-    """Apply one `--set KEY=VALUE`: a dotted path, where a stage goes by its name or number, and a YAML value.
+    """Apply one `--set KEY=VALUE`: a dotted path, in which a stage has its name or number, and a YAML value.
 
     Raises:
-        UserError: it is not of that form, or names a stage that the recipe does not have.
+        UserError: it does not have that form, or names a stage that the recipe does not have.
     """
     key, separator, value = assignment.partition("=")
     if not separator:
@@ -165,7 +165,7 @@ def assign(document: Document, key: str, value: Any, assignment: str) -> None:
 
 
 def _step(target: Any, path: FieldPath, part: str, assignment: str) -> str | int:
-    """The key or index that one part of a dotted path stands for."""
+    """The key or index that one part of a dotted path means."""
     if not isinstance(target, list):
         return part
     if path != ("stages",):

@@ -39,7 +39,7 @@ def load_recipe(recipe: str | Path, changes: Sequence[str] | Mapping[str, Any] =
     problems: list[Problem] = []
     header = _validate(RecipeHeader, document.data, (), problems)
     entries = document.data.get("stages")
-    entries = entries if isinstance(entries, list) else []  # the header's validation has said what is wrong
+    entries = entries if isinstance(entries, list) else []  # the header's validation has reported the error
     stages = [_stage(entry, ("stages", number), problems) for number, entry in enumerate(entries)]
     parents = _parents(stages, [_label(entry) for entry in entries], problems)
     problems += _task_problems(stages, header)
@@ -65,7 +65,7 @@ def _validate(model: type[BaseModel], data: Any, path: FieldPath, problems: list
 def _stage(entry: Any, path: FieldPath, problems: list[Problem]) -> Stage | None:
     """A stage, or None if it is not valid."""
     if not isinstance(entry, dict):
-        return None  # the header's validation has said so
+        return None  # the header's validation has reported it
     kind = entry.get("stage")
     if kind is None:
         problems.append(Problem(path, f"missing stage: {suggestion('', stage_types())}"))
@@ -88,7 +88,7 @@ def _label(entry: Any) -> str | None:
 def _parents(
     stages: Sequence[Stage | None], labels: Sequence[str | None], problems: list[Problem]
 ) -> tuple[int | None, ...]:
-    """Whose checkpoint each stage takes, and whether it can. Nothing is said about stages that are not valid."""
+    """The parent of each stage, with a problem for each stage that cannot take it. Invalid stages are skipped."""
     parents: list[int | None] = []
     quantized: list[bool] = []
     by_label: dict[str, int] = {}

@@ -41,9 +41,9 @@ class Depth(Stage):
     others read cached statistics, and is meant for small models or a GPU. `random` keeps layers by chance.
 
     The statistics are those of the run's source. Where layers were dropped before, `angular` and `chain` compare the
-    states that enter the present layers there: a layer before an earlier gap counts as also doing what the gap did,
-    which is what a refit makes of it, and other changes to the checkpoint since do not count. `greedy_loss` measures
-    the checkpoint as it is.
+    states that enter the present layers there: a layer before an earlier gap counts as also doing the gap's work, as a
+    refit makes it do. Other earlier changes to the checkpoint do not count. `greedy_loss` measures the checkpoint as it
+    is.
     """
 
     stage: Literal["depth"]

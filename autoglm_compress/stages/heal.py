@@ -33,12 +33,11 @@ class Heal(Stage, HealingOptions):
     The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of what the teacher
     writes from their openings on (`teacher_samples`), or of a dataset. `cross_entropy` is the share of the text's own
     next tokens in it, and `residual` the weight of the residual stream's relative error. `random_tokens` is the share
-    of rows that are no text, but tokens of the whole vocabulary: so healing reaches what the model knows of those that
-    the text does not have. All weights are trained, or low-rank adapters with `lora`; of a quantized checkpoint norms,
-    biases and scales, and its integers stay.
-    `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
-    teacher is not in memory. The weights of the best of `checks`, on text that no stage of the run is fitted to, are
-    kept, the start's if none is better.
+    of rows that are no text, but tokens of the whole vocabulary: so healing also covers tokens that the text does not
+    contain. All weights are trained, or low-rank adapters with `lora`; in a quantized checkpoint norms, biases and
+    scales are trained, and the integers stay. `teacher_top_k` keeps that many of the teacher's likeliest tokens on
+    disk, made a layer at a time, so that the teacher is not in memory. The weights of the best of `checks`, on text
+    that no stage of the run is fitted to, are kept. If no check is better than the start, the start's weights stay.
     """
 
     stage: Literal["heal"]

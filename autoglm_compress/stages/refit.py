@@ -1,4 +1,4 @@
-"""Repair what the surgeries before it did, by fitting every linear to the original."""
+"""Repair the damage of earlier surgeries by fitting every linear to the original."""
 
 import json
 from pathlib import Path

@@ -29,11 +29,11 @@ class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
     `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
-    logits count against the embedding: a refit or healing after this stage mends wrong logits in the last layers, and a
-    wrong embedding hardly at all, since all layers see it. `average` takes the mean of the two, `input` the embedding,
-    `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained
-    to stand in for what they were, so that all between finds what it knows; best where the checkpoint has been refitted
-    before.
+    logits count against the embedding: a refit or healing after this stage repairs wrong logits in the last layers. It
+    hardly repairs a wrong embedding, because all layers see it. `average` takes the mean of the two, `input` the
+    embedding, `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are
+    then trained to replace the untied ends, so that the layers between them see familiar states. This works best if the
+    checkpoint was refitted before.
     """
 
     stage: Literal["tie"]
@@ -123,7 +123,9 @@ class Tie(Stage):
         descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))
         context.decisions |= {"loss_before": descent.before, "loss_after": descent.after}
         if not descent.improved:
-            context.warnings.append("training made the ends no better on rows that decide: they are as tying left them")
+            context.warnings.append(
+                "training made the ends no better on rows that decide: they stay as tying made them"
+            )
         return found if descent.improved else changed
 
     def _fitted(self, context: StageContext) -> dict[str, torch.Tensor]:

@@ -63,7 +63,9 @@ class Width(Stage):
         require_alike_layers(shape, self.stage)
         if shape.family.kept:
             towers = ", ".join(shape.family.kept)
-            raise PlanError("stage", f"width would leave states narrower than what is kept as it is ({towers}) gives")
+            raise PlanError(
+                "stage", f"width would narrow the states, but the kept towers ({towers}) give full width: leave it out"
+            )
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")
@@ -71,7 +73,9 @@ class Width(Stage):
             below = keep // 8 * 8
             raise PlanError("hidden_size", f"{keep}: kernels need a multiple of 8: use {below} or {below + 8}")
         if self.method in TURNING and shape.family.writer_norms:
-            message = "cannot turn this model's residual stream, as norms stand behind its writers: use least_squares"
+            message = (
+                "cannot rotate this residual stream, as norms follow the linears that write to it: use least_squares"
+            )
             raise PlanError("method", f"{self.method} {message}")
         return replace(shape, hidden_size=keep)
 

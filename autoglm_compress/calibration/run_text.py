@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.calibration import divided_rows, training_rows
+from autoglm_compress.calibration.dataset import DatasetSource, fetched
 from autoglm_compress.calibration.divided_rows import DividedRows, divided, undivided
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import documents, locate, shuffled
@@ -30,15 +31,17 @@ HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 1024
 
 
 def find_sources(options: CalibrationOptions, bases: Sequence[Path]) -> dict[str, Path | None]:
-    """The file of every calibration source. None for the built-in source.
+    """The file of every calibration source. None for the built-in source. A dataset is fetched unless it is there.
 
     Args:
         options: the recipe's `calibration`.
         bases: the folders in which relative paths are looked up, in order.
 
     Raises:
-        UserError: a file is not there or of an unknown kind, or is named twice.
+        UserError: a file or dataset is not there or of an unknown kind, or is named twice.
     """
+    if isinstance(options.source, DatasetSource):
+        return {options.source.dataset: fetched(options.source, bases)}
     files: dict[str, Path | None] = {}
     for source in options.rows:
         path = locate(source, list(bases), "calibration.source")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
 
 from autoglm_compress.calibration.chat import chat_text
+from autoglm_compress.calibration.dataset import DatasetSource
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
@@ -35,20 +36,22 @@ RowOptions = TypeVar("RowOptions", bound=_OfRows)
 _SHARES = TypeAdapter(Annotated[dict[str, Share], Field(min_length=1)])
 
 
-def _source(value: Any) -> str | dict[str, float]:
-    if isinstance(value, str):
+def _source(value: Any, _: Any) -> str | dict[str, float] | DatasetSource:
+    if isinstance(value, str | DatasetSource):
         return value
     if not isinstance(value, dict):
         raise ValueError("expected a text source, or a mapping of text sources to shares, such as {python-docs: 3}")
+    if isinstance(value.get("dataset"), str):
+        return DatasetSource.model_validate(value)
     return _SHARES.validate_python(value)
 
 
 class CalibrationOptions(BaseModel):
-    """The text that activations are measured on: one source, or several with the share of the samples of each."""
+    """The text that activations are measured on: one source, several with their shares of the samples, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[str | dict[str, float], PlainValidator(_source)] = PYTHON_DOCS
+    source: Annotated[str | dict[str, float] | DatasetSource, WrapValidator(_source)] = PYTHON_DOCS
     samples: int = Field(default=128, gt=0, validate_default=True)
     sequence_length: int = Field(default=2048, gt=1)
     seed: int = Field(default=0, ge=0)
@@ -68,7 +71,9 @@ class CalibrationOptions(BaseModel):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each source."""
+        """The share of each source; a dataset is known by its name."""
+        if isinstance(self.source, DatasetSource):
+            return {self.source.dataset: 1.0}
         return {self.source: 1.0} if isinstance(self.source, str) else self.source
 
 

@@ -37,18 +37,19 @@ class EvaluationData:
     questions: Path | None
 
 
-def find_data(options: EvaluationOptions, bases: list[Path], default_text: str) -> EvaluationData:
+def find_data(options: EvaluationOptions, bases: list[Path], default_text: Path | None) -> EvaluationData:
     """Locate what evaluations read.
 
     Args:
         options: the recipe's.
         bases: the folders in which relative paths are looked up, in order.
-        default_text: the text source where the options name none.
+        default_text: the file of the text where the options name none, None for the built-in one.
 
     Raises:
         UserError: a file or folder that the options name does not exist.
     """
-    text = locate(options.perplexity.source or default_text, bases, "evaluation.perplexity.source")
+    source = options.perplexity.source
+    text = default_text if source is None else locate(source, bases, "evaluation.perplexity.source")
     if options.mmlu.data is None:
         return EvaluationData(text, None)
     questions = local_folder(options.mmlu.data, bases)

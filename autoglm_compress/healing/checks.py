@@ -4,9 +4,10 @@ from importlib.util import find_spec
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.architecture.family import ROOT
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.healing.optimizer import check_installed
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 
 
 def check_options(options: HealingOptions, shape: ModelShape) -> None:

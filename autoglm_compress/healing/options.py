@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
+from autoglm_compress.calibration.dataset import Dataset
+
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
 TIMES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -30,20 +32,6 @@ class Lora(BaseModel):
 
     rank: Positive = 64
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
-
-
-class Dataset(BaseModel):
-    """Text streamed by the `datasets` library: a name on the hub or a folder, and the column that holds the text.
-
-    A finished stage does not run again when the dataset changes: changes are not detected.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: str
-    subset: str | None = None
-    split: str = "train"
-    column: str = "text"
 
 
 class HealingOptions(BaseModel):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.training_rows import (
     TextPart,
@@ -20,7 +21,7 @@ from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.sharding import shard
 from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import continued

@@ -71,7 +71,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress, longest_rows(recipe))
     evaluations = Evaluations(
         recipe.evaluation,
-        find_data(recipe.evaluation, recipe.bases, default_text=next(iter(recipe.calibration.rows))),
+        find_data(recipe.evaluation, recipe.bases, default_text=next(iter(plan.texts.values()))),
         folder=folder.path / EVALUATIONS,
         work=folder.work,
         seed=recipe.seed,

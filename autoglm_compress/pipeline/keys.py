@@ -79,7 +79,8 @@ def stage_keys(
         if stage.uses_calibration:
             depends += [source_key, calibration, STATISTICS_REVISION]
         if stage.trains_on_calibration:
-            depends.append(recipe.calibration.source)  # of more rows than calibration has, shares give others
+            # Of more rows than calibration has, shares give others.
+            depends.append(recipe.calibration.model_dump(mode="json")["source"])
         depends += [others.get(name) for name in stage.other_checkpoints.values()]
         depends += [settings_key(task) for task in stage.evaluates]
         keys.append(key_of(depends))

@@ -43,8 +43,9 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
         warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
-        source = perplexity.source or next(iter(recipe.calibration.rows))
-        path = locate(source, recipe.bases, "evaluation.perplexity.source")
+        source, path = next(iter(files.items()))
+        if perplexity.source is not None:
+            source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
         if path is not None and path not in used:
             _check_rows(path, tokenizer)
         rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.errors import UserError
 from autoglm_compress.figures import Record
 from autoglm_compress.healing.checks import check_options, check_teacher, check_tokens
 from autoglm_compress.healing.costs import healing_memory, healing_scratch
 from autoglm_compress.healing.optimizer import EIGHT_BIT
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.setup import HealingInputs, set_up
 from autoglm_compress.healing.sharding import require_equal_parts
 from autoglm_compress.healing.trained_weights import healed

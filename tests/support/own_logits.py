@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.described import describe
+from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
@@ -54,7 +55,7 @@ def rows(vocab_size: int, context: int) -> list[list[int]]:
 @torch.no_grad()
 def all_logits(model: torch.nn.Module, tokens: list[list[int]]) -> list[torch.Tensor]:
     """Logits [length, vocab] of each row, alone."""
-    return [model(torch.tensor([row])).logits[0].float() for row in tokens]
+    return [model(torch.tensor([row]), use_cache=False).logits[0].float() for row in tokens]
 
 
 def identity(source: Checkpoint, folder: Path) -> Path:
@@ -75,6 +76,7 @@ def outcome(folder: Path, work: Path, context: int) -> Outcome:
         return Outcome(UNLOADED, f"{_ours(folder, work)}; transformers: {type(error).__name__}: {error}")
     try:
         source = Checkpoint(folder)
+        require_loadable(source)
         describe(folder)
     except UserError as error:
         return Outcome(REFUSED, str(error).replace(str(folder), "FOLDER"))
@@ -90,6 +92,7 @@ def _ours(folder: Path, work: Path) -> str:
     """What this package does with a folder that transformers does not run; anything but a refusal is raised."""
     try:
         source = Checkpoint(folder)
+        require_loadable(source)
         describe(folder)
         identity(source, work / "identity")
         LayerwiseLM(source, runtime=quiet(), title="evaluate").score([([0], [1])])

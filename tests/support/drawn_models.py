@@ -106,10 +106,15 @@ class DrawnModel:
 
 
 @st.composite
-def drawn_models(draw: st.DrawFn, families: tuple[str, ...] = FAMILIES, edits: int = 0) -> DrawnModel:
+def drawn_models(
+    draw: st.DrawFn,
+    families: tuple[str, ...] = FAMILIES,
+    edits: int = 0,
+    vocabularies: tuple[int, ...] = (61, 96, 128),
+) -> DrawnModel:
     """Models of some families, with at most so many edits."""
     family = draw(st.sampled_from(families))
-    settings = draw(_settings(family))
+    settings = draw(_settings(family, vocabularies))
     chosen = draw(st.lists(_edits(family), min_size=min(edits, 1), max_size=edits, unique_by=repr)) if edits else []
     return DrawnModel(
         family,
@@ -122,12 +127,12 @@ def drawn_models(draw: st.DrawFn, families: tuple[str, ...] = FAMILIES, edits: i
 
 
 @st.composite
-def _settings(draw: st.DrawFn, family: str) -> Settings:
+def _settings(draw: st.DrawFn, family: str, vocabularies: tuple[int, ...]) -> Settings:
     """What the config class of a family may be given."""
     groups, size = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2]))
     heads, layers = groups * size, draw(st.integers(1, 4))
     hidden = heads * draw(st.sampled_from([8, 16]))
-    vocabulary = draw(st.sampled_from([61, 96, 128]))
+    vocabulary = draw(st.sampled_from(vocabularies))
     head_dim = draw(st.sampled_from([hidden // heads, 8, 24]))
     if family in DERIVED_HEAD_DIM:
         head_dim = draw(st.sampled_from([None, head_dim]))
@@ -219,6 +224,19 @@ def _edits(family: str) -> st.SearchStrategy[Edit]:
         ),
         st.sampled_from([-1, 10_000]).map(
             lambda number: _config_edit(f"pad_token_id: {number}", lambda config: config | {"pad_token_id": number})
+        ),
+        st.sampled_from(["full_attention", "sliding_attention", "chunked_attention"]).map(
+            lambda kind: _config_edit(
+                f"layer_types: {kind}", lambda config: config | {"layer_types": [kind] * config["num_hidden_layers"]}
+            )
+        ),
+        st.sampled_from([0.5, 0.25]).map(
+            lambda part: _config_edit(
+                f"partial_rotary_factor: {part}", lambda config: config | {"partial_rotary_factor": part}
+            )
+        ),
+        st.sampled_from(["gelu", "relu2", "no_such_activation"]).map(
+            lambda name: _config_edit(f"hidden_act: {name}", lambda config: config | {"hidden_act": name})
         ),
         st.just(_weights_edit("norms in float32", _norms_in_float32)),
         st.just(_weights_edit("a head equal to the embedding", lambda tensors: _with_head(tensors, False))),

@@ -15,7 +15,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 def has_weights(folder: Path) -> bool:
     """Whether there are weight files. `plan` downloads only the config."""
-    return any(folder.glob("*.safetensors"))
+    return any(folder.glob("*.safetensors")) or (folder / INDEX).exists()
 
 
 def stamp(file: Path) -> tuple[int, int]:
@@ -101,8 +101,10 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
     infos: dict[str, TensorInfo] = {}
     for shard in shards:
         # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.
-        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise UserError(f"{index}: names the file {shard!r}: only .safetensors files beside the index are read.")
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard or path.suffix != ".safetensors":
+            expected = "only .safetensors files beside the index, or in folders beside it, are read"
+            raise UserError(f"{index}: names the file {shard!r}: {expected}.")
         if not (folder / shard).is_file():
             count = sum(1 for file in weight_map.values() if file == shard)
             raise UserError(f"{folder}: missing shard {shard}, which the index says holds {count} tensors.")

@@ -14,6 +14,7 @@ from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
+from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.agreement import Agreement, agreement
@@ -61,12 +62,14 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     if checkpoint.left_out:
         progress.note(f"left out, as the model does not use them: {listed(checkpoint.left_out)}")
     require_used(request.family, checkpoint.family, "--family", str(request.checkpoint / "config.json"))
+    require_loadable(checkpoint)
     longest = getattr(checkpoint.model_config, "max_position_embeddings", None)
     options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)
     if original is not None:
+        require_loadable(original)
         _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
     identity, against = _identity(checkpoint), None if original is None else _identity(original)
     works = request.output.with_name(f".{request.output.name}.work")

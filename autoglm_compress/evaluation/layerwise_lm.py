@@ -17,6 +17,7 @@ from autoglm_compress.evaluation.batches import Batch, Row, in_batches
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.forward.one_layer_model import compute_dtype
+from autoglm_compress.forward.rotary import by_frequencies
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
 
@@ -141,15 +142,22 @@ class LayerwiseLM(TemplateLM):
             UserError: a continuation is empty or longer than the model reads, or a token is not in the vocabulary.
         """
         requests = [self._request(context, continuation) for context, continuation in pairs]
-        rows, row_of = _distinct_rows({request.read for request in requests})
+        reads = {request.read for request in requests}
+        config = self.checkpoint.model_config
+        groups, row_of = [], {}
+        for alike in by_frequencies(reads, config):
+            rows, found = _distinct_rows(alike)
+            groups.append(rows)
+            row_of |= found
         numbers_by_row: dict[Row, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             numbers_by_row[row_of[request.read]].append(number)
         scores: dict[int, tuple[float, bool]] = {}
-        window = getattr(self.checkpoint.model_config, "sliding_window", None)
+        window = getattr(config, "sliding_window", None)
         if self.checkpoint.family.layer_kinds is not None:
             window = 0  # layers other than attention have no mask to separate branches
-        walks = list(self._walks(in_batches(rows, self._token_budget, window)))
+        batches = (batch for rows in groups for batch in in_batches(rows, self._token_budget, window))
+        walks = list(self._walks(batches))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
             asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class OneLayerModel:
 
     def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
         """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
+        known = len(self._models)
         model = self._build(layer)
         weights = {k: self.to_compute(v) for k, v in self.checkpoint.read_layer(layer).items()}
         model.layers[0].load_state_dict(weights, assign=True)
@@ -88,7 +90,26 @@ class OneLayerModel:
             arguments = fork.arguments(hidden) if fork else {}
             return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
+        if len(self._models) > known:
+            self._try_out(layer, run)
         return model.layers[0], run
+
+    def _try_out(self, layer: int, run: Callable[..., torch.Tensor]) -> None:
+        """Send two tokens through a layer of a kind that none was of before: configs can say what code cannot do.
+
+        Raises:
+            UserError: `transformers` builds the layer, and cannot run it.
+        """
+        try:
+            run(torch.zeros(1, 2, self.checkpoint.shape.hidden_size, dtype=self.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many kinds; the user needs one sentence
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(".")
+            raise UserError(
+                f"{self.checkpoint.folder}: transformers cannot run layer {layer}: {reason}. Correct what config.json "
+                "says of attention: rotary embeddings, sliding windows, kinds of layers."
+            ) from None
 
     def release(self) -> None:
         """Free the layer's weights."""

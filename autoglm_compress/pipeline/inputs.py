@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
+from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
@@ -50,7 +51,9 @@ class RunInputs:
 
     def open_other(self, name: str, option: str) -> Checkpoint:
         """A checkpoint, other than source and parent, that an option of a stage names."""
-        return Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
+        other = Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
+        require_loadable(other)
+        return other
 
 
 def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
@@ -63,6 +66,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     folder = RunFolder(options.output, recipe.name)
     plan = plan_recipe(recipe, options.output)
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases), recipe.family())
+    require_loadable(source)
     source.require_tokenizer()
     if source.left_out:
         runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")

@@ -66,4 +66,4 @@ def walk(
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None:
                 visitor.leave(layer, module)
-    return (before for before, _ in states.pairs())
+    return iter(states.before)

@@ -108,8 +108,8 @@ class Refit(Stage):
     @staticmethod
     def _take_part(walk: PairedWalk) -> None:
         """Do what the first process does, and leave the writing to it."""
-        for _ in walk.run():
-            pass
+        for _, refitted in walk.run():
+            del refitted
         if not walk.compressed.shape.tie_word_embeddings:
             walk.refit_head()
 
@@ -118,11 +118,12 @@ class Refit(Stage):
         source, target, family = context.source, context.target, context.source.family
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
-            fits = {linear: fit_record(fit) for linear, fit in refitted.fits.items()}
-            write_json(_fits_file(context, layer), {"fits": fits, "distilled": losses_record(refitted.descent)})
+            found = {"fits": refitted.fits, "distilled": losses_record(refitted.descent)}
+            write_json(_fits_file(context, layer), found)
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
+            del refitted, unit  # so that they are not there beside the next layer
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint

@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "intermediate_size": 8192,
         "num_hidden_layers": 2,
         "num_attention_heads": 24,
-        "num_key_value_heads": 8,
+        "num_key_value_heads": 6,
     },
 }
 MODELS["vocabulary-tied"] |= MODELS["vocabulary"]
@@ -55,10 +55,10 @@ QUANTIZE = {"stage": "quantize", "group_size": 64, "max_divergence": 1e9}
 STAGES: dict[str, dict[str, Any]] = {
     "depth": {"stage": "depth", "num_hidden_layers": "0.5x"},
     "depth greedy": {"stage": "depth", "num_hidden_layers": "0.97x", "method": "greedy_loss"},
-    "heads": {"stage": "heads", "num_attention_heads": "0.6667x"},
+    "heads": {"stage": "heads", "num_attention_heads": 6},
     "ffn": {"stage": "ffn", "intermediate_size": "0.75x"},
-    "width": {"stage": "width", "hidden_size": "0.6667x"},
-    "width channels": {"stage": "width", "hidden_size": "0.6667x", "method": "activation"},
+    "width": {"stage": "width", "hidden_size": "0.75x"},
+    "width channels": {"stage": "width", "hidden_size": "0.75x", "method": "activation"},
     "tie": {"stage": "tie"},
     "tie, fitted": {"stage": "tie", "passes": 1},
     "refit": {"stage": "refit", "layer_passes": 1, "logit_passes": 1},

@@ -49,6 +49,16 @@ class CalibrationOptions(BaseModel):
         return samples
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all samples."""
+        return self.samples * self.sequence_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch at most."""
+        return min(self.tokens, max(BATCH_TOKENS // self.sequence_length, 1) * self.sequence_length)
+
+    @property
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
         return {self.source: self.samples} if isinstance(self.source, str) else share_out(self.source, self.samples)

@@ -14,16 +14,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
+from autoglm_compress.evaluation.costs import HIDDEN_STATE_BYTES, TOKEN_BUDGET
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
-
-TOKEN_BUDGET = 1_024
-"""Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
-HIDDEN_STATE_BYTES = 1 << 30
-"""Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from autoglm_compress.fitting.descent import (
 )
 from autoglm_compress.fitting.fit_records import fit_record
 from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.fitting.refit_costs import HEAD_SAMPLE
 from autoglm_compress.fitting.ridge import (
     Examples,
     Fit,
@@ -54,11 +55,9 @@ from autoglm_compress.fitting.ridge import (
 from autoglm_compress.forward.activations import capture_input, copy_input
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
+from autoglm_compress.memory import give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
-
-HEAD_SAMPLE = 4096
-"""Rows of the head that decide how all of it is fitted."""
 
 NEGLIGIBLE_GAIN = 1e-2
 """Gains of a norm after a writer, relative to its largest, below which a target is not divided by them."""
@@ -141,6 +140,7 @@ class PairedWalk:
         """
         self.teacher_model.release()
         self.student_model.release()
+        give_back_freed_memory()
         target = self.original.head_weight()
         head, chosen = self._ridge_head(target)
         if not self.logit_passes:

@@ -127,5 +127,9 @@ def fast_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
 
     There it is several times faster than fp32; elsewhere a CPU would convert back and forth.
     """
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native and checkpoint.dtype == torch.bfloat16 else compute_dtype(checkpoint, device)
+    return fast_cpu_dtype(checkpoint.dtype) if device.type == "cpu" else compute_dtype(checkpoint, device)
+
+
+def fast_cpu_dtype(stored: torch.dtype) -> torch.dtype:
+    """`fast_dtype` on this machine's CPU, of a checkpoint stored in such a dtype."""
+    return stored if stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,7 +1,7 @@
 """Heal by distillation: train the compressed model to predict what the original predicts."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from autoglm_compress.healing.options import Dataset, HealingOptions
 from autoglm_compress.healing.setup import HealingInputs, set_up
 from autoglm_compress.healing.sharding import require_equal_parts
 from autoglm_compress.healing.trained_weights import healed
+from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
 from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
@@ -76,10 +77,10 @@ class Heal(Stage, HealingOptions):
         """The tokens fill a batch, in rows of the stage's length or the calibration's."""
         check_tokens(self, calibration.sequence_length)
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """Both models, what training adds to one of them, and its state on disk."""
         return Needs(
-            whole_models=healing_memory(self, shape, source),
+            memory=healing_memory(self, shape, source, self.sequence_length or calibration.sequence_length),
             scratch=healing_scratch(self, shape, source),
         )
 
@@ -107,7 +108,8 @@ class Heal(Stage, HealingOptions):
             ) from None
         if context.target is None:
             return
-        trained = trainer.trained()
+        decisions, trained = _decisions(trainer), trainer.trained()
+        del trainer  # the models, and what the optimizer keeps
         family, layers = source.family, range(source.shape.num_hidden_layers)
         units = [[family.embedding], *([] for _ in layers), []]
         for name, _ in source.shape.tensors():
@@ -117,14 +119,7 @@ class Heal(Stage, HealingOptions):
         for number, names in enumerate(units):
             context.target.write(number, healed(names, source, trained, self.lora))
         context.target.finish(source.config, like=source)
-        context.decisions |= {
-            "steps": trainer.step,
-            "passes": round(trainer.data.passes, 3),
-            "stopped": trainer.stopped,
-            "kept": asdict(trainer.best_check),
-            "checks": [asdict(check) for check in trainer.checks],
-            "curve": [asdict(point) for point in trainer.curve],
-        }
+        context.decisions |= decisions
 
     def _inputs(self, context: StageContext) -> HealingInputs:
         teacher = context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
@@ -138,3 +133,15 @@ class Heal(Stage, HealingOptions):
             work=context.work,
             runtime=context.runtime,
         )
+
+
+def _decisions(trainer: Trainer) -> dict[str, Any]:
+    """What goes on record of training."""
+    return {
+        "steps": trainer.step,
+        "passes": round(trainer.data.passes, 3),
+        "stopped": trainer.stopped,
+        "kept": asdict(trainer.best_check),
+        "checks": [asdict(check) for check in trainer.checks],
+        "curve": [asdict(point) for point in trainer.curve],
+    }

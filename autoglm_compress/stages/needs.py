@@ -8,15 +8,14 @@ class Needs:
     """Upper estimates of what a stage needs.
 
     Attributes:
-        memory: bytes beside a walk, or beside the tensors that the stage rewrites.
+        memory: bytes of the most that it holds at a time, beside the process itself; what takes no more than to write
+            the checkpoint need not be said.
         scratch: bytes of disk for what is there only while the stage works; 0 where a walk's own states are all.
-        whole_models: bytes for a stage that holds whole models rather than a layer at a time; 0 for the others.
         fan_in: inputs of the largest linear that the stage changes by how they go together; 0 if it changes none so.
         artifact: bytes of the files it writes that are no checkpoint.
     """
 
     memory: int = 0
     scratch: int = 0
-    whole_models: int = 0
     fan_in: int = 0
     artifact: int = 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
@@ -56,11 +57,13 @@ class Refit(Stage):
             )
         return shape
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the hidden states of both models."""
         return Needs(
-            memory=refit_memory(shape, layer_passes=self.layer_passes, logit_passes=self.logit_passes),
-            scratch=refit_scratch(shape, source, tokens),
+            memory=refit_memory(
+                shape, source, calibration, layer_passes=self.layer_passes, logit_passes=self.logit_passes
+            ),
+            scratch=refit_scratch(shape, source, calibration.tokens),
             fan_in=shape.widest_input,
         )
 

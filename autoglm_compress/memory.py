@@ -8,6 +8,12 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MIB = 1 << 20
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc return all that was freed, when a part of the work is done whose needs are not those of the next."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep up to 256 MiB of freed memory for the next allocations.
 

@@ -65,6 +65,16 @@ class CalibrationOptions(BaseModel):
         return samples
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all samples."""
+        return self.samples * self.sequence_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch at most."""
+        return min(self.tokens, max(BATCH_TOKENS // self.sequence_length, 1) * self.sequence_length)
+
+    @property
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
         return share_out(self.shares, self.samples)

@@ -18,6 +18,7 @@ from autoglm_compress.checkpoint.reader import Checkpoint
 from autoglm_compress.checkpoint.safetensors_header import read_header
 from autoglm_compress.checkpoint.weight_files import INDEX
 from autoglm_compress.errors import UserError
+from autoglm_compress.memory import give_back_freed_memory
 
 SHARD_BYTES = 256 << 20
 METADATA = {"format": "pt"}
@@ -65,6 +66,7 @@ class CheckpointWriter:
 
     def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
         """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
+        give_back_freed_memory()
         for path in like.tokenizer_files():
             copy = self.folder / path.relative_to(like.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.costs import FP32, head_elements, layer_memory, pass_memory, walk_memory
 from autoglm_compress.forward.divergence import VOCABULARY_SLICE, Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
@@ -42,8 +43,9 @@ def state_distances(states: Sequence[torch.Tensor], distance: Callable[[torch.Te
 
 
 def states_memory(shape: ModelShape) -> int:
-    """Bytes of the sampled states at all boundaries of a model, in 16 bits."""
-    return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
+    """Bytes of the sampled states at all boundaries of a model, in 16 bits, and of a slice of them in fp64, thrice."""
+    boundaries = shape.num_hidden_layers + 1
+    return (2 * SAMPLE_TOKENS + 3 * 8 * TOKEN_SLICE) * shape.hidden_size * boundaries
 
 
 def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:
@@ -96,14 +98,17 @@ def gaps(kept: Indices, layers: int) -> list[tuple[int, int]]:
     return [(first, stop) for first, stop in ends if first < stop]
 
 
-def greedy_memory(shape: ModelShape) -> int:
-    """Bytes that `remove_greedily` holds beside a layer: streams, the reference, logits and a slice of the head.
+def greedy_memory(shape: ModelShape, tokens: int) -> int:
+    """Bytes that `remove_greedily` holds for so many tokens: a layer, streams, and a pass or logits.
 
-    One stream per layer, four buffers of the reference's walk and of what is sent through the layer, all fp32; four
-    tensors the size of a slice's logits.
+    One stream per layer, four buffers of the reference's walk and of what is sent through the layer, all fp32; five
+    tensors the size of a slice's logits, and the head, of which a slice is converted.
     """
-    streams = (shape.num_hidden_layers + 4) * GREEDY_TOKENS * shape.hidden_size
-    return 4 * (streams + VOCABULARY_SLICE * (4 * GREEDY_TOKENS + shape.hidden_size))
+    tokens = min(tokens, GREEDY_TOKENS)
+    streams = FP32 * (shape.num_hidden_layers + 4) * tokens * shape.hidden_size
+    logits = FP32 * VOCABULARY_SLICE * (5 * tokens + shape.hidden_size) + shape.element_bytes * head_elements(shape)
+    layer = layer_memory(shape)
+    return max(layer + streams + max(pass_memory(shape, tokens), logits), walk_memory(shape, tokens))
 
 
 @torch.no_grad()

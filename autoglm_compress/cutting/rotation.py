@@ -8,19 +8,46 @@ Two matrices [hidden_size, hidden_size] decide what matters: the Gram matrix G o
 metric M, the mean of W^T W over the readers W. e^T M e is the readers' squared error for an error e of x.
 """
 
+from dataclasses import replace
+
 import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.slices import row_slices
+from autoglm_compress.cutting.tying import tying_memory
+from autoglm_compress.slices import SLICE_ROWS, row_slices
 
 DAMPING = 1e-5
 """Added to a Gram matrix, relative to its mean diagonal, where it has to have an inverse."""
 
 
 def gram_memory(shape: ModelShape) -> int:
-    """Bytes of the Gram matrices, bases and factors that a choice of directions or channels holds, in fp64."""
-    return 8 * 8 * shape.hidden_size**2
+    """Bytes of the Gram matrices, bases and factors that a choice of directions or channels holds, in fp64.
+
+    At the second eigenvectors of `reader_directions`: G, the first ones, the root, what is decomposed, the result,
+    LAPACK's two, and G and M in fp32. Before, readers are squared a slice of rows at a time: as they are, less their
+    mean, and times the gain.
+    """
+    size = shape.hidden_size
+    slices = 3 * 4 * min(SLICE_ROWS, shape.vocab_size) * size + 3 * 4 * size**2
+    head = shape.element_bytes * shape.vocab_size * size
+    return max(8 * 8 * size**2, head + slices)
+
+
+def turning_memory(shape: ModelShape, kept: int) -> int:
+    """Bytes of a head while it is turned to so many directions: as it was, turned, and a slice of rows in fp32.
+
+    A tied one is turned twice, to an embedding and a head, which `tying_memory` has as they are tied again, beside the
+    one there was.
+    """
+    head = shape.element_bytes * shape.vocab_size
+    slices = 4 * min(SLICE_ROWS, shape.vocab_size) * (shape.hidden_size + kept) + 4 * shape.hidden_size * kept
+    if not shape.tie_word_embeddings:
+        return head * (shape.hidden_size + kept) + slices
+    # The embedding's turn takes all of it at once, in fp32.
+    embedding = head * (shape.hidden_size + kept) + 4 * shape.vocab_size * (shape.hidden_size + kept)
+    tying = head * shape.hidden_size + tying_memory(replace(shape, hidden_size=kept))
+    return max(embedding, head * (shape.hidden_size + 2 * kept) + slices, tying)
 
 
 def principal_directions(gram: torch.Tensor, count: int) -> torch.Tensor:

@@ -14,17 +14,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
+from autoglm_compress.evaluation.costs import HIDDEN_STATE_BYTES, TOKEN_BUDGET
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.forward.rotary import by_frequencies
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
-
-TOKEN_BUDGET = 1_024
-"""Tokens of one batch. Small batches are faster on CPUs, because a layer's activations stay in the cache."""
-HIDDEN_STATE_BYTES = 1 << 30
-"""Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,8 @@ class LayerwiseLM(TemplateLM):
         requests = [self._request(context, continuation) for context, continuation in pairs]
         reads = {request.read for request in requests}
         config = self.checkpoint.model_config
-        groups, row_of = [], {}
+        groups: list[list[Row]] = []
+        row_of: dict[Row, Row] = {}
         for alike in by_frequencies(reads, config):
             rows, found = _distinct_rows(alike)
             groups.append(rows)
@@ -156,8 +153,7 @@ class LayerwiseLM(TemplateLM):
         window = getattr(config, "sliding_window", None)
         if self.checkpoint.family.layer_kinds is not None:
             window = 0  # layers other than attention have no mask to separate branches
-        batches = (batch for rows in groups for batch in in_batches(rows, self._token_budget, window))
-        walks = list(self._walks(batches))
+        walks = list(self._walks(batch for rows in groups for batch in in_batches(rows, self._token_budget, window)))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
             asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]

@@ -48,19 +48,19 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class PairedStates:
-    """Hidden states [rows, length, hidden_size] of a batch in both models, and which of its rows are held out.
+    """What gives the hidden states [rows, length, hidden_size] of a batch in both models; which rows are held out.
 
     With several processes, each has its rows of every batch, possibly none.
     """
 
-    ours: torch.Tensor
-    original: torch.Tensor
+    ours: Callable[[], torch.Tensor]
+    original: Callable[[], torch.Tensor]
     held_out: torch.Tensor
 
     def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows to fit to, or those that decide, in fp32."""
         rows = self.held_out if held_out else ~self.held_out
-        return self.ours[rows].to(device).float(), self.original[rows].to(device).float()
+        return self.ours()[rows].to(device).float(), self.original()[rows].to(device).float()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ def losses_record(descent: Descent | None) -> dict[str, float] | None:
     return {"loss_before": float(f"{descent.before:.4g}"), "loss_after": float(f"{descent.after:.4g}")}
 
 
-def has_changed(fits: Iterable[Fit], descent: Descent | None) -> bool:
-    """Whether any fit, or gradient descent, improved on the weights before."""
-    return any(fit.strength is not None for fit in fits) or (descent is not None and descent.improved)
+def has_changed(fits: Iterable[dict[str, Any]], descent: Descent | None) -> bool:
+    """Whether any fit, by its record, or gradient descent improved on the weights before."""
+    return any(fit["strength"] is not None for fit in fits) or (descent is not None and descent.improved)
 
 
 def fit_record(fit: Fit) -> dict[str, Any]:

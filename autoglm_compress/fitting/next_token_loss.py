@@ -21,7 +21,7 @@ class NextTokens(Protocol):
     """The teacher's distributions after each token of a row."""
 
     def log_probabilities(self, tokens: slice, ours: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [tokens, vocab_size] of some of the tokens.
+        """Log-probabilities [tokens, vocab_size] of some of the tokens, in memory that the caller may change.
 
         Values that the teacher does not give are taken from `ours`, the student's log-probabilities of the same tokens.
         """
@@ -86,7 +86,8 @@ def next_token_loss(
         found = logits_of(states[tokens], head).float().log_softmax(-1)
         expected = target.log_probabilities(tokens, found)
         probability = expected.exp()
-        losses = (probability * (expected - found)).sum(-1)
+        losses = expected.sub_(found).mul_(probability).sum(-1)  # in place: each of these takes LOGITS_AT_ONCE
+        del expected
         if labels is not None and label_share:
             losses, probability = _with_labels(losses, probability, found, labels[tokens], label_share)
         total += float(losses.sum())

@@ -40,7 +40,9 @@ from autoglm_compress.fitting.descent import (
     distil_last_layer,
     distil_layer,
 )
+from autoglm_compress.fitting.fit_records import fit_record
 from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.fitting.refit_costs import HEAD_SAMPLE
 from autoglm_compress.fitting.ridge import (
     Examples,
     Fit,
@@ -54,11 +56,9 @@ from autoglm_compress.fitting.ridge import (
 from autoglm_compress.forward.activations import capture_input, copy_input, linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
+from autoglm_compress.memory import give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
-
-HEAD_SAMPLE = 4096
-"""Rows of the head that decide the ridge strength for the whole head."""
 
 NEGLIGIBLE_GAIN = 1e-2
 """Targets are not divided by gains of a norm after a writer that are below this share of its largest gain."""
@@ -66,12 +66,14 @@ NEGLIGIBLE_GAIN = 1e-2
 
 @dataclass(frozen=True)
 class RefitLayer:
-    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and the fit of the whole
-    layer.
+    """A layer's tensors after the refit, by names relative to it, the record of each linear's fit, and the fit of the
+    whole layer.
+
+    The fits of linears are not kept: their weights are as large as the layer.
     """
 
     weights: dict[str, torch.Tensor]
-    fits: dict[str, Fit]
+    fits: dict[str, dict[str, Any]]
     descent: Descent | None
 
 
@@ -128,6 +130,7 @@ class PairedWalk:
                 with self._located(f"layer {layer}"):
                     refitted = self._refit_layer(layer)
                 yield layer, refitted
+                del refitted  # or its weights would be there beside the next layer's
                 advance(1)
 
     @torch.no_grad()
@@ -139,14 +142,14 @@ class PairedWalk:
         """
         self.teacher_model.release()
         self.student_model.release()
+        give_back_freed_memory()
         target = self.original.head_weight()
         head, chosen = self._ridge_head(target)
         if not self.logit_passes:
             return head, chosen, None
         fitted = head.to(self.device).float()
         with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
-            states = [[states for states, _ in stream.pairs()] for stream in (self.student, self.teacher)]
-            batches = self.rows.paired(*states)
+            batches = self.rows.paired(self.student.before, self.teacher.before)
             descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, self.processes, advance)
         return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
 
@@ -170,7 +173,7 @@ class PairedWalk:
 
     def _last_normed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch the inputs of the heads, ours and the original's."""
-        for (ours, _), (original, _) in zip(self.student.pairs(), self.teacher.pairs(), strict=True):
+        for ours, original in zip(self.student.before, self.teacher.before, strict=True):
             yield self.final_norms[0](ours.to(self.device)), self.final_norms[1](original.to(self.device))
 
     @contextmanager
@@ -190,7 +193,7 @@ class PairedWalk:
         """Send the original's states through the layers that the compressed model does not have."""
         for layer in layers:
             _, run = self.teacher_model.load(layer)
-            for _, after in self.teacher.pairs():
+            for after in self.teacher.after:
                 after.copy_(run(after))
 
     def _refit_layer(self, layer: int) -> RefitLayer:
@@ -201,14 +204,13 @@ class PairedWalk:
         (first, first_readers), (second, second_readers) = self.family.norm_readers.items()
         attention, mlp = self.family.attention_output, self.family.mlp_output
         cut = self._cut(layer)
-        fits: dict[str, Fit] = {}
+        fits: dict[str, dict[str, Any]] = {}
 
         def normed(norm: str, originals: Iterable[torch.Tensor], ours: Iterable[torch.Tensor]) -> Iterator[Any]:
             for t, s in zip(originals, ours, strict=True):
                 yield student.get_submodule(norm)(s.to(self.device)), teacher.get_submodule(norm)(t.to(self.device))
 
-        inputs = [before for before, _ in self.student.pairs()]
-        originals = [before for before, _ in self.teacher.pairs()]
+        inputs, originals = self.student.before, self.teacher.before
         fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
         for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
             with copy_input(teacher.get_submodule(second), middle):
@@ -227,7 +229,7 @@ class PairedWalk:
             capture_input(student.get_submodule(mlp), block, student.get_submodule(second)(middle.to(self.device)))
             for middle in self.student.middle
         )
-        fits[mlp] = self._fit_writer(mlp, student, written, [t for _, t in self.teacher.pairs()], self.student.middle)
+        fits[mlp] = self._fit_writer(mlp, student, written, self.teacher.after, self.student.middle)
         descent = self._distil(layer, student, run_student)
         for before, after in self.student.pairs():
             after.copy_(run_student(before))
@@ -239,9 +241,7 @@ class PairedWalk:
         to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
         if not (to_logits or self.layer_passes):
             return None
-        batches = self.rows.paired(
-            [ours for ours, _ in self.student.pairs()], [after for _, after in self.teacher.pairs()]
-        )
+        batches = self.rows.paired(self.student.before, self.teacher.after)
         before = {name: weight.clone() for name, weight in student.state_dict().items()}
         student.float()
         if to_logits:
@@ -270,8 +270,11 @@ class PairedWalk:
         student: nn.Module,
         cut: Cut,
         examples: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    ) -> dict[str, Fit]:
-        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first."""
+    ) -> dict[str, dict[str, Any]]:
+        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first.
+
+        Returns the records of the fits.
+        """
         has_bias = linear_of(student, readers[0]).bias is not None
         train, held_out = self._input_moments(
             (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
@@ -285,7 +288,7 @@ class PairedWalk:
         found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
         for reader, one in zip(readers, found, strict=True):
             self._replace(linear_of(student, reader), one.weight)
-        return dict(zip(readers, found, strict=True))
+        return {reader: fit_record(one) for reader, one in zip(readers, found, strict=True)}
 
     def _input_moments(
         self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -327,8 +330,11 @@ class PairedWalk:
         inputs: Iterable[torch.Tensor],
         originals: Iterable[torch.Tensor],
         residuals: Iterable[torch.Tensor],
-    ) -> Fit:
-        """Fit a linear to the difference between the original's residual stream and ours."""
+    ) -> dict[str, Any]:
+        """Fit a linear to the difference between the original's residual stream and ours.
+
+        Returns the record of the fit.
+        """
         module = linear_of(student, writer)
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
@@ -353,7 +359,7 @@ class PairedWalk:
             moments.add_up(self.processes)
         [found] = self._fit(train, held_out, prior)
         self._replace(module, found.weight)
-        return found
+        return fit_record(found)
 
     def _replace(self, linear: nn.Linear, weight: torch.Tensor) -> None:
         """Set a linear's weight (and bias, the last column) to the fit, rounded as the checkpoint will hold it."""

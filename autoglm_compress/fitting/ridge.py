@@ -64,11 +64,12 @@ class Moments:
 
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
-        return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
+        return self.target_square + (weight @ self.gram).sub_(self.cross, alpha=2).mul_(weight).sum(1)
 
     def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
         """What ridge of some strength adds to a prior [out, in]."""
-        missing, scale = self.cross - prior @ self.gram, self.gram.diagonal().mean()
+        missing, scale = prior @ self.gram, self.gram.diagonal().mean()
+        torch.sub(self.cross, missing, out=missing)
         return lambda strength: torch.cholesky_solve(missing.T, _factor(self.gram, missing, strength, scale)).T
 
 

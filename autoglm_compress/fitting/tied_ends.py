@@ -21,7 +21,8 @@ from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import Descent, descend
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.forward.costs import FP32, graph_memory, head_elements, layer_memory, training_memory
+from autoglm_compress.forward.logits import logits_memory
 from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.progress import Progress
@@ -30,7 +31,6 @@ from autoglm_compress.runtime import Runtime
 MOST_LAYERS = 2
 """The number of layers trained at each end, at most half of all."""
 STORED = torch.bfloat16
-FP32 = 4
 
 
 def end_layers(layers: int) -> tuple[range, range]:
@@ -39,11 +39,18 @@ def end_layers(layers: int) -> tuple[range, range]:
     return range(number), range(layers - number, layers)
 
 
-def ends_memory(shape: ModelShape) -> int:
-    """Bytes of the trained tensors and their gradients in fp32, of the two matrices they replace, and of logits."""
-    pair, ends = shape.vocab_size * shape.hidden_size, sum(map(len, end_layers(shape.num_hidden_layers)))
-    trained = pair + ends * shape.layer_elements()
-    return FP32 * (2 * trained + 3 * LOGITS_AT_ONCE) + 2 * pair * shape.element_bytes
+def ends_memory(shape: ModelShape, tokens: int, at_once: int) -> int:
+    """Bytes of what is trained and its gradients in fp32, of three states of all tokens in 16 bits, and of a step.
+
+    A step has the untied head and the matrix that training began with as they are stored, the graph of a batch of
+    `at_once` tokens, logits, and the gradients of the matrix as an embedding and as a head before they are added up.
+    """
+    pair, ends = head_elements(shape), sum(map(len, end_layers(shape.num_hidden_layers)))
+    trained = 2 * FP32 * pair + 2 * ends * layer_memory(shape)
+    states = 3 * 2 * tokens * shape.hidden_size + 6 * FP32 * at_once * shape.hidden_size
+    graph = (ends - 1) * graph_memory(shape, at_once) + training_memory(shape, at_once)
+    step = 2 * FP32 * pair + graph + logits_memory(at_once, shape.vocab_size)
+    return trained + 2 * shape.element_bytes * pair + states + step
 
 
 def ends_scratch(shape: ModelShape, tokens: int) -> int:

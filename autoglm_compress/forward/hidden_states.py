@@ -1,10 +1,8 @@
 """The residual stream of every calibration token, between one layer and the next."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import nn
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.errors import UserError
+from autoglm_compress.forward.state_buffer import StateBuffer
 from autoglm_compress.processes import ALONE, Processes
 
 
@@ -42,7 +40,6 @@ class HiddenStates:
         processes: Processes = ALONE,
     ) -> None:
         self._shapes = [(*batch.shape, hidden_size) for batch in batches]
-        self._elements = sum(batch.numel() for batch in batches) * hidden_size
         self._dtype = dtype
         self._processes = processes
         if folder is not None and not processes.is_first:
@@ -54,12 +51,8 @@ class HiddenStates:
         self.done = self._read_progress()
         self._meet()
 
-    def _allocate(self, name: str) -> torch.Tensor:
-        if self.folder is None:
-            return torch.empty(self._elements, dtype=self._dtype)
-        path = self.folder / name
-        _reserve(path, self._elements * self._dtype.itemsize)
-        return torch.from_file(str(path), shared=True, size=self._elements, dtype=self._dtype)
+    def _allocate(self, name: str) -> StateBuffer:
+        return StateBuffer(self._shapes, self._dtype, None if self.folder is None else self.folder / name)
 
     def _read_progress(self) -> int:
         """The number of steps (0: nothing, 1: embedded, 1 + n: after n layers) that are complete."""
@@ -96,22 +89,24 @@ class HiddenStates:
         """The number of layers that all batches went through."""
         return max(self.done - 1, 0)
 
+    @property
+    def before(self) -> StateBuffer:
+        """The states of each batch after the last step."""
+        return self._buffers[self.done % 2]
+
+    @property
+    def after(self) -> StateBuffer:
+        """For each batch the place for its states after the next step."""
+        return self._buffers[(self.done + 1) % 2]
+
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """For each batch its states after the last step and the place for those after the next."""
-        before, after = self._buffers[self.done % 2], self._buffers[(self.done + 1) % 2]
-        return zip(self._batches(before), self._batches(after), strict=True)
+        """For each batch what `before` and `after` have."""
+        return zip(self.before, self.after, strict=True)
 
     @cached_property
-    def middle(self) -> list[torch.Tensor]:
+    def middle(self) -> StateBuffer:
         """For each batch a buffer for states within a step. Its content is lost after the step."""
-        return list(self._batches(self._allocate("middle.bin")))
-
-    def _batches(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
-        start = 0
-        for shape in self._shapes:
-            stop = start + prod(shape)
-            yield buffer[start:stop].view(shape)
-            start = stop
+        return self._allocate("middle.bin")
 
     def embed(self, batches: list[torch.Tensor], checkpoint: Checkpoint) -> None:
         """Run the first step: write the embeddings of the token batches [batch, length]."""
@@ -144,15 +139,3 @@ def remaining_layers(streams: Sequence[HiddenStates], layers: int, embed: Callab
         yield layer
         for stream in streams:
             stream.commit()
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Reserve the disk space of a file now. If a mapped file finds no space later, the process dies without a
-    message.
-    """
-    try:
-        with path.open("ab") as stream:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, size)
-    except OSError as error:
-        raise UserError(f"{path}: no room for {size / 1e9:.2f} GB of hidden states: {error.strerror}.") from None

@@ -13,6 +13,12 @@ def logits_of(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)
 
 
+def logits_memory(tokens: int, vocab_size: int) -> int:
+    """Bytes of the fp32 logits that a loss takes at once: two distributions, and one on the way there."""
+    at_once = max(1, LOGITS_AT_ONCE // vocab_size)
+    return 3 * 4 * min(tokens, at_once) * vocab_size
+
+
 def token_slices(tokens: int, vocab_size: int) -> list[slice]:
     """Slices of tokens whose logits are LOGITS_AT_ONCE at most, and of one token at least."""
     chunk = max(1, LOGITS_AT_ONCE // vocab_size)

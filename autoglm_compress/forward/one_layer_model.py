@@ -62,27 +62,35 @@ class OneLayerModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self._models: dict[tuple[Any, ...], Any] = {}
+        self._kind: tuple[Any, ...] | None = None
+        self._model: Any = None
 
     def _build(self, layer: int) -> Any:
         """The one-layer model for the kind of layer (such as full or sliding attention) that this one is."""
         lists = self.checkpoint.lists_per_layer
         kind = tuple(entries[layer] for entries in lists.values())
-        if kind not in self._models:
+        if self._model is None or self._kind != kind:
+            self._kind, self._model = kind, None  # so that no layer of another kind stays in memory
             config = _small_config(self.checkpoint, range(layer, layer + 1))
             model, roles = text_model(config, self.dtype), self.checkpoint.family.roles
             for module in (roles.embedding, roles.final_norm):
                 model.set_submodule(self.checkpoint.family.within_text(module), nn.Identity())
             model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
-            self._models[kind] = model.eval()
-        return self._models[kind]
+            stored, built = self.checkpoint.shape.layer_tensors(layer).keys(), model.layers[0].state_dict().keys()
+            if stored != built:
+                raise ValueError(f"layer {layer}: the family and transformers differ in {sorted(stored ^ built)}")
+            self._model = model.eval()
+        return self._model
 
     def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
         """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
-        known = len(self._models)
+        before = self._model
         model = self._build(layer)
-        weights = {k: self.to_compute(v) for k, v in self.checkpoint.read_layer(layer).items()}
-        model.layers[0].load_state_dict(weights, assign=True)
+        prefix = self.checkpoint.family.layer_prefix(layer)
+        # One by one, so that neither the layer before nor what is stored is in memory beside all of the new one.
+        for name in self.checkpoint.shape.layer_tensors(layer):
+            weight = {name: self.to_compute(self.checkpoint.read(prefix + name))}
+            model.layers[0].load_state_dict(weight, strict=False, assign=True)
         model.layers[0].requires_grad_(False)
 
         def run(hidden: torch.Tensor, fork: Fork | None = None) -> torch.Tensor:
@@ -90,12 +98,12 @@ class OneLayerModel:
             arguments = fork.arguments(hidden) if fork else {}
             return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
-        if len(self._models) > known:
+        if model is not before:
             self._try_out(layer, run)
         return model.layers[0], run
 
     def _try_out(self, layer: int, run: Callable[..., torch.Tensor]) -> None:
-        """Send two tokens through a layer of a kind that none was of before: configs can say what code cannot do.
+        """Send two tokens through a layer of another kind than the one before: configs can say what code cannot do.
 
         Raises:
             UserError: `transformers` builds the layer, and cannot run it.
@@ -113,7 +121,7 @@ class OneLayerModel:
 
     def release(self) -> None:
         """Free the layer's weights."""
-        self._models.clear()
+        self._model = None
 
     def to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
         """A weight on the device and in the dtype that the walk computes in."""
@@ -140,5 +148,9 @@ def fast_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
 
     bf16 is several times faster than fp32 there. Other CPUs would convert back and forth.
     """
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native and checkpoint.dtype == torch.bfloat16 else compute_dtype(checkpoint, device)
+    return fast_cpu_dtype(checkpoint.dtype) if device.type == "cpu" else compute_dtype(checkpoint, device)
+
+
+def fast_cpu_dtype(stored: torch.dtype) -> torch.dtype:
+    """`fast_dtype` on this machine's CPU, of a checkpoint stored in such a dtype."""
+    return stored if stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -10,6 +10,7 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import Fork, OneLayerModel, compute_dtype
+from autoglm_compress.memory import give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 
 
@@ -66,4 +67,6 @@ def walk(
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None:
                 visitor.leave(layer, module)
-    return (before for before, _ in states.pairs())
+    model.release()
+    give_back_freed_memory()
+    return iter(states.before)

@@ -4,18 +4,20 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
 from autoglm_compress.calibration.divided_rows import DECIDING_EVERY
 from autoglm_compress.calibration.run_text import find_sources
-from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions, fitted_rows
+from autoglm_compress.calibration.tokens import CalibrationOptions, fitted_rows
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.costs import evaluation_memory
+from autoglm_compress.forward.costs import rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
@@ -25,8 +27,8 @@ from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
-PROCESS_BYTES = 600 << 20
-"""Resident memory of an idle Python process with torch and transformers loaded."""
+PROCESS_BYTES = 450 << 20
+"""Resident memory of Python with torch, transformers, a tokenizer and texts loaded, and of drawing figures."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     source, config = model.shape, model.config
     longest = getattr(model.text_config, "max_position_embeddings", None)
     recipe = _fitted(recipe, longest)
-    tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-    checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
+    tokens = recipe.calibration.tokens
+    measured = evaluation_memory(source, recipe.tasks(len(recipe.stages) - 1), recipe.evaluation)
+    memory = PROCESS_BYTES + measured if measured else 0
+    checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, memory, 0, ())]
     shapes: list[ModelShape] = []
     needed: list[Needs] = []
     problems: list[Problem] = []
@@ -153,7 +157,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, describe(config_only(name, recipe.bases, option), family).shape)
             warnings = stage.warnings(before) + _loader_warnings(before, after)
-            needs = stage.needs(before, source, tokens)
+            needs = stage.needs(before, source, recipe.calibration)
             warnings += _calibration_warnings(recipe.calibration, stage, needs.fan_in)
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
@@ -169,7 +173,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
                 name=recipe.folder_name(number),
                 stage=stage.stage,
                 shape=after,
-                peak_memory=_peak_memory(stage, needs, before, source),
+                peak_memory=_peak_memory(recipe, number, needs, before, after),
                 disk=needs.artifact + (after.bytes if stage.makes is Makes.CHECKPOINT else 0),
                 warnings=tuple(warnings),
             )
@@ -273,16 +277,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _peak_memory(stage: Stage, needs: Needs, before: ModelShape, source: ModelShape) -> int:
-    """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
-    if needs.whole_models:
-        return PROCESS_BYTES + needs.whole_models
-    model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
-    layers = max(map(before.layer_bytes, before.kinds_of_layers))
-    surgery = before.element_bytes * (2 * max(model_tensors, layers // before.element_bytes))
-    if not stage.uses_calibration and stage.makes is not Makes.MEASUREMENT:
-        return PROCESS_BYTES + max(surgery, needs.memory)
-    layer = max(shape.layer_elements(kind) for shape in (source, before) for kind in shape.kinds_of_layers)
-    activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
-    walk = 4 * (layer + activations) + source.element_bytes * model_tensors + needs.memory
-    return PROCESS_BYTES + max(walk, surgery)
+def _peak_memory(recipe: Recipe, number: int, needs: Needs, before: ModelShape, after: ModelShape) -> int:
+    """An upper estimate of the resident memory of a stage and of what is evaluated after it, in bytes, on a CPU."""
+    stage, options = recipe.stages[number], recipe.evaluation
+    evaluated = evaluation_memory(before, stage.evaluates, options)
+    if stage.makes is not Makes.CHECKPOINT:
+        return PROCESS_BYTES + max(needs.memory, evaluated)
+    evaluated = max(evaluated, evaluation_memory(after, options.every_stage, options))
+    return PROCESS_BYTES + max(needs.memory, evaluated, rewriting_memory(before, after, SHARD_BYTES))

@@ -17,6 +17,7 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
+from autoglm_compress.forward.costs import measuring_memory
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
@@ -221,9 +222,12 @@ class Stage(BaseModel):
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
-        """What the stage costs on a shape, with so many calibration tokens; `source` is the run's source."""
-        return Needs()
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
+        """What the stage costs on a shape, with such calibration; `source` is the run's source.
+
+        A stage that says nothing else is taken to read the statistics, if its result depends on calibration.
+        """
+        return Needs(memory=measuring_memory(source, calibration.batch_tokens) if self.uses_calibration else 0)
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":

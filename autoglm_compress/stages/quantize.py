@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
@@ -62,11 +63,11 @@ class Quantize(Stage, QuantizationOptions):
         check_options(self, shape)
         return replace(shape, quantization=planned(self, shape))
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the states that are walked."""
         return Needs(
-            memory=quantizing_memory(self, shape),
-            scratch=quantizing_scratch(self, shape, tokens),
+            memory=quantizing_memory(self, shape, calibration),
+            scratch=quantizing_scratch(self, shape, calibration.tokens),
             fan_in=fed_back_fan_in(self, shape),
         )
 

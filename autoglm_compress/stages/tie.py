@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares, tying_memory
@@ -69,12 +70,15 @@ class Tie(Stage):
             "an untied pair stored in INT8 takes the same bytes"
         ]
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What finding the shared matrix takes, or fitting the ends to it if that is more."""
-        matrix = shape.vocab_size * shape.hidden_size * shape.element_bytes
-        memory, scratch = tying_memory(shape), max(matrix, buffer_bytes(source, tokens))
+        matrix, tokens = shape.vocab_size * shape.hidden_size * shape.element_bytes, calibration.tokens
+        memory, scratch = 3 * matrix, max(matrix, buffer_bytes(source, tokens))
+        if self.method == "least_squares":
+            memory = max(tying_memory(shape), super().needs(shape, source, calibration).memory)
         if self.passes:
-            memory, scratch = max(memory, ends_memory(shape)), max(scratch, ends_scratch(shape, tokens))
+            memory = max(memory, ends_memory(shape, tokens, calibration.batch_tokens))
+            scratch = max(scratch, ends_scratch(shape, tokens))
         return Needs(memory=memory, scratch=scratch)
 
     @classmethod

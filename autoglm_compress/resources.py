@@ -16,8 +16,8 @@ SAVE_SECONDS = 5.0
 class Resources:
     """A context manager that measures this process while it is open.
 
-    Given a file, it adds to what the file says that earlier processes spent on the same work, and writes there every
-    few seconds, so that little is lost of one that is killed.
+    With a file, it adds to the amounts that earlier processes spent on the same work, and saves every few seconds, so
+    that a kill loses little.
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = (
@@ -52,7 +52,9 @@ class Resources:
         temporary.replace(file)
 
     def _counters(self) -> dict[str, float]:
-        """What the process has spent since it began; disk traffic where the system counts it (not on macOS)."""
+        """Resources that the process has spent since it began. Disk traffic only where the system counts it (not on
+        macOS).
+        """
         times = self._process.cpu_times()
         found = {"cpu_seconds": times.user + times.system}
         if hasattr(self._process, "io_counters"):

@@ -14,7 +14,7 @@ PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
 
 def name_of(dtype: Any) -> str:
-    """What a dtype of torch, or its name in a config, is called; `float32` for None."""
+    """The name of a torch dtype, given the dtype or its name in a config. `float32` for None."""
     return str(dtype or "float32").removeprefix("torch.")
 
 
@@ -26,7 +26,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Tower:
-    """The sizes of a part of a model that stages keep as it is."""
+    """The sizes of a tower that stages copy unchanged."""
 
     name: str
     parameters: int
@@ -186,7 +186,7 @@ class ModelShape:
 
     @property
     def widest_input(self) -> int:
-        """Inputs of the layers' linear that has most."""
+        """The number of inputs of the layers' widest linear."""
         return max(columns for _, (_, columns) in self.linear_shapes())
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:

@@ -1,4 +1,4 @@
-"""A model as its `config.json` describes it, with no weights at hand or none read."""
+"""A model as its `config.json` describes it. Weights are not read and need not be there."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -47,7 +47,9 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
 
 
 def _infos(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of the weight files, none if the files are not there or not complete: a download may go on later."""
+    """The tensors of the weight files. Empty if files are missing or incomplete, since a download may continue
+    later.
+    """
     try:
         return locate_tensors(folder) if has_weights(folder) else {}
     except UserError:
@@ -55,7 +57,9 @@ def _infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, where: str) -> tuple[Tower, ...]:
-    """The kept towers, by the weights' headers if they are there, otherwise by the model `transformers` builds."""
+    """The kept towers, from the headers of the weight files if they exist, otherwise from the model `transformers`
+    builds.
+    """
     family = shape.family
     if not family.kept:
         return ()
@@ -69,7 +73,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
     else:
         try:
             model = meta_model(config, family.auto_class)
-        except Exception as error:  # whatever in the config this version of transformers does not have
+        except Exception as error:  # anything in the config that this version of transformers lacks
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
         for name, tensor in model.state_dict().items():
@@ -80,6 +84,6 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
 
 
 def _tower_of_module(name: str, family: Family) -> str:
-    """The tower of a tensor by the name it has in a model: some have one more word before it than on disk."""
+    """The tower of a tensor, by its name in a model. Some models put one more word before the name on disk."""
     found = [family.place(name).tower, family.place(name.removeprefix("model.")).tower]
     return next((tower for tower in found if tower in family.kept), found[0])

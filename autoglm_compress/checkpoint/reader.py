@@ -1,4 +1,4 @@
-"""Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
+"""Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -34,15 +34,15 @@ class Checkpoint:
 
     Args:
         folder: the folder.
-        family: of checkpoints with its architecture, in the place of the one that is known for them.
+        family: describes the checkpoint, instead of the known family of its architecture.
 
     Raises:
         UserError: the folder is not a complete checkpoint of a supported family, or has tensors that plain
             `transformers` would load and the family does not know.
     """
 
-    def __init__(self, folder: Path, family: Family | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, family: Family | None = None) -> None:
+        self.folder = folder = Path(folder)
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"), family)
         self.infos = locate_tensors(folder)
@@ -72,7 +72,7 @@ class Checkpoint:
 
     @property
     def norm_eps(self) -> float:
-        """What norms add to a mean square.
+        """The epsilon that norms add to a mean square.
 
         Raises:
             UserError: the config calls it by none of the names in NORM_EPS.
@@ -84,13 +84,13 @@ class Checkpoint:
         return eps
 
     def whole_unquantized_config(self) -> Any:
-        """A copy of the whole config for a model of plain weights, to be changed at will."""
+        """A copy of the whole config, for a model of plain weights. The caller may change it."""
         config = deepcopy(self.whole_config)
         config.quantization_config = None
         return config
 
     def unquantized_config(self) -> Any:
-        """A copy of the text tower's config for a model of plain weights, to be changed at will."""
+        """A copy of the text tower's config, for a model of plain weights. The caller may change it."""
         config = deepcopy(self.model_config)
         config.quantization_config = None
         return config
@@ -116,7 +116,9 @@ class Checkpoint:
         return dtype
 
     def _stored_dtype(self) -> str:
-        """What the embedding is stored in, whatever config.json says; that if there is none to ask."""
+        """The stored dtype of the embedding, whatever config.json says. If there is no embedding, the dtype in
+        config.json.
+        """
         info = self.infos.get(self.family.embedding)
         return name_of(info.dtype if info else self.model_config.dtype)
 
@@ -138,7 +140,7 @@ class Checkpoint:
         return sorted({info.file for info in self.infos.values()})
 
     def tokenizer_files(self) -> list[Path]:
-        """Everything beside config and weights that belongs to the model: tokenizer, chat templates, generation."""
+        """The model's files besides config and weights: tokenizer, chat templates, generation settings."""
         return sidecars(self.folder)
 
     def require_tokenizer(self) -> None:
@@ -155,7 +157,7 @@ class Checkpoint:
         The memory may be shared with the next read of the same tensor: do not change it in place.
 
         Raises:
-            UserError: the tensor holds NaN or infinity, or its file is not what it was when the checkpoint was opened.
+            UserError: the tensor holds NaN or infinity, or its file has changed since the checkpoint was opened.
         """
         if name not in self.infos:
             module = name.removesuffix(".weight")
@@ -178,7 +180,7 @@ class Checkpoint:
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
         self.require_unchanged(info.file)
-        # A handle that stayed open would keep every page ever read of its file resident.
+        # An open handle would keep every page that was read from its file resident.
         with safe_open(info.file, framework="pt") as file:
             tensor = file.get_tensor(name)
         if bad := not_finite(tensor):
@@ -186,7 +188,7 @@ class Checkpoint:
                 f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "
                 "The weights are damaged: download or export the model again."
             )
-        self.require_unchanged(info.file)  # all of the tensor was looked at by now
+        self.require_unchanged(info.file)  # the whole tensor has been checked by now
         return tensor
 
     def require_unchanged(self, *files: Path) -> None:
@@ -215,7 +217,7 @@ class Checkpoint:
         return self.read(self.family.embedding if self.shape.tie_word_embeddings else self.family.head)
 
     def _check_tensors(self) -> set[str]:
-        """Raise UserError where a tensor does not fit; the names of all that the family knows."""
+        """Raise UserError if a tensor does not fit. Returns the names of all tensors that the family knows."""
         problems = [
             f"{self.family.kept[tower]}*: missing, all of the tower {tower!r}"
             for tower, names in self.kept_tensors.items()
@@ -247,7 +249,7 @@ class Checkpoint:
         return known
 
     def _unused(self, unknown: set[str]) -> tuple[str, ...]:
-        """The tensors that nothing uses, of those that the family does not know.
+        """The tensors that neither the family nor the model uses.
 
         Raises:
             UserError: plain `transformers` would load some of them.

@@ -1,4 +1,4 @@
-"""Perplexity of two models on the same text, and how near the new one's predictions are to those of its source."""
+"""Perplexity of two models on the same text, and how close the new model's predictions are to its source's."""
 
 import math
 
@@ -51,15 +51,15 @@ def perplexity_measures(base: Results, new: Results, limits: Limits) -> list[Mea
 
 
 def _percent(nats: float) -> float:
-    """By how many percent perplexity grows with so many nats per token."""
+    """The growth of perplexity in percent, from nats per token."""
     return 100 * math.expm1(min(nats, MOST_NATS))
 
 
 def agreement_measures(base: Results, new: Results, limits: Limits) -> list[Measure]:
     """Divergence and share of the same likeliest tokens, if `evaluate --against` measured them of the new model.
 
-    Both are gated as they are: the base shows beside them only where it was measured on the same tokens, against the
-    same checkpoint.
+    The limits apply to the new model's values alone. The base's values are shown only if they were measured on the same
+    tokens, against the same checkpoint.
     """
     after = new.agreement
     if after is None:

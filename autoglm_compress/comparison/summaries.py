@@ -20,7 +20,7 @@ COLUMNS = ("base", "new", "change", "between", "verdict")
 
 @dataclass(frozen=True)
 class Style:
-    """How values of a unit are written, and changes of them: in a table, and in a sentence that names the unit."""
+    """Formats for values of a unit and for their changes, in a table and in a sentence that names the unit."""
 
     value: Callable[[float], str]
     change: Callable[[float], str]
@@ -52,7 +52,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """A sentence on each gated measure, on what was not compared, and on what the bounds are."""
+    """One sentence for each gated measure, for tasks that were not compared, and for the meaning of the bounds."""
     percent = f"{100 * comparison.limits.confidence:g} %"
     lines = [
         f"{measure.name}: {gate.verdict.value}: {_reason(measure, gate, percent)}" for measure, gate in comparison.gated
@@ -174,7 +174,7 @@ def _reason(measure: Measure, gate: Gate, percent: str) -> str:
 
 
 def _counted(measure: Measure, noun: str) -> str:
-    """What the verdict rests on."""
+    """The numbers behind the verdict."""
     if isinstance(measure, Accuracy):
         return (
             f"; of {measure.count:,} {noun} {measure.lost:,} lost, {measure.won:,} won, "

@@ -1,4 +1,4 @@
-"""What a choice of directions or channels of the residual stream goes by: the statistics, seen in the present basis."""
+"""The statistics that decide which directions or channels of the residual stream to keep, in the present basis."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ class ResidualStream:
 
     Args:
         source: the checkpoint that is to be narrowed.
-        lineage: what is left in it of the run's source.
+        lineage: which parts of the run's source it still has.
         statistics: those of the run's source.
     """
 
@@ -28,7 +28,7 @@ class ResidualStream:
         self._statistics = statistics
 
     def grams(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """By tensor name of each norm that linears read, the Gram matrix of its normalised states.
+        """The Gram matrix of the normalised states of each norm that linears read, by the norm's tensor name.
 
         [hidden_size, hidden_size], read one by one.
         """
@@ -62,7 +62,7 @@ class ResidualStream:
             gain = source.read(norm).float()
             for name in readers[norm]:
                 weight = source.read(name)
-                # A softmax does not see what all logits have in common.
+                # A softmax ignores a constant added to all logits.
                 mean = _mean_row(weight) if norm == family.final_norm else 0.0
                 square = sum(
                     ((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight))),
@@ -106,7 +106,9 @@ class ResidualStream:
         return sum(scores, torch.zeros(()))
 
     def tied_again(self, rotation: Rotation) -> dict[str, torch.Tensor]:
-        """The shared matrix and the final norm's gain, by name, of an embedding and a head that turning makes two."""
+        """The shared matrix and the final norm's gain, by name, for tied embeddings that the rotation would
+        separate.
+        """
         family = self._source.family
         shared = self._source.read(family.embedding)
         embedding, head = (rotation.change(name, shared) for name in (family.embedding, family.head))

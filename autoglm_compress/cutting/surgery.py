@@ -1,4 +1,4 @@
-"""Cutting a checkpoint along its axes: every tensor knows its axes, so one routine serves every structural stage."""
+"""Cutting a checkpoint along its axes. The family gives the axes of every tensor, so one routine serves all stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Rewrite:
         target.finish(config, like=source)
 
     def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
-        """A tensor as it is to be written, and whether that is what was read."""
+        """A tensor as it will be written, and whether it is unchanged."""
         before = source.read(name)
         after = self.change(name, slice_axes(before, source.family.axes_of(name), cut))
         return after, after is before

@@ -5,8 +5,8 @@ needs. Ridge pulls towards the weight that is there, never towards zero:
 
     W = (C + mu W0) (G + mu I)^-1,  mu = strength * mean(diag G)
 
-so directions that calibration hardly excites keep what they had. Where there are fewer tokens than inputs, it is the
-tokens X [tokens, in] and residuals E = Y - X W0^T that are kept, and the same weight is found among them:
+so directions that calibration hardly excites keep their present weights. With fewer tokens than inputs, the tokens X
+[tokens, in] and residuals E = Y - X W0^T are kept instead of the sums, and give the same weight:
 
     W = W0 + E^T (X X^T + mu I)^-1 X
 """
@@ -21,11 +21,11 @@ from autoglm_compress.processes import Processes
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 SMALLEST_STRENGTH = 1e-6
 SMALLEST_GAIN = 1e-6
-"""What a fit must gain in relative error; less is rounding, and the weight stays as it is."""
+"""The least improvement of the relative error. A smaller one may be rounding, so the weight is kept."""
 
 
 class NotFiniteError(ArithmeticError):
-    """Sums over tokens that nothing can be fitted to."""
+    """The sums over tokens are not finite, so nothing can be fitted."""
 
 
 @dataclass
@@ -64,16 +64,17 @@ class Moments:
 
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
-        return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
+        return self.target_square + (weight @ self.gram).sub_(self.cross, alpha=2).mul_(weight).sum(1)
 
     def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
         """What ridge of some strength adds to a prior [out, in]."""
-        missing, scale = self.cross - prior @ self.gram, self.gram.diagonal().mean()
+        missing, scale = prior @ self.gram, self.gram.diagonal().mean()
+        torch.sub(self.cross, missing, out=missing)
         return lambda strength: torch.cholesky_solve(missing.T, _factor(self.gram, missing, strength, scale)).T
 
 
 class InputMoments:
-    """The same for targets y = V t that are linear in the inputs t of another model: V may be large or come later.
+    """The same for targets y = V t that are linear in the inputs t of another model. V may be large, or known later.
 
     Sums over tokens of x x^T [in, in], t x^T [other, in] and, where errors are to be known, t t^T [other, other].
     """
@@ -104,7 +105,7 @@ class InputMoments:
 class Examples:
     """Inputs x [tokens, in], targets y [tokens, out] and weights w [tokens] themselves.
 
-    Where there are fewer tokens than inputs they take less room than sums over them, and fits and errors less time.
+    With fewer tokens than inputs they need less memory than sums over them, and fits and errors take less time.
     """
 
     def __init__(self) -> None:
@@ -166,7 +167,7 @@ def _of_all(parts: list[tuple[torch.Tensor, ...]], processes: Processes) -> list
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted weight [out, in]; the strength it was fitted with (None: the weight was kept); relative errors."""
+    """A fitted weight [out, in], its ridge strength (None: the weight was kept), and relative errors."""
 
     weight: torch.Tensor
     strength: float | None
@@ -175,7 +176,7 @@ class Fit:
 
 
 def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> torch.Tensor:
-    """The weight [out, in] that fits what there is to fit to, pulled towards a prior [out, in].
+    """The weight [out, in] that fits the tokens, pulled towards a prior [out, in].
 
     A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
 
@@ -186,7 +187,7 @@ def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> to
 
 
 def _factor(gram: torch.Tensor, missing: torch.Tensor, strength: float, scale: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of G + strength * scale * I; `missing` is only looked at for what is not finite."""
+    """The Cholesky factor of G + strength * scale * I; `missing` is only checked for values that are not finite."""
     if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(missing).all()):
         raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
     while True:
@@ -205,13 +206,13 @@ def fit(
     groups: Sequence[slice] = (slice(None),),
     strengths: Sequence[float] = STRENGTHS,
 ) -> list[Fit]:
-    """Fit on some tokens and let others decide how much to pull, or whether to keep the prior.
+    """Fit on some tokens. Other tokens choose the ridge strength, or keep the prior.
 
     Args:
         train: the tokens to fit on, or sums over them.
         held_out: the same for those that decide.
         prior: the weight that is there, [out, in].
-        groups: rows that are decided about together; they share the work.
+        groups: rows that share one decision and the work for it.
         strengths: ridge strengths to try.
     """
     scales = [float(held_out.target_square[rows].sum().clamp_min(1e-30)) for rows in groups]

@@ -1,4 +1,4 @@
-"""Whole models of `transformers` from checkpoints, for what does not go layer by layer."""
+"""Whole `transformers` models from checkpoints, for work that cannot go layer by layer."""
 
 from typing import Any
 

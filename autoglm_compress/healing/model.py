@@ -1,4 +1,4 @@
-"""Whole models of `transformers` from checkpoints, and the one that is trained."""
+"""The model that is trained, built from a checkpoint."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from autoglm_compress.fitting.next_token_loss import UNLABELLED, NextTokens, dif
 
 
 class Student(nn.Module):
-    """The model that is healed, as a module whose forward pass is the loss: so that wrappers shard all of it."""
+    """The model to heal, as a module whose forward pass is the loss, so that wrappers shard all of it."""
 
     def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class Student(nn.Module):
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as a whole where processes hold a part of it each; all of them have to ask."""
+    """The whole tensor, of which each process holds a part. All processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on a parameter's device, and of one that is sharded, as the part that is this process's."""
+    """A whole tensor on a parameter's device. For a sharded parameter, this process's part of it."""
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor

@@ -11,10 +11,10 @@ from torch import nn
 from autoglm_compress.healing.model import full, sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that has the steepest slope at zero while singular values of one stay near it."""
+"""Coefficients of the quintic with the steepest slope at zero that keeps singular values of one near one."""
 ROUNDS = 5
 STACKED = 2**24
-"""So many elements are orthogonalized at once, at most, or one matrix."""
+"""The most elements orthogonalized at once, if they are more than one matrix."""
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
@@ -37,8 +37,8 @@ class Muon(torch.optim.Optimizer):
 
     Steps are scaled as Moonlight does (Liu et al. 2025), so that they are as large as AdamW's for the same rate.
     Matrices of one shape are orthogonalized together, which is several times faster where they are small; in bf16 on a
-    GPU, and in fp32 on a CPU, many of which compute bf16 a hundred times slower. Of matrices that are sharded over
-    processes the momentum is, too, and each process orthogonalizes the whole.
+    GPU, and in fp32 on a CPU, many of which compute bf16 a hundred times slower. The momentum of sharded matrices is
+    sharded too, and each process orthogonalizes the whole matrix.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one shape each, as many as are orthogonalized at once."""
+    """Groups of parameters of one shape, each as large as is orthogonalized at once."""
     by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         by_shape[parameter.shape].append(parameter)

@@ -1,4 +1,4 @@
-"""What of a student is trained, and the checkpoint's tensors that come of it."""
+"""The trained parameters of a student, and the checkpoint's tensors made from them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from autoglm_compress.healing.options import Lora
 
 
 def choose_trained(model: nn.Module, linears: tuple[str, ...], lora: Lora | None, quantized: bool, seed: int) -> None:
-    """Freeze what is not trained, in place: nothing, all but adapters, or all but scales, norms and biases.
+    """Freeze the other parameters in place: none, all but adapters, or all but scales, norms and biases.
 
-    Adapters are put beside the linears of the layers, in fp32, and start as nothing.
+    Adapters are added to the layers' linears, in fp32, and start at zero.
     """
     if lora is not None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -25,7 +25,7 @@ def choose_trained(model: nn.Module, linears: tuple[str, ...], lora: Lora | None
         inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=names), model)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # peft gives them the dtype of what they stand beside
+                parameter.data = parameter.data.float()  # peft gives them the dtype of their linears
     elif quantized:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.dim() == 1 or name.endswith(".gains"))

@@ -1,4 +1,4 @@
-"""The training loop: a step for each batch, checks on held-out rows, and a state on disk to go on from."""
+"""The training loop: one step per batch, checks on deciding rows, and a state on disk to continue from."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ GRADIENT_NORM = 1.0
 SAVE_SECONDS = 600.0
 CURVE_POINTS = 200
 DIVERGED, MARGIN = 2.0, 0.1
-"""A held-out divergence of so many times the first, and so many nats more, says that training has failed."""
+"""Training has failed if the divergence in a check is this many times the first one and this many nats above it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Point:
 
 
 class Trainer:
-    """Trains those of a student's parameters that want a gradient, through `wrapped`: itself, or what shards it.
+    """Trains the student's parameters that require a gradient, through `wrapped`: the student, or the module that
+    shards it.
 
     Under `torchrun` every process has a trainer and rows of its own of each batch; the first process keeps the state.
     """
@@ -83,7 +84,7 @@ class Trainer:
 
     @property
     def best_check(self) -> Check:
-        """The check with the lowest divergence; of equal ones, and of NaN, the first."""
+        """The check with the lowest divergence. The first of equal ones, and the first if all are NaN."""
         best = self.checks[0]
         for check in self.checks:
             best = check if check.divergence < best.divergence else best
@@ -188,10 +189,10 @@ class Trainer:
         self._swap_averages()
         rows = self.data.held_out.split(self._rows_at_once)
         total = sum(self._loss(numbers, plain=True).item() * len(numbers) for numbers in rows)
-        # What follows is done by all processes or by none: they must not differ in the last bit.
+        # All processes or none must do the rest, so their numbers must agree to the last bit.
         divergence = self.processes.tell(total / len(self.data.held_out))
         if isinstance(self.wrapped, FSDPModule):
-            self.wrapped.reshard()  # the next forward pass gathers what is there then
+            self.wrapped.reshard()  # the next forward pass gathers the changed weights
         check = Check(self.step, self.step * self._step_tokens, divergence)
         self.checks.append(check)
         if self.step and self.best_check is check:
@@ -210,7 +211,7 @@ class Trainer:
     def _write(
         self, save: Callable[[dict[str, torch.Tensor]], None], tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
-        """Save tensors in the first process; all have to bring the parts they hold."""
+        """Save tensors in the first process. All processes must call it with their parts."""
         whole = {}
         for name, tensor in tensors:
             gathered = full(tensor)
@@ -220,7 +221,7 @@ class Trainer:
             save(whole)
 
     def _save(self) -> None:
-        """Leave on disk all that training goes on from."""
+        """Save everything that training needs to continue."""
         numbers: dict[str, Any] = {
             "step": self.step,
             "curve": [asdict(point) for point in self.curve],
@@ -248,7 +249,7 @@ class Trainer:
                     yield name, key, value
 
     def _resume(self) -> None:
-        """Go on from what an earlier run left."""
+        """Continue from the state of an earlier run."""
         with self.processes.first_goes_first():
             state = load_state(self.folder / "state")
         if state is None:

@@ -1,4 +1,4 @@
-"""What a run gives its stages: checkpoints, text, statistics, evaluations."""
+"""The contexts of stages: checkpoints, text, statistics, evaluations."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -43,7 +43,7 @@ def measure_statistics(inputs: RunInputs, name: str) -> Statistics:
 
 
 class Contexts:
-    """Makes the context of each stage in the first process; what several stages ask for is measured once."""
+    """Makes the context of each stage in the first process. Whatever several stages ask for is measured once."""
 
     def __init__(self, preparation: Preparation) -> None:
         self._inputs = preparation.inputs
@@ -67,7 +67,7 @@ class Contexts:
         )
 
     def evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
-        """Results of a stage's checkpoint, or of the source, by task; what is known is not measured again."""
+        """Results of a stage's checkpoint, or of the source, by task. Known results are not measured again."""
         checkpoint = self._preparation.checkpoint(number)
         return self._inputs.evaluations.results(
             checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder, self._inputs.source.family), tasks
@@ -81,6 +81,6 @@ class Contexts:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The source's, for a stage that the first process runs; all processes measure them."""
+        """The source's statistics, for a stage that the first process runs. All processes measure them."""
         self._inputs.runtime.processes.tell(self.statistics_name)
         return measure_statistics(self._inputs, self.statistics_name)

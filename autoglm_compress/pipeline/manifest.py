@@ -1,4 +1,4 @@
-"""`manifest.json`: what a run was made from and what it has made."""
+"""`manifest.json`: the inputs and the results of a run."""
 
 from datetime import datetime, timezone
 

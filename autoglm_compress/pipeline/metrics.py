@@ -1,12 +1,13 @@
-"""What a run cost and what it gave: one row per stage, for machines and for people."""
+"""Costs and measurements of a run: one row per stage, as JSON and as a table."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from autoglm_compress.pipeline.plan import SOURCE, Plan
+from autoglm_compress.records.files import SOURCE
 from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.plan import PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
@@ -72,7 +73,7 @@ def _written(number: int | None, unit: str = "") -> str:
     return "" if number is None else human(number) + unit
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: PlanRecord) -> Table:
     """A plan as a table that fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
@@ -87,11 +88,11 @@ def plan_table(plan: Plan) -> Table:
             str(shape.intermediate_size),
             f"{shape.num_attention_heads}/{shape.num_key_value_heads}",
             str(shape.head_dim),
-            human(shape.parameters),
-            human(shape.bytes if entry.stage == SOURCE else entry.disk) + "B"
-            if entry.disk or entry.stage == SOURCE
+            human(entry.parameters),
+            human(entry.bytes if entry.stage == SOURCE else entry.disk_bytes) + "B"
+            if entry.disk_bytes or entry.stage == SOURCE
             else "",
-            human(shape.kv_cache_bytes()) + "B",
-            human(entry.peak_memory) + "B" if entry.peak_memory else "",
+            human(entry.kv_cache_bytes_per_1000_tokens) + "B",
+            human(entry.peak_memory_bytes_estimate) + "B" if entry.peak_memory_bytes_estimate else "",
         )
     return table

@@ -1,4 +1,4 @@
-"""Quantizing all layers, linear by linear as the tokens come to them; a layer is on disk before the next begins."""
+"""Quantizing all layers, linear by linear as the tokens reach them. A layer is on disk before the next begins."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +52,9 @@ def walk_and_quantize(
 class QuantizingWalk:
     """Takes calibration tokens through all layers, and quantizes each linear before its outputs are computed.
 
-    So every linear is fitted to what the quantized ones before it give, those of its own layer included. Where several
-    processes walk, the first quantizes, for the inputs that all have measured, and the others take its weights.
+    Every linear is therefore fitted to the outputs of the quantized linears before it, including those of its own
+    layer. With several processes, the first quantizes with the input statistics of all, and the others take its
+    weights.
 
     Args:
         source: the checkpoint that is quantized.
@@ -111,7 +112,7 @@ class QuantizingWalk:
             readers = {reader: linear_of(module, reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.register_parameter("weight", None)  # so that it does not stay in memory as it was
+                    linear.register_parameter("weight", None)  # so that the unquantized weight does not stay in memory
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
@@ -124,7 +125,7 @@ class QuantizingWalk:
             parts.compute_outputs()
 
     def _quantizer(self, layer: int, module: nn.Module) -> LayerQuantizer | None:
-        """What quantizes a layer, in the process that does."""
+        """The quantizer of a layer, in the process that quantizes."""
         if self.writer is None:
             return None
         return LayerQuantizer(
@@ -138,7 +139,9 @@ class QuantizingWalk:
     def _measure(
         self, layer: int, module: nn.Module, pair: Pair, parts: StepwiseLayer, measured: Callable[[int], None]
     ) -> InputStatistics:
-        """What the readers of a pair read, in all processes; `measured` is told of how many tokens."""
+        """The input statistics of a pair's readers, over all processes. `measured` is called with the number of
+        tokens.
+        """
         reader = linear_of(module, pair.readers[0])
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):

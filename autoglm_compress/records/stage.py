@@ -1,4 +1,4 @@
-"""`stage.json`: what a finished stage decided, made and cost."""
+"""`stage.json`: the decisions, files and costs of a finished stage."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -69,8 +69,8 @@ class FileRecord(Record):
 class StageRecord(Record):
     """`stage.json`.
 
-    `makes` is what kind of result lies beside it. `files` are all of it but this record, `dropped` says that the
-    weights among them were deleted since. `left_out` are tensors of the source that the model does not use, `linears`
+    `makes` is the kind of result. `files` are all files of the result except this record. `dropped` says that the
+    weights among them were deleted later. `left_out` are tensors of the source that the model does not use, `linears`
     has measures of single linears for tables. Time is in seconds, memory and disk traffic in bytes.
     """
 

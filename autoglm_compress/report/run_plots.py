@@ -1,4 +1,4 @@
-"""Plots of a whole run or of several: what size costs, and where time and memory went."""
+"""Plots of one or several runs: size against quality, and time and memory by stage."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CURVE_WIDTH, CURVE_HEIGHT = 5.2, 3.4
 MANY = 16
-"""Checkpoints, above which only the source and the final ones are named in a curve."""
+"""With more checkpoints than this, a curve names only the source and the final ones."""
 LABEL_SIZE, LETTER = 7.5, 4.3
 """Points: the size of a label, and about how wide a letter of it is."""
 PLOT_SHARE = 0.83
@@ -26,7 +26,7 @@ PLOT_SHARE = 0.83
 
 @dataclass(frozen=True)
 class Measure:
-    """What a curve shows against size."""
+    """The vertical axis of a curve over size."""
 
     field: str
     heading: str

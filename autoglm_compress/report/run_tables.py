@@ -1,4 +1,4 @@
-"""The tables of a run: every stage, subjects and categories against the source, and what other tasks gave."""
+"""The tables of a run: stages, subjects and categories against the source, and other tasks."""
 
 from collections.abc import Iterable
 from typing import Any

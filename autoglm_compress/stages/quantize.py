@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 class Quantize(Stage, QuantizationOptions):
     """Round the decoder layers' linears to integers with a scale per group of input features.
 
-    `awq` (Lin et al. 2023) scales channels before rounding so that those which carry much are rounded finely, and by
-    `error_feedback` (GPTQ, Frantar et al. 2023) what rounding one input does is made up for by the next;
-    `round_to_nearest` does not look at activations. `bits: auto` gives 8 bits to the linears that lose most by 4, as
-    far as the `budget` goes. Embedding, norms and biases keep their dtype, and so does the head unless `head_bits` is
-    8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`. Before it counts
-    as done, its predictions on held-out text are compared with those before: a mean KL divergence over `max_divergence`
-    nats, or predictions that are not finite, fail the stage.
+    `awq` (Lin et al. 2023) scales channels before rounding, so that important channels are rounded finely. With
+    `error_feedback` (GPTQ, Frantar et al. 2023), later inputs correct the error of rounding earlier ones;
+    `round_to_nearest` does not look at activations. `bits: auto` gives 8 bits to the linears that lose most with 4
+    bits, as far as the `budget` allows. Embedding, norms and biases keep their dtype, and so does the head unless
+    `head_bits` is 8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`.
+    Before it counts as done, its predictions on held-out text are compared with those before: a mean KL divergence over
+    `max_divergence` nats, or predictions that are not finite, fail the stage.
 
-    `backend: autoawq` has AutoAWQ 0.2.9 do it instead, with its own search and the whole model in memory, to compare.
+    `backend: autoawq` quantizes with AutoAWQ 0.2.9 instead, with its own search and the whole model in memory, for
+    comparison.
     """
 
     stage: Literal["quantize"]
@@ -61,11 +63,11 @@ class Quantize(Stage, QuantizationOptions):
         check_options(self, shape)
         return replace(shape, quantization=planned(self, shape))
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the states that are walked."""
         return Needs(
-            memory=quantizing_memory(self, shape),
-            scratch=quantizing_scratch(self, shape, tokens),
+            memory=quantizing_memory(self, shape, calibration),
+            scratch=quantizing_scratch(self, shape, calibration.tokens),
             fan_in=fed_back_fan_in(self, shape),
         )
 

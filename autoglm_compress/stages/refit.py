@@ -1,4 +1,4 @@
-"""Repair what the surgeries before it did, by fitting every linear to the original."""
+"""Repair the damage of earlier surgeries by fitting every linear to the original."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
@@ -60,11 +61,13 @@ class Refit(Stage):
             )
         return shape
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the hidden states of both models."""
         return Needs(
-            memory=refit_memory(shape, layer_passes=self.layer_passes, logit_passes=self.logit_passes),
-            scratch=refit_scratch(shape, source, tokens),
+            memory=refit_memory(
+                shape, source, calibration, layer_passes=self.layer_passes, logit_passes=self.logit_passes
+            ),
+            scratch=refit_scratch(shape, source, calibration.tokens),
             fan_in=shape.widest_input,
         )
 
@@ -102,8 +105,8 @@ class Refit(Stage):
     def follow(self, context: SharedContext) -> None:
         """Do what the first process does, and leave the writing to it."""
         walk = self._walk(context)
-        for _ in walk.run():
-            pass
+        for _, refitted in walk.run():
+            del refitted  # so that it is not there beside the next layer
         if not walk.compressed.shape.tie_word_embeddings:
             walk.refit_head()
 
@@ -124,13 +127,13 @@ class Refit(Stage):
         source, target, family = context.source, context.target, context.source.family
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
-            fits = {linear: fit_record(fit) for linear, fit in refitted.fits.items()}
             changed = has_changed(refitted.fits.values(), refitted.descent)
-            found = {"fits": fits, "distilled": losses_record(refitted.descent), "changed": changed}
+            found = {"fits": refitted.fits, "distilled": losses_record(refitted.descent), "changed": changed}
             write_json(_fits_file(context, layer), found)
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
+            del refitted, unit  # so that they are not there beside the next layer
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
@@ -140,8 +143,9 @@ class Refit(Stage):
         unit = {family.final_norm: source.read(family.final_norm)}
         if not source.shape.tie_word_embeddings:
             unit[family.head], found, descent = walk.refit_head()
-            context.decisions |= {"head": fit_record(found), "distilled_head": losses_record(descent)}
-            changed = has_changed([found], descent)
+            record = fit_record(found)
+            context.decisions |= {"head": record, "distilled_head": losses_record(descent)}
+            changed = has_changed([record], descent)
         target.write(1 + source.shape.num_hidden_layers, unit)
         return changed
 

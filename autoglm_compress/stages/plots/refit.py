@@ -1,4 +1,4 @@
-"""The plot of a refit: how much nearer to the original its fits brought each linear of each layer."""
+"""The plot of a refit: the errors of each linear of each layer before and after."""
 
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALLEST_ERROR = 1e-7
-"""Smaller errors are drawn as this one: a logarithmic axis has no place for zero."""
+"""Smaller errors are drawn as this one, because a logarithmic axis has no zero."""
 DESCENT = "gradient descent"
 
 
@@ -29,7 +29,7 @@ def refit_plot(record: Record) -> "Figure":
     title = f"Refit: median error {before:.3g} → {after:.3g}; worst: {_change(worst)}, layer {number}, {linear}"
     ends = [f"head: {_change(head)}"] if head else []
     if record["options"].get("logit_passes"):
-        # What stands last before the logits is the head, or the last layer where the head is tied.
+        # The last part before the logits is the head, or the last layer where the head is tied.
         to_logits = record["decisions"].get("distilled_head") if head else descents.pop(len(layers) - 1, None)
         ends += [f"next-token KL divergence: {_change(_as_fit(to_logits))}"] if to_logits else []
     if descents:

@@ -16,15 +16,18 @@ from autoglm_compress.recipe import Recipe
 
 
 def with_texts(plan: Plan, folder: Path) -> Plan:
-    """A plan that also warns of texts, every one of which was read.
+    """A plan that also warns of texts, every one of which was read, once stages have seen the model's folder.
 
     Args:
         plan: from shapes alone.
         folder: the model's. What its tokenizer would make of the texts is not known if it is not there yet.
 
     Raises:
-        UserError: a file or a row cannot be read, the chat template refuses a row, or a text does not fill one row.
+        UserError: a stage cannot use the model, a file or a row cannot be read, the chat template refuses a row, or a
+            text does not fill one row.
     """
+    for stage in plan.recipe.stages:
+        stage.check_source(folder, plan.recipe.family())
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     return replace(plan, text_warnings=_check(plan.recipe, plan.texts, tokenizer))
 
@@ -32,11 +35,12 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
 def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | None) -> tuple[str, ...]:
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
     length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
-    used = set(files.values()) if any(stage.uses_calibration or stage.makes_quantized for stage in stages) else set()
+    compares = any(stage.makes_quantized or stage.compares_held_out for stage in stages)
+    used = set(files.values()) if compares or any(stage.uses_calibration for stage in stages) else set()
     for path in used - {None}:
         _check_rows(path, tokenizer)
         _count(path, "calibration", tokenizer, 1, length, seed)
-    if any(stage.makes_quantized for stage in stages):
+    if compares:
         warnings += _nothing_held_out(used, tokenizer, length, seed)
     if "perplexity" in recipe.tasks(len(stages) - 1):
         source = perplexity.source or next(iter(recipe.calibration.rows))
@@ -80,4 +84,4 @@ def _nothing_held_out(paths: set[Path | None], tokenizer: Any | None, length: in
             problems.append(str(error))
     if len(problems) < len(paths):
         return []
-    return [f"the check of quantized checkpoints is on calibration rows: {problems[0]}"]
+    return [f"the check of quantized checkpoints and exports is on calibration rows: {problems[0]}"]

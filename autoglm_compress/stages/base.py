@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture import Family, ModelShape
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
@@ -135,6 +135,9 @@ class Stage(BaseModel):
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 
+    compares_held_out: ClassVar[bool] = False
+    """Whether the stage asks for `text.held_out()`, as all do that make a quantized checkpoint."""
+
     accepting: ClassVar[frozenset[str]] = frozenset()
     """Options that do not change the result but say which one is good enough."""
     tokens_per_input: ClassVar[int] = 2
@@ -192,6 +195,12 @@ class Stage(BaseModel):
 
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
+
+    def check_source(self, folder: Path, family: Family | None) -> None:
+        """Raise UserError if what stands beside the weights of the run's source, in `folder`, is none for the stage.
+
+        That is the config, and the tokenizer if it is there yet. `family` is the one that the recipe gives.
+        """
 
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """What the stage costs on a shape, with so many calibration tokens; `source` is the run's source."""

@@ -75,6 +75,9 @@ def _nearness(kind: ExportFormat, record: dict[str, Any], row: Row | None) -> st
         )
     else:
         lines.append(f"It was **not proven** with {kind.engine}, which was not installed.")
+    if "embedding_bits" in record:
+        cost = record["embedding_bits"]["kl_divergence"]
+        lines.append(f"Embedding and head in 8 bits are a KL divergence of {cost:.2g} nats of that.")
     lines += [f"Note: {note}." for note in record.get("notes", ())]
     if row is not None and row.accuracy is not None:
         delta = "" if row.accuracy_delta_source is None else f", {100 * row.accuracy_delta_source:+.1f} to the source"

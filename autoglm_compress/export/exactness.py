@@ -56,7 +56,7 @@ class Exactness:
         """One line for people."""
         parts = [f"{self.changed[kind]} of {self.stored[kind]} {kind}" for kind in sorted(self.stored)]
         if not any(self.changed.values()):
-            return "all integers, scales and values are exactly the checkpoint's"
+            return f"{', '.join(sorted(self.stored)) or 'integers'}: all exactly the checkpoint's"
         return f"rounded to fp16: {', '.join(parts)}; relative error of a tensor at most {self.largest_error:.1g}"
 
 

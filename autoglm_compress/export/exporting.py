@@ -11,7 +11,8 @@ from autoglm_compress.export.card import CARD, card
 from autoglm_compress.export.engine_process import EngineError, has_package
 from autoglm_compress.export.formats import ExportFormat
 from autoglm_compress.export.job import ExportJob
-from autoglm_compress.export.proof import Proof, proof_rows, prove
+from autoglm_compress.export.proof import Proof, ProofRows, proof_rows, prove
+from autoglm_compress.export.rounded_ends import cost_of_rounding
 from autoglm_compress.hashing import sha256
 
 CHECKSUMS = "SHA256SUMS"
@@ -34,7 +35,7 @@ def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> 
     note = job.runtime.progress.note
     rounded = _write(kind, job)
     note(f"{kind.file(job).name}: {rounded['summary']}")
-    verified = has_package(kind.engine_package)
+    verified, rows = has_package(kind.engine_package), proof_rows(held_out, kind.longest(job.checkpoint))
     found: dict[str, Any] = {
         "format": kind.name,
         "file": kind.file(job).name,
@@ -43,8 +44,12 @@ def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> 
         "rounded": rounded,
         **kind.details(job),
     }
+    if job.options.embedding_bits is not None:
+        cost = cost_of_rounding(job.checkpoint, rows.tokens, job.runtime)
+        found["embedding_bits"] = {"bits": job.options.embedding_bits, "kl_divergence": float(f"{cost:.4g}")}
+        note(f"{found['file']}: embedding and head in 8 bits cost a KL divergence of {cost:.2g} nats")
     if verified:
-        proof = _proof(kind, job, held_out)
+        proof = _proof(kind, job, rows)
         found["proof"] = proof.as_data()
         note(
             f"{found['file']}: proven with {kind.engine}: KL divergence {proof.divergence:.2g} nats over "
@@ -69,12 +74,11 @@ def _write(kind: ExportFormat, job: ExportJob) -> dict[str, Any]:
     return read_object(done)
 
 
-def _proof(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> Proof:
+def _proof(kind: ExportFormat, job: ExportJob, rows: ProofRows) -> Proof:
     file = kind.file(job)
-    rows, continuation = proof_rows(held_out, kind.longest(job.checkpoint))
     try:
-        prediction = kind.predict(job, rows, continuation)
-        proof = prove(job.checkpoint, rows, prediction, job.runtime)
+        prediction = kind.predict(job, rows)
+        proof = prove(job.checkpoint, rows.tokens, prediction, job.runtime)
         proof.require(kind.limits(job.checkpoint.shape, job.options), kind.engine, file)
     except EngineError as error:
         file.unlink(missing_ok=True)

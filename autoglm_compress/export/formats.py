@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from autoglm_compress.architecture import Family, ModelShape
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_format import GgufFormat
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
-from autoglm_compress.export.proof import EnginePrediction, Limits
+from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
 
 
 class ExportFormat(Protocol):
@@ -21,16 +19,17 @@ class ExportFormat(Protocol):
     name: str
     engine: str
     """What runs such files, for people."""
-    extra: str
-    """The extra of this package that brings what writing and proving need."""
     engine_package: str
     """The package by which the engine is there."""
 
     def check(self, shape: ModelShape, options: ExportOptions) -> None:
         """Raise PlanError if a model of this shape cannot be exported, or what writing needs is not installed."""
 
-    def check_source(self, folder: Path, family: Family | None) -> None:
-        """Raise UserError if config or tokenizer of a model's folder are such that the engine cannot run it."""
+    def check_model(self, shape: ModelShape, config: Any, folder: Path) -> None:
+        """Raise UserError if the text tower's `transformers` config, or the tokenizer in a folder, is not the engine's.
+
+        The folder may be without one, where it is not downloaded yet.
+        """
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
         """What the user should know before."""
@@ -50,8 +49,8 @@ class ExportFormat(Protocol):
     def longest(self, checkpoint: Checkpoint) -> int:
         """How many tokens the engine reads as the checkpoint does."""
 
-    def predict(self, job: ExportJob, rows: torch.Tensor, continuation: int) -> EnginePrediction:
-        """What the engine makes of rows of token ids.
+    def predict(self, job: ExportJob, rows: ProofRows) -> EnginePrediction:
+        """What the engine makes of rows.
 
         Raises:
             EngineError: it does not take the file.

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import Family, ModelShape
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.described import describe
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import llama_cpp
@@ -22,7 +21,7 @@ from autoglm_compress.export.gguf_usage import commands, modelfile
 from autoglm_compress.export.gguf_writer import most_bytes_type, write_gguf
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
-from autoglm_compress.export.proof import EnginePrediction, Limits
+from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
 
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
@@ -34,7 +33,6 @@ class GgufFormat:
 
     name = "gguf"
     engine = "llama.cpp"
-    extra = "gguf"
     engine_package = "xllamacpp"
 
     def check(self, shape: ModelShape, options: ExportOptions) -> None:
@@ -49,17 +47,16 @@ class GgufFormat:
             option = "embedding_bits" if options.embedding_bits and "8 bits" in str(error) else "format"
             raise PlanError(option, f"gguf: {error}") from None
 
-    def check_source(self, folder: Path, family: Family | None) -> None:
+    def check_model(self, shape: ModelShape, config: Any, folder: Path) -> None:
         """Whether llama.cpp runs the config, and reads text as the tokenizer does."""
-        model = describe(folder, family)
-        if problem := config_problem(model.shape, model.text_config):
+        if problem := config_problem(shape, config):
             raise UserError(f"{folder / 'config.json'}: {problem}: it cannot be exported to GGUF.")
         if not has_tokenizer(folder):
             return  # of a hub model that is not downloaded yet
         tokenizer = load_tokenizer(folder)
-        told = engine_tokenizer(tokenizer, model.shape.vocab_size, str(folder))
+        told = engine_tokenizer(tokenizer, shape.vocab_size, str(folder))
         if has_package(self.engine_package):
-            require_same_ids(model.shape, model.text_config, tokenizer, told, str(folder))
+            require_same_ids(shape, config, tokenizer, told, str(folder))
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
         """Whether the proof can be made."""
@@ -100,13 +97,13 @@ class GgufFormat:
         """What the file says that its context is."""
         return context_length(checkpoint.model_config)
 
-    def predict(self, job: ExportJob, rows: torch.Tensor, continuation: int) -> EnginePrediction:
+    def predict(self, job: ExportJob, rows: ProofRows) -> EnginePrediction:
         """llama.cpp's logits."""
         logits = job.work / "logits.npy"
         question = {
             "file": str(self.file(job)),
-            "rows": rows.tolist(),
-            "continuation": continuation,
+            "rows": rows.tokens.tolist(),
+            "continuation": rows.continuation,
             "logits": str(logits),
             "threads": torch.get_num_threads(),
         }

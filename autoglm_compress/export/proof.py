@@ -22,6 +22,14 @@ SLICES = 4
 
 
 @dataclass(frozen=True)
+class ProofRows:
+    """Token ids [rows, tokens] to compare on, and how many tokens each row is continued with."""
+
+    tokens: torch.Tensor
+    continuation: int
+
+
+@dataclass(frozen=True)
 class EnginePrediction:
     """What an engine makes of rows of tokens.
 
@@ -77,8 +85,8 @@ class Proof:
         )
 
 
-def proof_rows(held_out: list[torch.Tensor], longest: int) -> tuple[torch.Tensor, int]:
-    """The rows of token ids [rows, tokens] to compare on, and how many tokens each is continued with.
+def proof_rows(held_out: list[torch.Tensor], longest: int) -> ProofRows:
+    """What to compare on.
 
     Args:
         held_out: batches of token ids [rows, length] of text that nothing was fitted to.
@@ -86,7 +94,7 @@ def proof_rows(held_out: list[torch.Tensor], longest: int) -> tuple[torch.Tensor
     """
     rows = torch.cat(held_out)[:ROWS]
     continuation = max(1, min(CONTINUATION, longest // 4))
-    return rows[:, : max(1, min(LENGTH, longest - continuation))], continuation
+    return ProofRows(rows[:, : max(1, min(LENGTH, longest - continuation))], continuation)
 
 
 def proof_scratch(shape: ModelShape) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoglm_compress.architecture import Family, ModelShape
+from autoglm_compress.checkpoint.described import describe
 from autoglm_compress.export.exporting import export
 from autoglm_compress.export.formats import FORMATS
 from autoglm_compress.export.job import ExportJob
@@ -34,7 +35,8 @@ class Export(Stage, ExportOptions):
 
     def check_source(self, folder: Path, family: Family | None) -> None:
         """Whether the engine runs the config and reads text as the tokenizer does."""
-        FORMATS[self.format].check_source(folder, family)
+        model = describe(folder, family)
+        FORMATS[self.format].check_model(model.shape, model.text_config, folder)
 
     def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
         """The files, and what writing the largest tensor or the proof takes."""

@@ -38,6 +38,12 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class ExportTo(str, Enum):
+    """What a checkpoint is exported to."""
+
+    gguf = "gguf"
+
+
 MemoryLimit = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Refuse stages that may need more memory, such as 8GB. \\[default: none]"),
@@ -284,6 +290,49 @@ def evaluate(
         )
         Console().print(evaluation_table(record))
         typer.echo(f"results: {output}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the files go.")],
+    format_: Annotated[ExportTo, typer.Option("--format", help="What for: gguf is for llama.cpp and Ollama.")],
+    embedding_bits: Annotated[
+        int | None, typer.Option(metavar="8", help="Of embedding and head. \\[default: as the checkpoint has them]")
+    ] = None,
+    called: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the model is called. \\[default: the folder's name]")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Text for the proof, as recipes name it. \\[default: python-docs]"),
+    ] = None,
+    family: FamilyFile = None,
+    device: Annotated[Device, typer.Option(help="Where the reference for the proof runs.")] = Device.auto,
+) -> None:
+    """Write a checkpoint as files that an engine runs, and prove that the engine predicts the same.
+
+    Integers and scales are kept as they are. What the engine does not predict alike is not kept.
+    An interrupted export begins again, and leaves the same bytes.
+    """
+    with _one_message():
+        from pydantic import ValidationError
+
+        from autoglm_compress.export.command import ExportRequest, export_checkpoint
+        from autoglm_compress.export.options import ExportOptions
+        from autoglm_compress.progress import Progress
+
+        _quiet_transformers()
+        try:
+            options = ExportOptions.model_validate(
+                {"format": format_.value, "embedding_bits": embedding_bits, "called": called}
+            )
+        except ValidationError as error:
+            option = str(error.errors()[0]["loc"][0]).replace("_", "-")
+            raise UserError(f"--{option}: given {error.errors()[0]['input']!r}: {error.errors()[0]['msg']}.") from None
+        request = ExportRequest(checkpoint, output, options, text, device.value, _family(family))
+        export_checkpoint(request, Progress(Console()))
+        typer.echo(f"export: {output}")
 
 
 def _family(file: str | None) -> Any:

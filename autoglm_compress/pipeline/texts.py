@@ -17,15 +17,18 @@ from autoglm_compress.recipe import Recipe
 
 
 def with_texts(plan: Plan, folder: Path) -> Plan:
-    """A plan with warnings about the texts, after reading all of them.
+    """A plan with warnings about the texts, after stages have seen the model's folder and all texts were read.
 
     Args:
         plan: from shapes alone.
         folder: the model's folder. Without a tokenizer in it, texts are read but not cut into tokens.
 
     Raises:
-        UserError: a file or a row cannot be read, the chat template refuses a row, or a text does not fill one row.
+        UserError: a stage cannot use the model, a file or a row cannot be read, the chat template refuses a row, or a
+            text does not fill one row.
     """
+    for stage in plan.recipe.stages:
+        stage.check_source(folder, plan.recipe.family())
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     return replace(plan, text_warnings=_check(plan.recipe, plan.texts, tokenizer))
 
@@ -33,12 +36,13 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
 def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | None) -> tuple[str, ...]:
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
     length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
-    used = set(files.values()) if any(stage.uses_calibration or stage.makes_quantized for stage in stages) else set()
+    compares = any(stage.makes_quantized or stage.compares_held_out for stage in stages)
+    used = set(files.values()) if compares or any(stage.uses_calibration for stage in stages) else set()
     for file in {path for path in used if path is not None}:
         _check_rows(file, tokenizer)
         _count(file, "calibration", tokenizer, 1, length, seed)
     divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
-    if any(stage.makes_quantized for stage in stages) and not divided:
+    if compares and not divided:
         warnings += _nothing_held_out(used, tokenizer, length, seed)
     if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
         warnings += _nothing_decides(files, divided)
@@ -102,4 +106,4 @@ def _nothing_held_out(paths: set[Path | None], tokenizer: Any | None, length: in
             problems.append(str(error))
     if len(problems) < len(paths):
         return []
-    return [f"the check of quantized checkpoints is on calibration rows: {problems[0]}"]
+    return [f"the check of quantized checkpoints and exports is on calibration rows: {problems[0]}"]

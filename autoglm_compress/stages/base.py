@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture import Family, ModelShape
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
@@ -159,6 +159,9 @@ class Stage(BaseModel):
     reads_quantized: ClassVar[bool] = False
     """Whether the stage can take a quantized checkpoint."""
 
+    compares_held_out: ClassVar[bool] = False
+    """Whether the stage asks for `text.held_out()`, as all do that make a quantized checkpoint."""
+
     accepting: ClassVar[frozenset[str]] = frozenset()
     """Options that do not change the result, but set limits for accepting it."""
     tokens_per_input: ClassVar[int] = 2
@@ -221,6 +224,12 @@ class Stage(BaseModel):
 
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
+
+    def check_source(self, folder: Path, family: Family | None) -> None:
+        """Raise UserError if the stage cannot use the config or the tokenizer of the run's source.
+
+        `folder` is the source's; the tokenizer may not be there yet. `family` is the one that the recipe gives.
+        """
 
     def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the stage costs on a shape, with such calibration; `source` is the run's source.

@@ -6,6 +6,7 @@ from importlib import metadata
 from autoglm_compress.stages.base import Stage
 from autoglm_compress.stages.depth import Depth
 from autoglm_compress.stages.evaluate import Evaluate
+from autoglm_compress.stages.export import Export
 from autoglm_compress.stages.ffn import Ffn
 from autoglm_compress.stages.heads import Heads
 from autoglm_compress.stages.heal import Heal
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, type[Stage]] = {
     "heal": Heal,
     "quantize": Quantize,
     "evaluate": Evaluate,
+    "export": Export,
 }
 
 

@@ -18,10 +18,10 @@ SIZE = 5000
 RAN: list[str] = []
 
 
-class Export(Stage):
+class Blob(Stage):
     """Writes the sizes of the checkpoint's tensors into files of its own, one in a subfolder."""
 
-    stage: Literal["export"]
+    stage: Literal["blob"]
     fails: bool = False
     makes = Makes.ARTIFACT
     accepting = frozenset({"fails"})
@@ -33,7 +33,7 @@ class Export(Stage):
         return Needs(artifact=SIZE)
 
     def run(self, context: StageContext) -> None:
-        RAN.append("export")
+        RAN.append("blob")
         (context.result / "parts").mkdir(exist_ok=True)
         sizes = {name: context.source.read(name).numel() for name in sorted(context.source.infos)}
         (context.result / "sizes.json").write_text(json.dumps(sizes))
@@ -60,16 +60,16 @@ class Count(Stage):
 
 STAGES: list[dict[str, Any]] = [
     {"stage": "depth", "layers": [0, 1, 2]},
-    {"stage": "export"},
+    {"stage": "blob"},
     {"stage": "ffn", "intermediate_size": 64, "from": "depth", "method": "magnitude"},
     {"stage": "count", "from": "depth"},
 ]
-NAMES = ["01-depth", "02-export", "03-ffn", "04-count"]
+NAMES = ["01-depth", "02-blob", "03-ffn", "04-count"]
 
 
 @pytest.fixture(autouse=True)
 def plug_ins(add_stage: AddStage) -> None:
-    add_stage("export", Export)
+    add_stage("blob", Blob)
     add_stage("count", Count)
     RAN.clear()
 
@@ -98,9 +98,9 @@ def test_each_kind_has_a_folder_that_says_what_is_in_it(source: Path, tmp_path: 
     assert records[1]["decisions"] == records[3]["decisions"]
     assert [record["parent"] for record in records] == ["00-source", "01-depth", "01-depth", "01-depth"]
     rows = {row["name"]: row for row in json.loads((tmp_path / "out/metrics.json").read_text())["stages"]}
-    assert rows["02-export"]["bytes"] == sum(file["bytes"] for file in records[1]["files"].values())
+    assert rows["02-blob"]["bytes"] == sum(file["bytes"] for file in records[1]["files"].values())
     assert rows["04-count"]["bytes"] == rows["01-depth"]["bytes"]
-    assert rows["02-export"]["shape"] == rows["01-depth"]["shape"]
+    assert rows["02-blob"]["shape"] == rows["01-depth"]["shape"]
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert all(stage["finished"] for stage in manifest["stages"])
     assert invoke("report", tmp_path / "out").exit_code == 0
@@ -114,7 +114,7 @@ def test_what_was_made_is_not_made_again(source: Path, tmp_path: Path, keep: str
     assert (list((tmp_path / "out/01-depth").glob("*.safetensors")) == []) == (keep == "none")
     before, ran = digests(tmp_path / "out"), [*RAN]
     output = run(recipe)
-    assert RAN == ran == ["export", "count"]
+    assert RAN == ran == ["blob", "count"]
     assert output.count("finished before, reused") == len(NAMES)
     assert "running" not in output
     assert "done again" not in output
@@ -124,13 +124,13 @@ def test_what_was_made_is_not_made_again(source: Path, tmp_path: Path, keep: str
 def test_a_damaged_artifact_is_made_again_from_a_checkpoint_that_was_not_kept(source: Path, tmp_path: Path):
     recipe = write(tmp_path, source, keep="none")
     run(recipe)
-    blob = tmp_path / "out/02-export/parts/blob"
+    blob = tmp_path / "out/02-blob/parts/blob"
     blob.write_bytes(b"")
     output = run(recipe)
-    assert "02-export: missing or damaged files: done again" in output
+    assert "02-blob: missing or damaged files: done again" in output
     assert "01-depth: finished before, but not kept: done again for those that need it" in output
     assert blob.stat().st_size == SIZE
-    assert RAN == ["export", "count", "export"]
+    assert RAN == ["blob", "count", "blob"]
     assert list((tmp_path / "out/01-depth").glob("*.safetensors")) == []
 
 
@@ -140,8 +140,8 @@ def test_an_artifact_appears_whole_or_not_at_all(source: Path, tmp_path: Path):
     assert result.exit_code == 130
     assert [folder.name for folder in result_folders(tmp_path / "out")] == ["01-depth"]
     output = run(write(tmp_path, source))
-    assert "02-export: going on where an earlier run stopped" in output
-    assert record_of(tmp_path / "out", "02-export")["files"].keys() == {"sizes.json", "parts/blob"}
+    assert "02-blob: going on where an earlier run stopped" in output
+    assert record_of(tmp_path / "out", "02-blob")["files"].keys() == {"sizes.json", "parts/blob"}
 
 
 def test_from_does_a_measurement_again(source: Path, tmp_path: Path):
@@ -149,12 +149,12 @@ def test_from_does_a_measurement_again(source: Path, tmp_path: Path):
     run(recipe)
     output = run(recipe, "--from", "count")
     assert "04-count: done again (--from count)" in output
-    assert RAN == ["export", "count", "count"]
+    assert RAN == ["blob", "count", "count"]
 
 
 def test_the_disk_of_an_artifact_is_planned(source: Path, tmp_path: Path):
     planned = {entry["name"]: entry["disk_bytes"] for entry in plan(write(tmp_path, source))["checkpoints"]}
-    assert planned["02-export"] == SIZE
+    assert planned["02-blob"] == SIZE
     assert planned["04-count"] == 0
 
 
@@ -168,7 +168,7 @@ def test_a_table_that_cannot_be_made_costs_the_table_alone(
 
 
 def test_nothing_takes_an_artifact(source: Path, tmp_path: Path):
-    stages = [*STAGES, {"stage": "tie", "from": "export", "method": "average"}]
+    stages = [*STAGES, {"stage": "tie", "from": "blob", "method": "average"}]
     result = invoke("plan", write(tmp_path, source, stages))
     assert result.exit_code == 2
-    assert "no stage before this one makes a checkpoint 'export'" in " ".join(result.output.split())
+    assert "no stage before this one makes a checkpoint 'blob'" in " ".join(result.output.split())

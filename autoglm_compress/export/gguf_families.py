@@ -1,0 +1,141 @@
+"""The families that llama.cpp runs, and what its files say of each.
+
+llama.cpp reads the names of tensors as the `gguf` package maps them. Its `llama` architecture turns neighbouring
+channels by RoPE, where most of `transformers` turns channels half a head apart: rows of queries and keys change places
+there. `qwen2`, `qwen3` turn channels as `transformers` does, and Glm and Glm4 turn neighbours in both.
+
+`qwen2` and `chatglm` want the heads to be as wide together as the residual stream. A model that is not so goes as a
+`llama`, which can be told all that it has. Of RoPE on a part of each head it can not: there, a higher base gives the
+part its frequencies, and those of the rest are divided until nothing is left of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import pi
+from typing import Any
+
+import torch
+
+from autoglm_compress.architecture import ModelShape
+
+ACTIVATION = "silu"
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+YARN_OWN = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+NO_FREQUENCY = 1e30
+"""What a frequency is divided by to be none."""
+
+
+@dataclass(frozen=True)
+class EngineFamily:
+    """How llama.cpp runs a family.
+
+    `swaps_rows` says that q/k rows change places, `square` that heads must be as wide together as the residual stream,
+    `splits` that gate and up, fused in the checkpoint, are two, and `factors` that RoPE on a part of each head is told
+    by factors. `lacks` are the switches of the config that it has no tensors for.
+    """
+
+    architecture: str
+    swaps_rows: bool = False
+    square: bool = False
+    splits: bool = False
+    factors: bool = False
+    lacks: frozenset[str] = frozenset()
+
+
+FAMILIES: Mapping[str, tuple[EngineFamily, ...]] = {
+    "LlamaForCausalLM": (EngineFamily("llama", swaps_rows=True),),
+    "MistralForCausalLM": (EngineFamily("llama", swaps_rows=True),),
+    "Qwen2ForCausalLM": (EngineFamily("qwen2", square=True), EngineFamily("llama", swaps_rows=True)),
+    "Qwen3ForCausalLM": (EngineFamily("qwen3", lacks=frozenset({"attention_bias"})),),
+    "GlmForCausalLM": (EngineFamily("chatglm", square=True), EngineFamily("llama", splits=True, factors=True)),
+    "Glm4ForCausalLM": (EngineFamily("glm4"),),
+}
+"""By architecture, the ways to run it, the best first."""
+
+
+def engine_family(shape: ModelShape) -> EngineFamily:
+    """How llama.cpp runs a model of this shape, which has no `shape_problem`."""
+    square = shape.axis("query") == shape.hidden_size
+    return next(way for way in FAMILIES[shape.family.architecture] if square or not way.square)
+
+
+def shape_problem(shape: ModelShape) -> str | None:
+    """Why llama.cpp cannot run a model of this shape; None if it can."""
+    architecture = shape.family.architecture
+    if shape.family.kept:
+        return f"{architecture} has {', '.join(shape.family.kept)} beside its text, and only text models are exported"
+    if architecture not in FAMILIES:
+        return f"llama.cpp is not known to run {architecture}: it runs {', '.join(FAMILIES)}"
+    known = engine_family(shape)
+    if absent := sorted(known.lacks & shape.switches):
+        return f"{', '.join(absent)}: llama.cpp's {known.architecture} has no tensors for it"
+    return None
+
+
+def config_problem(shape: ModelShape, config: Any) -> str | None:
+    """Why llama.cpp cannot run a model of a text tower's `transformers` config; None if it can."""
+    if config.hidden_act != ACTIVATION:
+        return f"hidden_act {config.hidden_act}: llama.cpp has {ACTIVATION} there"
+    rope = config.rope_parameters
+    if rope["rope_type"] not in ROPE_TYPES:
+        return f"rope_type {rope['rope_type']}: llama.cpp has {', '.join(ROPE_TYPES)} for this family"
+    if rope["rope_type"] == "yarn" and (own := sorted(key for key in YARN_OWN if rope.get(key) is not None)):
+        return f"rope_type yarn with {', '.join(own)}: only YaRN's usual settings are known to be alike in llama.cpp"
+    if rope["rope_type"] != "default" and rotary_dimensions(shape, config) != shape.head_dim:
+        return f"rope_type {rope['rope_type']} on a part of each head: llama.cpp has one or the other"
+    return None
+
+
+def context_length(config: Any) -> int:
+    """The tokens that llama.cpp reads as `transformers` does: as many as a sliding window has, which it lacks."""
+    return min(config.max_position_embeddings, sliding_window(config) or config.max_position_embeddings)
+
+
+def sliding_window(config: Any) -> int | None:
+    """The tokens that layers with a sliding window look back on; None if all layers see everything."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
+def row_order(shape: ModelShape, module: str) -> torch.Tensor | None:
+    """The order of the rows of a module (its full name) in llama.cpp, int64 [out]; None if it is the checkpoint's."""
+    attention, name = shape.family.roles.attention, shape.family.place(module).name
+    if not engine_family(shape).swaps_rows or name not in (attention.query, attention.key):
+        return None
+    heads = shape.num_attention_heads if name == attention.query else shape.num_key_value_heads
+    rows = torch.arange(heads * shape.head_dim)
+    return rows.view(heads, 2, shape.head_dim // 2).transpose(1, 2).flatten()
+
+
+def rotary_dimensions(shape: ModelShape, config: Any) -> int:
+    """How many channels of each head RoPE turns."""
+    return int(shape.head_dim * (config.rope_parameters.get("partial_rotary_factor") or 1.0))
+
+
+def rope_base(shape: ModelShape, config: Any) -> float:
+    """RoPE's base in llama.cpp."""
+    base = config.rope_parameters["rope_theta"]
+    if not engine_family(shape).factors:
+        return base
+    return base ** (shape.head_dim / rotary_dimensions(shape, config))
+
+
+def rope_factors(shape: ModelShape, config: Any) -> torch.Tensor | None:
+    """What llama.cpp divides each frequency by, fp32 [channels / 2]; None where it divides by nothing."""
+    if config.rope_parameters["rope_type"] == "llama3":
+        return _llama3_factors(config.rope_parameters, shape.head_dim)
+    turned = rotary_dimensions(shape, config)
+    if not engine_family(shape).factors or turned == shape.head_dim:
+        return None
+    factors = torch.full((shape.head_dim // 2,), NO_FREQUENCY)
+    factors[: turned // 2] = 1
+    return factors
+
+
+def _llama3_factors(rope: Mapping[str, Any], dimensions: int) -> torch.Tensor:
+    """The factors of `rope_type: llama3`, as `_compute_llama3_parameters` of `transformers` has them."""
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, dimensions, 2, dtype=torch.float64) / dimensions)
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1.0 / (share + (1 - share) / factor)).float()

@@ -48,9 +48,9 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 MODELS["vocabulary-tied"] |= MODELS["vocabulary"]
-SAMPLES = 64
-"""Rows of 256 calibration tokens: enough for every kind of fit, and more than one batch."""
-HEAL = {"stage": "heal", "tokens": 4096, "batch_size": 4, "sequence_length": 256, "checks": 1}
+SAMPLES = 24
+"""Rows of 256 tokens: more than one batch."""
+HEAL = {"stage": "heal", "tokens": 2048, "batch_size": 4, "sequence_length": 256, "checks": 1}
 QUANTIZE = {"stage": "quantize", "group_size": 64, "max_divergence": 1e9}
 STAGES: dict[str, dict[str, Any]] = {
     "depth": {"stage": "depth", "num_hidden_layers": "0.5x"},

@@ -74,9 +74,11 @@ def agreement(
             centred = [values - values.mean(-1, keepdim=True) for values in logits]
             difference += float((centred[1] - centred[0]).square().sum())
             size += float(centred[0].square().sum())
+            del centred
             expected, found = (values.log_softmax(-1) for values in logits)
             divergence.append((expected.exp() * (expected - found)).sum(-1))
             same.append(expected.argmax(-1) == found.argmax(-1))
+            del logits, expected, found  # or they would be there beside the next ones
         rows = len(pair[0])
         row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
         row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()

@@ -83,22 +83,39 @@ def next_token_loss(
     """
     total = 0.0
     for tokens in token_slices(len(states), len(head)):
-        found = logits_of(states[tokens], head).float().log_softmax(-1)
-        expected = target.log_probabilities(tokens, found)
-        probability = expected.exp()
-        losses = expected.sub_(found).mul_(probability).sum(-1)  # in place: each of these takes LOGITS_AT_ONCE
-        del expected
-        if labels is not None and label_share:
-            losses, probability = _with_labels(losses, probability, found, labels[tokens], label_share)
-        total += float(losses.sum())
-        if states_gradient is None and head_gradient is None:
-            continue
-        by_logit = found.exp_().sub_(probability).div_(len(states)).to(states.dtype)
+        labelled = labels[tokens] if labels is not None and label_share else None
+        loss, by_logit = _of_slice(states, head, target, tokens, labelled, label_share)
+        total += loss
+        if states_gradient is not None or head_gradient is not None:
+            by_logit = by_logit.div_(len(states)).to(states.dtype)
         if states_gradient is not None:
             states_gradient[tokens] += by_logit @ head.to(by_logit)
         if head_gradient is not None:
             head_gradient.addmm_(by_logit.T.to(head_gradient), states[tokens].to(head_gradient))
+        del by_logit  # or it would be there beside the next slice's logits
     return total / len(states)
+
+
+def _of_slice(
+    states: torch.Tensor,
+    head: torch.Tensor,
+    target: NextTokens,
+    tokens: slice,
+    labels: torch.Tensor | None,
+    label_share: float,
+) -> tuple[float, torch.Tensor]:
+    """The sum of some tokens' losses, and its gradient with respect to their logits [tokens, vocab_size].
+
+    Each tensor takes as much as LOGITS_AT_ONCE, so what can be is done in place.
+    """
+    found = logits_of(states[tokens], head).float().log_softmax(-1)
+    expected = target.log_probabilities(tokens, found)
+    probability = expected.exp()
+    losses = expected.sub_(found).mul_(probability).sum(-1)
+    del expected
+    if labels is not None:
+        losses, probability = _with_labels(losses, probability, found, labels, label_share)
+    return float(losses.sum()), found.exp_().sub_(probability)
 
 
 def _with_labels(

@@ -147,6 +147,7 @@ class PairedWalk:
         head, chosen = self._ridge_head(target)
         if not self.logit_passes:
             return head, chosen, None
+        give_back_freed_memory()
         fitted = head.to(self.device).float()
         with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
             batches = self.rows.paired(self.student.before, self.teacher.before)

@@ -10,7 +10,10 @@ LOGITS_AT_ONCE = 2**25
 
 def logits_of(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Logits [tokens, vocab_size] in the states' dtype, the head converted a slice of rows at a time."""
-    return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)
+    logits = states.new_empty(len(states), len(head))
+    for rows in row_slices(len(head)):
+        torch.mm(states, head[rows].to(states).T, out=logits[:, rows])
+    return logits
 
 
 def logits_memory(tokens: int, vocab_size: int) -> int:

@@ -147,7 +147,7 @@ def plan(
     """
     with _one_message():
         from autoglm_compress.pipeline import plan_recipe, with_texts
-        from autoglm_compress.pipeline.metrics import human, plan_table
+        from autoglm_compress.pipeline.metrics import human, parts_lines, plan_table
         from autoglm_compress.pipeline.plan import bytes_of
         from autoglm_compress.recipe import load_recipe
 
@@ -163,6 +163,8 @@ def plan(
         console = Console()
         console.print(plan_table(planned))
         typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
+        for line in parts_lines(planned):
+            typer.echo(line)
         kept = "" if loaded.keep == "all" else f" at most, {human(planned.kept_bytes)}B for what is kept"
         typer.echo(f"disk: {human(planned.disk_bytes)}B needed{kept}, {human(planned.free_bytes)}B free")
         for warning in planned.warnings():

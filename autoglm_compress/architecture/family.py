@@ -2,17 +2,21 @@
 
 Axes are `vocab`, `hidden` (the residual stream), `query` (query heads x head_dim), `key_value` (KV heads x head_dim),
 `head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix); a number is a
-length that no stage changes. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
+length that no stage changes. Bridges, by which kept towers write to the residual stream, also have `tower`, a length
+of the tower's own. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
 a model along any of them.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up"})
+TOWER = "tower"
+"""The axis of a bridge whose length is the tower's own."""
+AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER})
 TEXT = "text"
 """The name of the tower that stages work on; a family names those that they keep as they are."""
 ROOT = "root"
@@ -118,7 +122,15 @@ class Family(_Data):
         auto_class: the Auto class of `transformers` that loads a checkpoint.
         prefix: what the names of the text tower's layers begin with: they are `{prefix}layers.N.`.
         config: the part of `config.json` that the text tower's config lives in, or ROOT.
-        kept: the prefixes of towers that stages copy as they are, by the towers' names.
+        text_class: the class of `transformers` that the text tower alone has, where `AutoModel` does not find it.
+        kept: the prefixes of towers that stages copy as they are, by the towers' names. A tensor belongs to the one
+            whose prefix is longest.
+        bridges: the tensors of kept towers that write to the residual stream, by full names in which `*` may stand for
+            a number; other tensors of towers do not depend on the text tower's sizes.
+        width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
+            `vision_config.out_hidden_size`.
+        first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
+            the residual stream once more, such as `vision_config.deepstack_visual_indexes`.
         roles: which modules are what.
         layer_kinds: the list in the text tower's config that tells the kind of each layer, where kinds differ in
             tensors.
@@ -130,6 +142,7 @@ class Family(_Data):
             norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
         transformers_derives_head_dim: whether `transformers` does.
+        transformers_ties: whether the head of a model of `transformers` can be its embedding.
     """
 
     architecture: str
@@ -137,7 +150,11 @@ class Family(_Data):
     auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT
+    text_class: str | None = None
     kept: dict[str, Prefix] = Field(default_factory=dict)
+    bridges: dict[str, TensorAxes] = Field(default_factory=dict)
+    width_in_config: tuple[str, ...] = ()
+    first_layers: str | None = None
     roles: Roles
     layer_kinds: str | None = None
     layer_tensors: dict[str, TensorAxes] = Field(min_length=1)
@@ -145,6 +162,7 @@ class Family(_Data):
     writer_norms: dict[str, str] = Field(default_factory=dict)
     vllm_derives_head_dim: bool = False
     transformers_derives_head_dim: bool = False
+    transformers_ties: bool = True
 
     def __hash__(self) -> int:
         return hash(self.architecture)
@@ -201,9 +219,8 @@ class Family(_Data):
 
     def place(self, name: str) -> Place:
         """Where a tensor or a module stands, by its full name."""
-        for tower, prefix in self.kept.items():
-            if name.startswith(prefix):
-                return Place(tower, None, name)
+        if holding := [tower for tower, prefix in self.kept.items() if name.startswith(prefix)]:
+            return Place(max(holding, key=lambda tower: len(self.kept[tower])), None, name)
         layers = f"{self.prefix}layers."
         if name.startswith(layers):
             number, _, rest = name.removeprefix(layers).partition(".")
@@ -215,9 +232,15 @@ class Family(_Data):
         """The name that a module of the text tower has in a `transformers` model of this tower alone."""
         return module.removeprefix(self.prefix)
 
+    def bridge(self, name: str) -> tuple[str | int, ...] | None:
+        """The axes of a tensor by which a kept tower writes to the residual stream; None for all others."""
+        return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
+
     def axes_of(self, name: str) -> tuple[str | int, ...]:
-        """The axes of a tensor of the text tower by its full name in the checkpoint."""
+        """The axes of a tensor of the text tower, or of a bridge to it, by its full name in the checkpoint."""
         place = self.place(name)
+        if place.tower != TEXT:
+            return self.bridge(name) or ()
         return (self.model_tensors if place.layer is None else self.layer_tensors)[place.name].axes
 
     @property

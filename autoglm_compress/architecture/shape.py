@@ -31,7 +31,8 @@ class Tower:
 class ModelShape:
     """The sizes of a model's text tower, named as in `config.json`, and those of the towers kept beside it.
 
-    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere.
+    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere. After
+    each of the `first_layers` a tower adds to the residual stream.
     """
 
     family: Family
@@ -48,6 +49,7 @@ class ModelShape:
     quantization: Quantization | None = None
     layer_kinds: tuple[str, ...] = ()
     kept: tuple[Tower, ...] = ()
+    first_layers: int = 0
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "ModelShape":
@@ -63,7 +65,7 @@ class ModelShape:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=head_dim,
             vocab_size=config.vocab_size,
-            tie_word_embeddings=bool(config.tie_word_embeddings),
+            tie_word_embeddings=bool(config.tie_word_embeddings) and family.transformers_ties,
             dtype=name_of(config.dtype),
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
             layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),

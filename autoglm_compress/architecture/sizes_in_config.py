@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoglm_compress.architecture.family import ROOT, Family
+from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.shape import ModelShape
 
 SIZES = (
@@ -41,7 +41,7 @@ def resized_config(
         per_layer: such settings, all their entries, that are to be written whether the config has them or not.
     """
     family = shape.family
-    if family.config == ROOT:
+    if family.config not in config:  # ROOT, or a config of the time before the part was one
         return _resized(dict(config), shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
     text = _resized(dict(config[family.config]), shape, layers, per_layer or {})
     if TYING in text:
@@ -66,6 +66,6 @@ def _resized(
 def untied(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """A `config.json` that says that embedding and head are two."""
     changed = dict(config) | {TYING: False}
-    if family.config != ROOT and TYING in config[family.config]:
+    if TYING in config.get(family.config, {}):
         changed[family.config] = dict(config[family.config]) | {TYING: False}
     return changed

@@ -9,7 +9,7 @@ from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
 from autoglm_compress.architecture.shape import name_of
-from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -43,7 +43,8 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     shape = ModelShape.of(family, text)
     if family.embedding in infos:
         shape = replace(shape, dtype=name_of(infos[family.embedding].dtype))
-    return DescribedModel(replace(shape, kept=_towers(infos, shape, config, where)), config, text)
+    towers = _towers(infos, shape, config, where)
+    return DescribedModel(replace(shape, kept=towers, first_layers=first_layers(config, family)), config, text)
 
 
 def _infos(folder: Path) -> dict[str, TensorInfo]:

@@ -14,7 +14,7 @@ from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
-from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -98,7 +98,12 @@ class Checkpoint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape."""
-        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers(), dtype=self._stored_dtype())
+        shape = replace(
+            ModelShape.of(self.family, self.model_config),
+            kept=self._towers(),
+            first_layers=first_layers(self.whole_config, self.family),
+            dtype=self._stored_dtype(),
+        )
         if self.format is None:
             return shape
         described, where = self.config["quantization_config"], str(self.folder / "config.json")

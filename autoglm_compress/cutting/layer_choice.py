@@ -46,23 +46,24 @@ def states_memory(shape: ModelShape) -> int:
     return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
 
 
-def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:
+def keep_without_block(distances: torch.Tensor, keep: int, first: int = 0) -> tuple[Indices, list[float]]:
     """The layers around the one contiguous block whose input and output are closest, of equals the first.
 
     Args:
         distances: [layers + 1, layers + 1] between the states before, between and after the layers.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever their distances.
 
     Returns:
         The kept layers, and for every layer that such a block can begin with the distance across the block.
     """
     layers = len(distances) - 1
     across = distances.diagonal(layers - keep)
-    first = int(across.argmin())
-    return (*range(first), *range(first + layers - keep, layers)), across.tolist()
+    start = first + int(across[first:].argmin())
+    return (*range(start), *range(start + layers - keep, layers)), across.tolist()
 
 
-def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
+def keep_chain(costs: torch.Tensor, keep: int, first: int = 0) -> Indices:
     """The layers to keep so that the gaps between them cost least in all: exact, in O(keep * layers^2).
 
     Dynamic programming over the layers kept so far and the state that the last of them ends in.
@@ -70,7 +71,11 @@ def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
     Args:
         costs: [layers + 1, layers + 1]; costs[i, j] is for taking state i for state j, without layers i to j - 1.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever they cost.
     """
+    if first:
+        rest = keep_chain(costs[first:, first:], keep - first)
+        return (*range(first), *(first + layer for layer in rest))
     backwards = torch.ones_like(costs, dtype=torch.bool).tril(-1)
     forward = costs.double().masked_fill(backwards, torch.inf)
     best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # to have come to each state, with what is kept
@@ -107,7 +112,7 @@ def greedy_memory(shape: ModelShape) -> int:
 
 @torch.no_grad()
 def remove_greedily(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path
+    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path, first: int = 0
 ) -> list[dict[str, float]]:
     """Remove, one after the other, the layer without which the predictions stay closest to the whole checkpoint's.
 
@@ -123,6 +128,7 @@ def remove_greedily(
         batches: token ids [batch, length]; the first rows are used, up to GREEDY_TOKENS tokens.
         keep: how many layers to keep.
         file: where the rounds that are done are noted, so that a killed process goes on with the next one.
+        first: how many first layers stay.
 
     Returns:
         In the order of removal, the `layer` and the `kl_divergence` of the model without it and those before it.
@@ -146,6 +152,7 @@ def remove_greedily(
         while len(kept) > keep:
             streams = _skip_each(model, kept, embedded, advance)
             changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)
+            changes[:first] = torch.inf
             index = int(changes.argmin())
             if changes[index].isinf():
                 raise UserError(f"{checkpoint.folder}: without any one layer, logits are NaN or infinite.")

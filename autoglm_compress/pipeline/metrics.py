@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.pipeline.plan import SOURCE, Plan
 from autoglm_compress.records.metrics import Row
 from autoglm_compress.records.stage import Shape
@@ -91,3 +92,18 @@ def plan_table(plan: Plan) -> Table:
             human(entry.peak_memory) + "B" if entry.peak_memory else "",
         )
     return table
+
+
+def parts_lines(plan: Plan) -> list[str]:
+    """Of a model with towers beside the text, the parameters by part with shares: the source's and the last one's."""
+    ends = [plan.checkpoints[0], plan.checkpoints[-1]]
+    return [f"{entry.name}: {_parts(entry.shape)}" for entry in ends if entry.shape.kept]
+
+
+def _parts(shape: ModelShape) -> str:
+    all_parts = shape.parameters_by_part()
+    outside = {part: all_parts[part] for part in ("embedding", "head", *(tower.name for tower in shape.kept))}
+    parts = {"text layers": shape.parameters - sum(outside.values())} | outside
+    return ", ".join(
+        f"{part} {human(count)} ({count / shape.parameters:.1%})" for part, count in parts.items() if count
+    )

@@ -47,6 +47,7 @@ class PlannedCheckpoint:
             "stage": self.stage,
             "shape": Shape.of(shape).as_data(),
             "parameters": shape.parameters,
+            "parameters_by_part": shape.parameters_by_part(),
             "bytes": shape.bytes,
             "kv_cache_bytes_per_1000_tokens": shape.kv_cache_bytes(),
             "peak_memory_bytes_estimate": self.peak_memory,

@@ -2,9 +2,9 @@
 
 Axes are `vocab`, `hidden` (the residual stream), `query` (query heads x head_dim), `key_value` (KV heads x head_dim),
 `head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix); a number is a
-length that no stage changes. Bridges, by which kept towers write to the residual stream, also have `tower`, a length
-of the tower's own. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
-a model along any of them.
+length that no stage changes. Tensors of kept towers that depend on the text's width also have `inner`, neurons that are
+as many as the residual stream has channels, or a multiple, and `tower`, a length of the tower's own. Knowing the axes
+is enough to count parameters, to check a checkpoint's tensors and to cut a model along any of them.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 TOWER = "tower"
 """The axis of a bridge whose length is the tower's own."""
-AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER})
+INNER = "inner"
+"""The axis of neurons within a tower that are as many as the residual stream has channels, or a multiple."""
+AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER, INNER})
 TEXT = "text"
 """The name of the tower that stages work on; a family names those that they keep as they are."""
 ROOT = "root"
@@ -125,8 +127,11 @@ class Family(_Data):
         text_class: the class of `transformers` that the text tower alone has, where `AutoModel` does not find it.
         kept: the prefixes of towers that stages copy as they are, by the towers' names. A tensor belongs to the one
             whose prefix is longest.
-        bridges: the tensors of kept towers that write to the residual stream, by full names in which `*` may stand for
-            a number; other tensors of towers do not depend on the text tower's sizes.
+        bridges: the tensors of kept towers that depend on the text tower's width, by full names in which `*` may stand
+            for a number: those that write to the residual stream, and those with `inner` neurons. The neurons of
+            linears and norms that share a module are one set.
+        folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
+            outside the second's set.
         width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
             `vision_config.out_hidden_size`.
         first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
@@ -153,6 +158,7 @@ class Family(_Data):
     text_class: str | None = None
     kept: dict[str, Prefix] = Field(default_factory=dict)
     bridges: dict[str, TensorAxes] = Field(default_factory=dict)
+    folded: tuple[str, str] | None = None
     width_in_config: tuple[str, ...] = ()
     first_layers: str | None = None
     roles: Roles
@@ -233,7 +239,7 @@ class Family(_Data):
         return module.removeprefix(self.prefix)
 
     def bridge(self, name: str) -> tuple[str | int, ...] | None:
-        """The axes of a tensor by which a kept tower writes to the residual stream; None for all others."""
+        """The axes of a kept tower's tensor that depends on the text tower's width; None for all others."""
         return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
 
     def axes_of(self, name: str) -> tuple[str | int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.quantization import Quantization
+from autoglm_compress.architecture.tower import Tower
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
@@ -16,15 +17,6 @@ PARTS = ("embedding", "attention", "ffn", "norms", "head")
 def name_of(dtype: Any) -> str:
     """What a dtype of torch, or its name in a config, is called; `float32` for None."""
     return str(dtype or "float32").removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Tower:
-    """The sizes of a part of a model that stages keep as it is."""
-
-    name: str
-    parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +86,11 @@ class ModelShape:
         """The shape with only some of the layers."""
         kinds = tuple(self.layer_kinds[layer] for layer in kept) if self.layer_kinds else ()
         return replace(self, num_hidden_layers=len(kept), layer_kinds=kinds)
+
+    def with_width(self, hidden_size: int) -> "ModelShape":
+        """The shape with another residual stream, and towers that write to it."""
+        kept = tuple(tower.with_width(self.hidden_size, hidden_size) for tower in self.kept)
+        return replace(self, hidden_size=hidden_size, kept=kept)
 
     def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""

@@ -42,11 +42,21 @@ def resized_config(
     """
     family = shape.family
     if family.config not in config:  # ROOT, or a config of the time before the part was one
-        return _resized(dict(config), shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
+        changed = dict(config) | _with_width(config, shape)
+        return _resized(changed, shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
     text = _resized(dict(config[family.config]), shape, layers, per_layer or {})
     if TYING in text:
         text[TYING] = shape.tie_word_embeddings
-    return dict(config) | {family.config: text, TYING: shape.tie_word_embeddings}
+    return dict(config) | _with_width(config, shape) | {family.config: text, TYING: shape.tie_word_embeddings}
+
+
+def _with_width(config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """The parts of a config that say, outside the text tower's, how wide it is."""
+    changed: dict[str, Any] = {}
+    for part, _, name in (path.partition(".") for path in shape.family.width_in_config):
+        if part in config:
+            changed[part] = dict(config[part]) | {name: shape.hidden_size}
+    return changed
 
 
 def _resized(

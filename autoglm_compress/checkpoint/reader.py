@@ -3,14 +3,13 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.architecture import Family, ModelShape, Tower, family_of, towers_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
@@ -126,11 +125,7 @@ class Checkpoint:
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
 
     def _towers(self) -> tuple[Tower, ...]:
-        infos = {tower: [self.infos[name] for name in names] for tower, names in self.kept_tensors.items()}
-        return tuple(
-            Tower(tower, sum(prod(info.shape) for info in found), sum(info.nbytes for info in found))
-            for tower, found in infos.items()
-        )
+        return towers_of(self.family, ((name, info.shape, info.dtype.itemsize) for name, info in self.infos.items()))
 
     def files(self) -> list[Path]:
         """The weight files, in name order."""

@@ -213,7 +213,7 @@ def _refusal(config: Any, shape: ModelShape) -> str:
     if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
         return (
             f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
-            f"{shape.head_dim}."
+            f"{shape.head_dim}; the stage width cuts both at once, with hidden_size and num_attention_heads."
         )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:

@@ -16,6 +16,7 @@ IDENTITY = {"stage": "depth", "name": "same", "num_hidden_layers": "1x"}
 DEPTH = {"stage": "depth", "num_hidden_layers": 3}
 FFN = {"stage": "ffn", "intermediate_size": 96}
 HEADS = {"stage": "heads", "num_attention_heads": 2}
+WIDTH = {"stage": "width", "hidden_size": 32}
 TIE = {"stage": "tie"}
 REFIT = {"stage": "refit", "layer_passes": 1, "logit_passes": 1}
 EVALUATE = {"stage": "evaluate", "tasks": ["perplexity"]}
@@ -29,9 +30,9 @@ def family_of(name: str):
 
 def stages_of(name: str) -> list[dict]:
     family = family_of(name)
-    heads = [] if family.transformers_derives_head_dim else [HEADS]
+    size = [WIDTH | {"num_attention_heads": 2}] if family.transformers_derives_head_dim else [HEADS, WIDTH]
     tie = [TIE] if family.transformers_ties else []
-    return [IDENTITY, DEPTH, FFN, *heads, *tie, REFIT, EVALUATE, INT8, INT4]
+    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, EVALUATE, INT8, INT4]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -48,6 +49,7 @@ def source(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pyte
 def output(name: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_recipe(tmp_path_factory.mktemp("chain"), source, stages_of(name))
     run(recipe)
+    (recipe.parent / "plan.json").write_text(invoke("plan", recipe, "--json").output)
     return recipe.parent / "out"
 
 
@@ -74,13 +76,22 @@ def test_every_checkpoint_loads_and_answers_text_and_media(name: str, source: Pa
             assert (answer - logits(model, other)).abs().max() > 1e-3
 
 
-def test_towers_stay_bit_for_bit(name: str, source: Path, output: Path):
-    before = towers_of(name, source)
-    assert before
+def test_towers_stay_bit_for_bit_but_for_bridges_after_a_cut_of_the_width(name: str, source: Path, output: Path):
+    before, bridge = towers_of(name, source), family_of(name).bridge
+    narrow = False
     for checkpoint in made(output):
+        narrow |= checkpoint.name.endswith("-width")
         after = towers_of(name, checkpoint)
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[tensor], after[tensor]) for tensor in before), checkpoint.name
+        changed = {tensor for tensor in before if not torch.equal(before[tensor], after[tensor])}
+        assert changed == ({tensor for tensor in before if bridge(tensor)} if narrow else set()), checkpoint.name
+
+
+def test_sizes_are_those_of_the_plan(name: str, output: Path):
+    planned = {entry["name"]: entry for entry in json.loads((output.parent / "plan.json").read_text())["checkpoints"]}
+    for checkpoint in made(output):
+        stored = tensors_of(checkpoint).values()
+        assert planned[checkpoint.name]["bytes"] == sum(tensor.nbytes for tensor in stored), checkpoint.name
 
 
 def test_a_stage_that_keeps_all_changes_no_answer(name: str, source: Path, output: Path):

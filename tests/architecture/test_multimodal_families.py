@@ -19,9 +19,10 @@ HEADS = {"stage": "heads", "num_attention_heads": 2}
 WIDTH = {"stage": "width", "hidden_size": 32}
 TIE = {"stage": "tie"}
 REFIT = {"stage": "refit", "layer_passes": 1, "logit_passes": 1}
+HEAL = {"stage": "heal", "tokens": 4096, "batch_size": 8, "learning_rate": 0.001, "checks": 2}
 EVALUATE = {"stage": "evaluate", "tasks": ["perplexity"]}
 INT8 = {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32}
-INT4 = {"stage": "quantize", "name": "int4", "from": "refit", "bits": 4, "group_size": 32}
+INT4 = {"stage": "quantize", "name": "int4", "from": "heal", "bits": 4, "group_size": 32}
 
 
 def family_of(name: str):
@@ -32,7 +33,7 @@ def stages_of(name: str) -> list[dict]:
     family = family_of(name)
     size = [WIDTH | {"num_attention_heads": 2}] if family.transformers_derives_head_dim else [HEADS, WIDTH]
     tie = [TIE] if family.transformers_ties else []
-    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, EVALUATE, INT8, INT4]
+    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, HEAL, EVALUATE, INT8, INT4]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -122,3 +123,13 @@ def test_inspect_names_the_class_and_the_parts(name: str, source: Path, output: 
         assert sum(parts.values()) == found["parameters"]
         if found["shape"]["quantization"] is None:
             assert found["parameters"] == load(checkpoint).num_parameters()
+
+
+def test_healing_trains_the_text_tower(name: str, output: Path):
+    [refit], [heal] = output.glob("*-refit"), output.glob("*-heal")
+    record = json.loads((heal / "stage.json").read_text())
+    assert record["decisions"]["kept"]["step"] > 0, record["decisions"]["checks"]
+    before, after = tensors_of(refit), tensors_of(heal)
+    prefixes = tuple(family_of(name).kept.values())
+    same = {tensor for tensor in before if torch.equal(before[tensor], after[tensor])}
+    assert {tensor for tensor in before if tensor.startswith(prefixes)} == same

@@ -6,15 +6,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from autoglm_compress import __version__
 from autoglm_compress.errors import Terminated, UserError
 from autoglm_compress.memory import keep_freed_memory
+from autoglm_compress.shipped import bundled_recipe, bundled_recipes, hides_file, summary
 from autoglm_compress.threads import sleep_soon
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
-"""Of `compare`; 2 is what the user can put right."""
+"""Exit codes of `compare`. 2 is for errors that the user can fix."""
 
 
 class Device(str, Enum):
@@ -41,7 +42,9 @@ MemoryLimit = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Refuse stages that may need more memory, such as 8GB. \\[default: none]"),
 ]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/demo.yaml.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A name that `recipes` lists, or a file, such as my.yaml.")
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as stages.ffn.method=random."),
@@ -59,7 +62,9 @@ FamilyFile = Annotated[
 
 @contextmanager
 def _one_message(stopped: str = "stopped") -> Iterator[None]:
-    """End in one message: what the user can put right with exit code 2, and `stopped` at Ctrl-C or SIGTERM."""
+    """End in one message: exit code 2 for errors that the user can fix, and the message `stopped` at Ctrl-C or
+    SIGTERM.
+    """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -79,7 +84,7 @@ def _terminate(*_: Any) -> None:
 
 
 def _quiet_transformers() -> None:
-    """Its bars and advice would stand between ours."""
+    """Silence transformers, whose progress bars and advice would mix with ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -89,7 +94,7 @@ def _quiet_transformers() -> None:
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"autoglm-compress {version('autoglm-compress')}")
+        typer.echo(f"autoglm-compress {__version__}")
         raise typer.Exit
 
 
@@ -106,7 +111,7 @@ def main(
 
 @app.command()
 def run(
-    recipe: RecipeFile,
+    recipe: RecipeName,
     output: Output = None,
     assignments: Assignments = None,
     device: Annotated[Device, typer.Option(help="Where layers run.")] = Device.auto,
@@ -123,19 +128,24 @@ def run(
     Finished stages are skipped, an interrupted one goes on where it was.
     """
     with _one_message("stopped: what is finished is kept, and the same command goes on at the layer it had reached"):
-        from autoglm_compress.pipeline import RunOptions, run_recipe
-        from autoglm_compress.progress import Progress
-        from autoglm_compress.recipe import load_recipe
+        from autoglm_compress.api import running
 
-        _quiet_transformers()
-        loaded = load_recipe(recipe, assignments or ())
-        options = RunOptions(output or Path("runs") / loaded.name, device.value, first, last, fresh, memory_limit)
-        run_recipe(loaded, options, Progress(Console()))
+        loaded = _load(recipe, assignments)
+        running.run(
+            loaded,
+            output,
+            device=device.value,
+            first=first,
+            last=last,
+            fresh=fresh,
+            memory_limit=memory_limit,
+            progress=True,
+        )
 
 
 @app.command()
 def plan(
-    recipe: RecipeFile,
+    recipe: RecipeName,
     output: Output = None,
     assignments: Assignments = None,
     memory_limit: MemoryLimit = None,
@@ -146,29 +156,57 @@ def plan(
     Sizes after every stage, the memory it needs, disk, and warnings.
     """
     with _one_message():
-        from autoglm_compress.pipeline import plan_recipe, with_texts
+        from autoglm_compress.api import running
         from autoglm_compress.pipeline.metrics import human, parts_lines, plan_table
-        from autoglm_compress.pipeline.plan import bytes_of
-        from autoglm_compress.recipe import load_recipe
 
-        _quiet_transformers()
-        loaded = load_recipe(recipe, assignments or ())
-        planned = plan_recipe(loaded, output or Path("runs") / loaded.name)
-        planned = with_texts(planned, planned.folder)
-        if memory_limit is not None:
-            planned.require_memory(bytes_of(memory_limit), range(len(loaded.stages)))
+        loaded = _load(recipe, assignments)
+        planned = running.plan(loaded, output, memory_limit=memory_limit)
         if as_json:
             typer.echo(json.dumps(planned.as_data(), indent=2))
             return
-        console = Console()
-        console.print(plan_table(planned))
+        Console().print(plan_table(planned))
         typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
         for line in parts_lines(planned):
             typer.echo(line)
-        kept = "" if loaded.keep == "all" else f" at most, {human(planned.kept_bytes)}B for what is kept"
-        typer.echo(f"disk: {human(planned.disk_bytes)}B needed{kept}, {human(planned.free_bytes)}B free")
-        for warning in planned.warnings():
+        kept = "" if loaded.keep == "all" else f" at most, {human(planned.disk_bytes_kept)}B for what is kept"
+        needed, free = human(planned.disk_bytes_needed), human(planned.disk_bytes_free)
+        typer.echo(f"disk: {needed}B needed{kept}, {free}B free")
+        for warning in planned.warnings:
             typer.echo(f"warning: {warning}")
+
+
+def _load(recipe: str, assignments: list[str] | None) -> Any:
+    """The recipe of a name or file, changed by `--set`."""
+    from autoglm_compress.recipe import load_recipe
+
+    _quiet_transformers()
+    if hides_file(recipe):
+        typer.echo(f"note: {recipe} is the package's recipe; the file of this name is ./{recipe}", err=True)
+    return load_recipe(recipe, assignments or ())
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this recipe. \\[default: list all]")] = None,
+    copy: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy it, with the files that it names, for you to change.")
+    ] = None,
+) -> None:
+    """List the recipes that come with the package, show one, or copy one."""
+    with _one_message():
+        if name is None:
+            if copy is not None:
+                raise UserError("--copy: name the recipe to copy, such as: autoglm-compress recipes demo --copy DIR.")
+            known = bundled_recipes()
+            for label, file in known.items():
+                typer.echo(f"{label:{max(map(len, known))}}  {summary(file)}")
+        elif copy is None:
+            typer.echo(bundled_recipe(name).read_text(encoding="utf-8"), nl=False)
+        else:
+            from autoglm_compress.recipe.copying import copy_recipe  # takes seconds
+
+            file, others = copy_recipe(name, copy)
+            typer.echo(f"{len(others)} files in {copy}; go on with: autoglm-compress plan {file}")
 
 
 @app.command()
@@ -226,19 +264,27 @@ def evaluate(
     An interrupted evaluation goes on where it was. Batches are sized by tokens, and scores do not depend on them.
     """
     with _one_message():
-        from autoglm_compress.evaluation.command import EvaluationRequest, evaluate_checkpoint
+        from autoglm_compress.api import measuring
         from autoglm_compress.evaluation.table import evaluation_table
-        from autoglm_compress.progress import Progress
 
         _quiet_transformers()
-        names = _names(tasks)
-        chosen = {"data": mmlu, "subjects": subjects and _names(subjects), "limit": limit, "num_fewshot": num_fewshot}
-        rows = {"source": text, "samples": samples, "sequence_length": sequence_length}
-        request = EvaluationRequest(
-            checkpoint, names, output, _given(chosen), _given(rows), against, device.value, _family(family)
+        record = measuring.evaluate(
+            checkpoint,
+            output,
+            _names(tasks),
+            mmlu=mmlu,
+            subjects=_names(subjects) if subjects else None,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            text=text,
+            samples=samples,
+            sequence_length=sequence_length,
+            against=against,
+            family=family,
+            device=device.value,
+            progress=True,
         )
-        console = Console()
-        console.print(evaluation_table(evaluate_checkpoint(request, Progress(console))))
+        Console().print(evaluation_table(record))
         typer.echo(f"results: {output}")
 
 
@@ -252,11 +298,6 @@ def _family(file: str | None) -> Any:
 def _names(listed: str) -> tuple[str, ...]:
     """Names with commas between them, each once."""
     return tuple(dict.fromkeys(name.strip() for name in listed.split(",")))
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
@@ -291,14 +332,20 @@ def compare(
     Exit code 0: no. 1: yes. 3: the questions are too few to tell. 2: the two cannot be compared.
     """
     with _one_message():
+        from autoglm_compress.api import comparing
         from autoglm_compress.comparison import summaries
-        from autoglm_compress.comparison.compare import compare as compare_results
-        from autoglm_compress.comparison.limits import Limits, parse_losses
-        from autoglm_compress.comparison.results_file import read_results
+        from autoglm_compress.comparison.limits import parse_losses
 
-        losses = parse_losses(max_loss or ())
-        limits = Limits(max_drop, max_perplexity_increase, max_divergence, min_agreement, losses, confidence)
-        comparison = compare_results(read_results(base), read_results(new), limits)
+        comparison = comparing.compare(
+            base,
+            new,
+            max_drop=max_drop,
+            max_perplexity_increase=max_perplexity_increase,
+            max_divergence=max_divergence,
+            min_agreement=min_agreement,
+            max_loss=parse_losses(max_loss or ()),
+            confidence=confidence,
+        )
         for file, write in (
             (json_file, summaries.as_json),
             (markdown, summaries.as_markdown),

@@ -1,4 +1,4 @@
-"""What model families look like, as data, and the arithmetic on their shapes."""
+"""Model families as data, and the arithmetic on their shapes."""
 
 from autoglm_compress.architecture.family import Family, Place, TensorAxes
 from autoglm_compress.architecture.family_files import (

@@ -20,11 +20,11 @@ INNER = "inner"
 """The axis of neurons within a tower that are as many as the residual stream has channels, or a multiple."""
 AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER, INNER})
 TEXT = "text"
-"""The name of the tower that stages work on; a family names those that they keep as they are."""
+"""The name of the tower that stages work on. A family names the other towers, which stages copy unchanged."""
 ROOT = "root"
-"""Where the text tower's config lives if it has no part of `config.json` to itself."""
-FOLLOWED_BY = {"key_value": "query", "gate_up": "intermediate"}
-"""The axis that reads what another axis gives, where the two are not one."""
+"""The value of `config` if the text tower's settings are the whole `config.json`."""
+FOLLOWED_BY: dict[str | int, str] = {"key_value": "query", "gate_up": "intermediate"}
+"""For an axis that one linear writes, the axis that the next linear reads, where the two differ."""
 
 
 def _ends_in_dot(prefix: str) -> str:
@@ -77,7 +77,7 @@ class AttentionRoles(_Data):
 
 
 class FfnRoles(_Data):
-    """The linears of the FFN, named relative to the layer: gate and up are two, or one whose rows are fused."""
+    """The linears of the FFN, named relative to the layer. Gate and up are two linears, or one with fused rows."""
 
     down: str
     gate: str | None = None
@@ -93,7 +93,7 @@ class FfnRoles(_Data):
 
 
 class Roles(_Data):
-    """The modules that do what every model has to: those outside the layers by their full names."""
+    """The modules that every model has. Modules outside the layers have their full names."""
 
     embedding: str
     final_norm: str
@@ -104,7 +104,7 @@ class Roles(_Data):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor or a module stands.
+    """The place of a tensor or a module.
 
     `tower` is TEXT or the name of a kept tower, `layer` the number of the text tower's layer, None outside the layers,
     and `name` is relative to the layer, or all of the name outside the layers.
@@ -122,8 +122,8 @@ class Family(_Data):
         architecture: as in `config.json`'s `architectures`.
         model_type: as in `config.json`.
         auto_class: the Auto class of `transformers` that loads a checkpoint.
-        prefix: what the names of the text tower's layers begin with: they are `{prefix}layers.N.`.
-        config: the part of `config.json` that the text tower's config lives in, or ROOT.
+        prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
+        config: the part of `config.json` with the text tower's settings, or ROOT.
         text_class: the class of `transformers` that the text tower alone has, where `AutoModel` does not find it.
         kept: the prefixes of towers that stages copy as they are, by the towers' names. A tensor belongs to the one
             whose prefix is longest.
@@ -140,11 +140,10 @@ class Family(_Data):
         layer_kinds: the list in the text tower's config that tells the kind of each layer, where kinds differ in
             tensors.
         layer_tensors: the tensors of a layer, named relative to it, in the order in which they are used.
-        smoothing: for what produces activations, the linears that alone read them, in the order in which a layer
-            runs. A scale of each channel moves exactly from one to the other. Readers that a kind of layer does not
-            have do not count for it.
-        writer_norms: for a linear that writes to the residual stream, the norm that stands between the two (sandwich
-            norms).
+        smoothing: for each producer of activations, the linears that are their only readers, in the order in which a
+            layer runs. A scale per channel moves exactly from readers to producer. Readers that a kind of layer lacks
+            are ignored for it.
+        writer_norms: for a linear that writes to the residual stream, the norm between the two (sandwich norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
         transformers_derives_head_dim: whether `transformers` does.
         transformers_ties: whether the head of a model of `transformers` can be its embedding.
@@ -191,7 +190,7 @@ class Family(_Data):
 
     @property
     def head(self) -> str:
-        """The head's tensor, of which there is none where the embedding is the head."""
+        """The head's tensor. It does not exist where the embedding is the head."""
         return f"{self.roles.head}.weight"
 
     @property
@@ -224,7 +223,7 @@ class Family(_Data):
         return f"{self.prefix}layers.{layer}."
 
     def place(self, name: str) -> Place:
-        """Where a tensor or a module stands, by its full name."""
+        """The place of a tensor or a module, by its full name."""
         if holding := [tower for tower, prefix in self.kept.items() if name.startswith(prefix)]:
             return Place(max(holding, key=lambda tower: len(self.kept[tower])), None, name)
         layers = f"{self.prefix}layers."
@@ -275,7 +274,7 @@ def _kind_problems(family: Family) -> list[str]:
 
 
 def _role_problems(family: Family) -> list[str]:
-    """What the roles say that the tensors do not."""
+    """Contradictions between the roles and the tensors."""
     attention, ffn = family.roles.attention, family.roles.ffn
     expected: dict[str, tuple[str | None, tuple[str, str]]] = {
         "attention.query": (attention.query, ("query", "hidden")),
@@ -300,7 +299,7 @@ def _role_problems(family: Family) -> list[str]:
 
 
 def _smoothing_problems(family: Family) -> list[str]:
-    """Pairs of what is not there, or of what one channel by channel does not go to the other."""
+    """Smoothing pairs whose modules do not exist, or whose channels do not match one to one."""
     named = [(f"smoothing.{producer}", (producer, *readers)) for producer, readers in family.smoothing.items()]
     named += [(f"writer_norms.{linear}", (linear, norm)) for linear, norm in family.writer_norms.items()]
     problems = [

@@ -1,4 +1,4 @@
-"""Where families come from: the YAML files of this package, those of other packages, and those that users name."""
+"""Finding families: the YAML files of this package, of other packages, and those that users name."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -21,7 +21,7 @@ BUILT_IN = Path(__file__).parent / "families"
 
 
 class UnsupportedArchitectureError(UserError):
-    """A model of none of the families."""
+    """The model belongs to no known family."""
 
 
 def read_family(file: Path) -> Family:
@@ -71,8 +71,8 @@ def _are_mappings(*values: Any) -> bool:
 
 
 def _problem(entry: Any) -> str:
-    """What is wrong with a field, in a line."""
-    # A field of a YAML is told by its keys; pydantic adds the branches of a union that it tried.
+    """One line that says what is wrong with a field."""
+    # A YAML field is named by its keys; pydantic adds the branches of a union that it tried.
     place = ".".join(str(part) for part in entry["loc"] if part not in ("str", "int", "constrained-int"))
     if entry["type"] == "extra_forbidden":
         return f"{place}: unknown key"
@@ -113,7 +113,7 @@ def plug_ins() -> tuple[dict[str, Family], tuple[str, ...]]:
         try:
             family = read_family(_file(entry))
             found.setdefault(family.architecture, family)
-        except Exception as error:  # another package's code runs here: whatever it does, the other families work
+        except Exception as error:  # another package's code runs here: if it fails, the other families still work
             package = f" of the package {entry.dist.name} {entry.dist.version}" if entry.dist else ""
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
@@ -129,7 +129,7 @@ def _file(entry: metadata.EntryPoint) -> Path:
 
 
 def known_families() -> dict[str, Family]:
-    """All families by architecture; one of this package cannot be replaced by another package's."""
+    """All families by architecture. Other packages cannot replace a family of this package."""
     return plug_ins()[0] | built_in()
 
 

@@ -15,8 +15,14 @@ PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
 
 def name_of(dtype: Any) -> str:
-    """What a dtype of torch, or its name in a config, is called; `float32` for None."""
+    """The name of a torch dtype, given the dtype or its name in a config. `float32` for None."""
     return str(dtype or "float32").removeprefix("torch.")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape of a linear's weight as [out, in]."""
+    rows, columns = shape
+    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class ModelShape:
         """The linears of one layer, by their names relative to it, in the order in which they run, as [out, in]."""
         tensors = self.layer_tensors(layer)
         names = (f"{linear}.weight" for linear in self.family.layer_linears)
-        return {name.removesuffix(".weight"): tensors[name] for name in names if name in tensors}
+        return {name.removesuffix(".weight"): matrix_shape(tensors[name]) for name in names if name in tensors}
 
     def layer_elements(self, layer: int = 0) -> int:
         """The number of parameters of one layer."""
@@ -168,7 +174,7 @@ class ModelShape:
     def _stored_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         module = name.removesuffix(".weight")
         if self.quantization is not None and module != name and module in self.quantization.schemes:
-            return self.quantization.matrix_bytes(module, shape, self.element_bytes)
+            return self.quantization.matrix_bytes(module, matrix_shape(shape), self.element_bytes)
         return prod(shape) * self.element_bytes
 
     @property
@@ -179,7 +185,7 @@ class ModelShape:
 
     @property
     def widest_input(self) -> int:
-        """Inputs of the layers' linear that has most."""
+        """The number of inputs of the layers' widest linear."""
         return max(columns for _, (_, columns) in self.linear_shapes())
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:

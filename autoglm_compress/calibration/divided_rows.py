@@ -1,4 +1,4 @@
-"""Rows of calibration tokens to fit to, with rows among them that decide about the fits instead."""
+"""Rows of calibration tokens. Most are fitted to; the others decide about the fits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from autoglm_compress.calibration.tokens import batched
 
 DECIDING_EVERY = 8
-"""One row in so many decides about a fit instead of being fitted to, and one at least."""
+"""One row in this many decides about a fit instead of being fitted to; at least one row does."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class DividedRows:
 
 
 def deciding_rows(samples: int) -> int:
-    """How many of so many samples decide."""
+    """The number of deciding rows among so many samples."""
     return max(1, samples // DECIDING_EVERY)
 
 
 def divided(fitted: torch.Tensor, deciding: torch.Tensor) -> DividedRows:
-    """Rows [n, length] to fit to and rows [m, length] that decide, these spread evenly among those."""
+    """Rows [n, length] to fit to, and rows [m, length] that decide, spread evenly among them."""
     total, length = len(fitted) + len(deciding), fitted.shape[1]
     decides = torch.zeros(total, dtype=torch.bool)
     decides[torch.arange(1, len(deciding) + 1) * total // max(len(deciding), 1) - 1] = True
@@ -35,12 +35,12 @@ def divided(fitted: torch.Tensor, deciding: torch.Tensor) -> DividedRows:
 
 
 def of_batches(batches: Sequence[torch.Tensor], decides: torch.Tensor) -> DividedRows:
-    """Batches of token ids [rows, length] of whose rows, counted through, those decide that `decides` [rows] names."""
+    """Batches of token ids [rows, length]; `decides` [rows of all batches] marks the rows that decide."""
     return DividedRows(list(batches), list(decides.split([len(batch) for batch in batches])))
 
 
 def undivided(batches: Sequence[torch.Tensor]) -> DividedRows:
-    """Batches of token ids [rows, length] of which some rows decide, for want of rows of documents kept for that."""
+    """Batches of token ids [rows, length] in which some calibration rows decide, because no documents are set apart."""
     total = sum(map(len, batches))
     decides = torch.arange(total) % DECIDING_EVERY == DECIDING_EVERY - 1
     decides[-1] |= not decides.any()

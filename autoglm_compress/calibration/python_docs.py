@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 Split = Literal["calibration", "held-out", "fitted", "deciding"]
-"""Which documents: those of `calibration` or those held out to measure on, and of the calibration's those that stages
-are fitted to or those that decide about such fits, which nothing is fitted to."""
+"""A set of documents. `calibration` and `held-out` are disjoint; held-out documents are for measuring. `fitted` and
+`deciding` divide `calibration`: stages are fitted to the former, the latter decide about the fits.
+"""
 
 SKIPPED_PARTS = frozenset(
     {

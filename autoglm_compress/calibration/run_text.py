@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.calibration import divided_rows, training_rows
+from autoglm_compress.calibration.dataset import DatasetSource, fetched
 from autoglm_compress.calibration.divided_rows import DividedRows, divided, undivided
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import documents, locate, shuffled
@@ -26,19 +27,21 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.progress import Progress
 
 HELD_OUT_ROWS, HELD_OUT_TOKENS = 16, 1024
-"""How much text decides whether a checkpoint still predicts what another does, at most."""
+"""The most rows and tokens used to check whether one checkpoint still predicts what another predicts."""
 
 
 def find_sources(options: CalibrationOptions, bases: Sequence[Path]) -> dict[str, Path | None]:
-    """The file of every calibration source, None for the built-in one.
+    """The file of every calibration source. None for the built-in source. A dataset is fetched unless it is there.
 
     Args:
         options: the recipe's `calibration`.
         bases: the folders in which relative paths are looked up, in order.
 
     Raises:
-        UserError: a file is not there or of an unknown kind, or is named twice.
+        UserError: a file or dataset is not there or of an unknown kind, or is named twice.
     """
+    if isinstance(options.source, DatasetSource):
+        return {options.source.dataset: fetched(options.source, bases)}
     files: dict[str, Path | None] = {}
     for source in options.rows:
         path = locate(source, list(bases), "calibration.source")
@@ -49,9 +52,9 @@ def find_sources(options: CalibrationOptions, bases: Sequence[Path]) -> dict[str
 
 
 def can_be_divided(path: Path | None, tokenizer: Any | None, length: int, seed: int) -> bool:
-    """Whether documents of a source can be kept for deciding: a row of so many tokens of them, and one of the others.
+    """Whether a source has enough text to set documents apart: one row of so many tokens to decide, and one to fit to.
 
-    Without a tokenizer any document is taken for a row.
+    Without a tokenizer, every document counts as a row.
 
     Raises:
         UserError: the source cannot be read.
@@ -62,16 +65,16 @@ def can_be_divided(path: Path | None, tokenizer: Any | None, length: int, seed: 
 
 
 class CalibrationText:
-    """The calibration sources as a model's tokenizer reads them; nothing is read before it is asked for.
+    """The calibration sources as tokens of one model. Text is read when it is first needed.
 
-    What decides about something that was fitted are documents that no stage of the run is fitted to. A source that
-    has too few of them is not divided: all is fitted to, and where no source is, some of those rows decide.
+    Documents that no stage is fitted to decide about fits. A source with too few documents is not divided: stages are
+    fitted to all of it. If no source is divided, some of the fitted rows decide.
 
     Args:
         options: the recipe's `calibration`.
         files: the file of every source, as `find_sources` gives them.
-        model: whose tokenizer and vocabulary count.
-        progress: where a source that is too short is named.
+        model: the model whose tokenizer and vocabulary are used.
+        progress: prints a line for a source that is too short.
         longest: tokens of the longest rows that a stage of the run asks for, if longer than those of the options.
 
     Raises (each property and method):
@@ -94,7 +97,7 @@ class CalibrationText:
 
     @cached_property
     def divided_sources(self) -> list[str]:
-        """The sources of which documents are kept for deciding."""
+        """The sources with documents set apart to decide about fits."""
         tokenizer, seed = self._tokenizer, self.options.seed
         return [source for source, path in self.files.items() if can_be_divided(path, tokenizer, self._longest, seed)]
 
@@ -126,8 +129,8 @@ class CalibrationText:
     def held_out(self) -> list[torch.Tensor]:
         """A few batches of token ids [rows, sequence_length] from the held-out splits of the sources that have any.
 
-        Where none has, they are rows that decide, and where there are none, the first rows of the calibration text,
-        which is said.
+        If no source has any, deciding rows are used. If there are none of these either, the first calibration rows are
+        used, with a warning.
         """
         options, found = self.options, []
         wanted = min(options.sequence_length * HELD_OUT_ROWS, HELD_OUT_TOKENS)
@@ -143,7 +146,7 @@ class CalibrationText:
         return self.batches[:1]
 
     def training(self, tokens: int, sequence_length: int | None) -> list[TextPart]:
-        """What so many tokens are to be trained on, and judged by: text of the sources, in their shares.
+        """Rows of the sources, in their shares, to train on for so many tokens, and rows to judge the training by.
 
         Rows have `sequence_length` tokens, or as many as the calibration's.
         """

@@ -18,8 +18,8 @@ PARAGRAPH_CHARACTERS = 2000
 LONG_PARAGRAPH = 10
 MOST = f".{{1,{PARAGRAPH_CHARACTERS}}}"
 PART = re.compile(rf"{MOST}(?:\n|\Z)|{MOST}\s|{MOST}", re.DOTALL)
-"""As much as fits to the end of a line; of a line that is too long, to the end of a word, or else as it comes."""
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's whole pairs are read as the characters they stand for
+"""A chunk of text: up to the end of a line, in a long line up to the end of a word, otherwise cut anywhere."""
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's complete surrogate pairs are already read as characters
 
 Document = str | Chat
 """Plain text, or a chat for the tokenizer's chat template."""
@@ -44,7 +44,7 @@ def locate(source: str, bases: list[Path], option: str) -> Path | None:
 
 
 def text_key(path: Path | None) -> str:
-    """What the text of a file, or of the interpreter's own documentation, is known by."""
+    """The key of a text: a file's, or that of the interpreter's own documentation."""
     return f"python {platform.python_version()}" if path is None else sha256(path)
 
 
@@ -66,11 +66,16 @@ def documents(path: Path | None, split: Split) -> list[Document]:
 def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
     """The documents of one split, as `documents` gives them, in an order that the seed decides.
 
-    Those of the built-in source are made when their turn comes: most callers need a small part of them.
+    Documents of the built-in source are made one at a time, because most callers need few of them.
     """
-    order = python_docs.titles(split) if path is None else documents(path, split)
-    random.Random(seed).shuffle(order)
-    return map(python_docs.document, order) if path is None else iter(order)
+    shuffle = random.Random(seed).shuffle
+    if path is None:
+        titles = python_docs.titles(split)
+        shuffle(titles)
+        return map(python_docs.document, titles)
+    found = documents(path, split)
+    shuffle(found)
+    return iter(found)
 
 
 def _split_of(document: Document) -> Split:
@@ -110,7 +115,8 @@ def _row(line: str, where: str) -> Document:
 def _read_plain(path: Path) -> list[Document]:
     """Paragraphs joined to documents of about two thousand characters, long ones cut where lines or words end.
 
-    A document is long with ten times as many characters, or, of a text that has no paragraphs, with more than so many.
+    A document is long with ten times as many characters. In a text without paragraphs, one with more than two thousand
+    is long.
     """
     text = _read(path)
     joined, found = "", []

@@ -1,4 +1,4 @@
-"""The rows that are trained on, their order, and the rows that decide what is kept of the training."""
+"""Rows to train on, their order, and the rows that decide which weights are kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ DECIDING_TOKENS = 2**14
 
 
 def deciding_rows(wanted: int, length: int, sources: int) -> int:
-    """How many rows of so many tokens decide beside so many to train on, at most, if one of so many sources."""
+    """The most deciding rows, of so many tokens each, beside the rows to train on, for one of so many sources."""
     return max(1, min(wanted // (DECIDING_EVERY - 1), DECIDING_TOKENS // length // sources))
 
 
 def rows_to_fetch(wanted: int, length: int) -> int:
-    """How many rows of a source leave so many to train on when `set_apart` takes some."""
+    """The number of rows to fetch so that this many are left to train on after `set_apart`."""
     return wanted + 1 + min(wanted // (DECIDING_EVERY - 1), DECIDING_TOKENS // length)
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """Rows [rows, length] of one text source, and how many rows of it are wanted; of a small source, some again.
+    """Rows [rows, length] of one text source, and the number of rows wanted. Rows of a small source repeat.
 
-    `deciding` are rows [number, length] to judge by what is trained; of a source that has none, nothing is judged.
+    `deciding` are rows [number, length] that judge the training. A source without any is not judged.
     """
 
     rows: torch.Tensor
@@ -34,14 +34,14 @@ class TextPart:
 
 
 def random_rows(count: int, length: int, vocab_size: int, seed: int) -> TextPart:
-    """Rows of tokens drawn evenly from the whole vocabulary, most of which no small text contains."""
+    """Rows of tokens drawn uniformly from the vocabulary. Small texts contain only a small part of it."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(vocab_size, (count, length), generator=generator, dtype=torch.int32)
     return TextPart(rows, count, rows[:0])
 
 
 def set_apart(rows: torch.Tensor, wanted: int, most: int) -> TextPart:
-    """Rows [rows, length] to train on, of which some, `most` at most, decide instead; a single row does both."""
+    """Rows [rows, length] to train on, and at most `most` of them to decide instead. A single row does both."""
     if len(rows) == 1:
         return TextPart(rows, wanted, rows)
     decides = torch.zeros(len(rows), dtype=torch.bool)
@@ -52,7 +52,7 @@ def set_apart(rows: torch.Tensor, wanted: int, most: int) -> TextPart:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Token ids [rows, length], the numbers of those to train on in order, and of those that decide."""
+    """Token ids [rows, length], the numbers of the rows to train on in order, and of the rows that decide."""
 
     rows: torch.Tensor
     order: torch.Tensor
@@ -60,12 +60,12 @@ class TrainingRows:
 
     @property
     def passes(self) -> float:
-        """How often a row that is trained on is seen."""
+        """The average number of times that a row is trained on."""
         return len(self.order) / max(len(self.rows) - len(self.held_out), 1)
 
 
 def training_rows(parts: Sequence[TextPart], seed: int) -> TrainingRows:
-    """Shuffle the rows to train on anew for each pass; sources keep their shares. Those that decide come last."""
+    """Shuffle the training rows for each pass; sources keep their shares. Deciding rows come last."""
     generator = torch.Generator().manual_seed(seed)
     orders, start = [], 0
     for part in parts:

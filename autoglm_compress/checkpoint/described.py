@@ -1,4 +1,4 @@
-"""A model as its `config.json` describes it, with no weights at hand or none read."""
+"""A model as its `config.json` describes it. Weights are not read and need not be there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +47,9 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
 
 
 def _infos(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of the weight files, none if the files are not there or not complete: a download may go on later."""
+    """The tensors of the weight files. Empty if files are missing or incomplete, since a download may continue
+    later.
+    """
     try:
         return locate_tensors(folder) if has_weights(folder) else {}
     except UserError:
@@ -55,7 +57,9 @@ def _infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, where: str) -> tuple[Tower, ...]:
-    """The kept towers, by the weights' headers if they are there, otherwise by the model `transformers` builds."""
+    """The kept towers, from the headers of the weight files if they exist, otherwise from the model `transformers`
+    builds.
+    """
     family = shape.family
     if not family.kept:
         return ()

@@ -1,4 +1,6 @@
-"""`config.json` of a checkpoint: as it is, as `transformers` reads it, and the part that describes the text tower."""
+"""The `config.json` of a checkpoint: as JSON, as `transformers` reads it, and the part that describes the text
+tower.
+"""
 
 import json
 from copy import deepcopy
@@ -62,12 +64,12 @@ def load_config(folder: Path) -> Any:
 
 
 def text_config(config: Any, family: Family, where: str) -> Any:
-    """The config object of the text tower: the whole one, or a copy of its part with what is said outside it.
+    """The config object of the text tower: the whole config, or a copy of its part with the settings outside it added.
 
     Raises:
-        UserError: there is no such part, or a size, a list or the dtype in it cannot be.
+        UserError: there is no such part, or a size, a list or the dtype in it is not valid.
     """
-    text = config
+    text: Any = config
     if family.config != ROOT:
         text = deepcopy(getattr(config, family.config, None))
         if not hasattr(text, "to_dict"):

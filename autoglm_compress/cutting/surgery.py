@@ -1,4 +1,4 @@
-"""Cutting a checkpoint along its axes: every tensor knows its axes, so one routine serves every structural stage."""
+"""Cutting a checkpoint along its axes. The family gives the axes of every tensor, so one routine serves all stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ def cut_neurons(neurons: Indices, intermediate_size: int) -> Cut:
     return {"intermediate": kept, "gate_up": torch.cat([kept, intermediate_size + kept])}
 
 
-def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Tensor:
+def slice_axes(tensor: torch.Tensor, axes: Sequence[str | int], cut: Cut) -> torch.Tensor:
     """The part of a tensor that is left when its axes are cut."""
     for dimension, axis in enumerate(axes):
-        if axis in cut:
+        if isinstance(axis, str) and axis in cut:
             tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
     return tensor
 
@@ -81,7 +81,7 @@ class Rewrite:
         target.finish(config, like=source, read_kept=self.read_kept)
 
     def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
-        """A tensor as it is to be written, and whether that is what was read."""
+        """A tensor as it will be written, and whether it is unchanged."""
         before = source.read(name)
         after = self.change(name, slice_axes(before, source.family.axes_of(name), cut))
         return after, after is before

@@ -1,19 +1,20 @@
-"""The rows of calibration tokens that a refit works with: which are fitted to, and which decide about the fits."""
+"""The calibration rows of a refit: rows to fit to, and rows that decide about the fits."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.fitting.descent import PairedStates
+from autoglm_compress.forward.state_buffer import StateBuffer
 from autoglm_compress.processes import Processes
 
 
 class FittingRows:
     """This process's share of the rows.
 
-    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. Which row of all it is
-    that decides, and how many tokens there are, does not depend on the number of processes.
+    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. The choice of deciding
+    rows and the number of tokens do not depend on the number of processes.
     """
 
     def __init__(self, rows: DividedRows, processes: Processes) -> None:
@@ -30,10 +31,11 @@ class FittingRows:
         """Whether all processes have fewer tokens to fit to, or to decide, than a linear has inputs."""
         return (self._deciding if held_out else self._fitted_to) < inputs
 
-    def paired(self, ours: Sequence[torch.Tensor], originals: Sequence[torch.Tensor]) -> list[PairedStates]:
+    def paired(self, ours: StateBuffer, originals: StateBuffer) -> list[PairedStates]:
         """States of both models, given by batch, for every batch of all: without rows where this process has none."""
-        none = PairedStates(ours[0][:0], originals[0][:0], self.held_out[0][:0])
-        found = [none] * self._steps
-        for number, *states in zip(self._batch_of, ours, originals, self.held_out, strict=True):
-            found[number] = PairedStates(*states)
+        nothing = PairedStates(lambda: ours[0][:0], lambda: originals[0][:0], self.held_out[0][:0])
+        found = [nothing] * self._steps
+        for number, batch in enumerate(self._batch_of):
+            states = partial(ours.__getitem__, number), partial(originals.__getitem__, number)
+            found[batch] = PairedStates(*states, self.held_out[number])
         return found

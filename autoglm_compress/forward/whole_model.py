@@ -1,4 +1,4 @@
-"""Whole models of `transformers` from checkpoints, for what does not go layer by layer."""
+"""Whole `transformers` models from checkpoints, for work that cannot go layer by layer."""
 
 from typing import Any
 
@@ -57,9 +57,7 @@ def is_text_alone(family: Family) -> bool:
     return family.config == ROOT and not family.kept
 
 
-def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False
-) -> nn.Module:
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, keep_integers: bool = False) -> Any:
     """A causal language model with the weights of a checkpoint's text tower: a `TextTower` where there are others.
 
     Quantized linears are dequantized, or those of the layers become `ScaledLinear`s.

@@ -1,4 +1,4 @@
-"""A look at the texts of a recipe before work starts: rows that cannot be read, too little text."""
+"""Checks of a recipe's texts before work starts: rows that cannot be read, too little text."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -17,11 +17,11 @@ from autoglm_compress.recipe import Recipe
 
 
 def with_texts(plan: Plan, folder: Path) -> Plan:
-    """A plan that also warns of texts, every one of which was read.
+    """A plan with warnings about the texts, after reading all of them.
 
     Args:
         plan: from shapes alone.
-        folder: the model's. What its tokenizer would make of the texts is not known if it is not there yet.
+        folder: the model's folder. Without a tokenizer in it, texts are read but not cut into tokens.
 
     Raises:
         UserError: a file or a row cannot be read, the chat template refuses a row, or a text does not fill one row.
@@ -34,17 +34,18 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
     length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
     used = set(files.values()) if any(stage.uses_calibration or stage.makes_quantized for stage in stages) else set()
-    for path in used - {None}:
-        _check_rows(path, tokenizer)
-        _count(path, "calibration", tokenizer, 1, length, seed)
+    for file in {path for path in used if path is not None}:
+        _check_rows(file, tokenizer)
+        _count(file, "calibration", tokenizer, 1, length, seed)
     divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
     if any(stage.makes_quantized for stage in stages) and not divided:
         warnings += _nothing_held_out(used, tokenizer, length, seed)
     if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
         warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
-        source = perplexity.source or next(iter(recipe.calibration.rows))
-        path = locate(source, recipe.bases, "evaluation.perplexity.source")
+        source, path = next(iter(files.items()))
+        if perplexity.source is not None:
+            source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
         if path is not None and path not in used:
             _check_rows(path, tokenizer)
         rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed)
@@ -54,24 +55,24 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
 
 
 def longest_rows(recipe: Recipe) -> int:
-    """How many tokens the longest rows have that are cut from the calibration sources."""
+    """Tokens of the longest rows that are cut from the calibration sources."""
     trained = (getattr(stage, "sequence_length", None) for stage in recipe.stages if stage.trains_on_calibration)
     return max([recipe.calibration.sequence_length, *(length or 0 for length in trained)])
 
 
 def _nothing_decides(files: Mapping[str, Path | None], divided: Collection[Path | None]) -> list[str]:
-    """A warning if sources are too short for documents that decide about fits, and that nothing is fitted to."""
+    """A warning if sources are too short to set documents apart that decide about fits."""
     short = [source for source, path in files.items() if path not in divided]
     if not short:
         return []
     named = f"{', '.join(short)}: too little text to keep documents for deciding about fits"
     if divided:
         return [f"{named}: the other sources alone decide"]
-    return [f"{named}: rows of it decide that other stages are fitted to. Give more text or a smaller sequence_length"]
+    return [f"{named}: some rows decide that are also fitted to. Give more text or a smaller sequence_length"]
 
 
 def _check_rows(path: Path, tokenizer: Any | None) -> None:
-    """Read all rows of a file, chats through the template, which may refuse any of them."""
+    """Read all rows of a file. Chats go through the template, which may refuse a row."""
     for split in ("calibration", "held-out"):
         for document in documents(path, split):
             if tokenizer is not None and isinstance(document, Chat):
@@ -79,7 +80,7 @@ def _check_rows(path: Path, tokenizer: Any | None) -> None:
 
 
 def _count(path: Path | None, split: Split, tokenizer: Any | None, samples: int, length: int, seed: int) -> int:
-    """How many of so many rows of so many tokens a text fills, all of them as far as it is known without a tokenizer.
+    """How many rows of so many tokens a text fills, up to a number. Without a tokenizer, that number.
 
     Raises:
         UserError: not one.
@@ -92,7 +93,7 @@ def _count(path: Path | None, split: Split, tokenizer: Any | None, samples: int,
 
 
 def _nothing_held_out(paths: set[Path | None], tokenizer: Any | None, length: int, seed: int) -> list[str]:
-    """A warning if no source has a row to check a quantized checkpoint on that it was not calibrated on."""
+    """A warning if no source has a row outside the calibration text to check a quantized checkpoint on."""
     problems = []
     for path in paths:
         try:

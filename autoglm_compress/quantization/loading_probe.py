@@ -1,4 +1,4 @@
-"""Whether the transformers at hand loads a scheme of compressed-tensors, found out by loading a tiny model of it."""
+"""Whether the installed transformers loads a compressed-tensors scheme, tested by loading a tiny model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -22,9 +22,9 @@ WIDTH = 64
 
 @cache
 def transformers_loads(scheme: Scheme) -> bool:
-    """Whether transformers loads linears of a scheme, and computes with them what is meant.
+    """Whether transformers loads linears of a scheme and computes the right values with them.
 
-    Groups of any size are stood for by groups of half of the tiny model's width.
+    Groups of half of the tiny model's width stand for groups of any size.
     """
     from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,7 @@ def transformers_loads(scheme: Scheme) -> bool:
 
 
 def _write(folder: Path, scheme: Scheme) -> nn.Module:
-    """Write a tiny model with linears of a scheme; returns it as it is to be when it is loaded."""
+    """Write a tiny model with linears of a scheme. Returns the model that loading should give."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     scheme = Scheme(scheme.bits, -1 if scheme.group_size == -1 else WIDTH // 2, scheme.symmetric)
@@ -78,7 +78,7 @@ def _write(folder: Path, scheme: Scheme) -> nn.Module:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No bars and reports of a model that nobody asked for."""
+    """Suppress progress bars and reports about the tiny model."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

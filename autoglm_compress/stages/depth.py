@@ -1,5 +1,6 @@
 """Drop whole decoder layers."""
 
+from dataclasses import replace
 from math import pi
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.layer_choice import (
     gaps,
@@ -41,9 +43,9 @@ class Depth(Stage):
     others read cached statistics, and is meant for small models or a GPU. `random` keeps layers by chance.
 
     The statistics are those of the run's source. Where layers were dropped before, `angular` and `chain` compare the
-    states that enter the present layers there: a layer before an earlier gap counts as also doing what the gap did,
-    which is what a refit makes of it, and other changes to the checkpoint since do not count. `greedy_loss` measures
-    the checkpoint as it is. First layers after which a tower adds features once more always stay.
+    states that enter the present layers there: a layer before an earlier gap counts as also doing the gap's work, as a
+    refit makes it do. Other earlier changes to the checkpoint do not count. `greedy_loss` measures the checkpoint as it
+    is. First layers after which a tower adds features once more always stay.
     """
 
     stage: Literal["depth"]
@@ -71,6 +73,7 @@ class Depth(Stage):
             if self.layers[: shape.first_layers] != tuple(range(shape.first_layers)):
                 raise PlanError("layers", f"{list(self.layers)}: {_first_layers(shape)}")
             return shape.with_layers(self.layers)
+        assert self.num_hidden_layers is not None  # options without either are refused
         keep = resolve_size(self.num_hidden_layers, have)
         if not 1 <= keep <= have:
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
@@ -84,11 +87,15 @@ class Depth(Stage):
             )
         return shape.with_layers(range(keep))
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """The sampled states at every boundary, or what `remove_greedily` holds."""
+        if not self.uses_calibration:
+            return Needs()
         if self.method == "greedy_loss":
-            return Needs(memory=greedy_memory(shape))
-        return Needs(memory=states_memory(shape) if self.method in ("angular", "chain") else 0)
+            return Needs(memory=greedy_memory(shape, calibration.tokens))
+        measured = super().needs(shape, source, calibration)
+        states = states_memory(shape) if self.method in ("angular", "chain") else 0
+        return replace(measured, memory=max(measured.memory, states))
 
     @classmethod
     def plot(cls, record: Record) -> "Figure":

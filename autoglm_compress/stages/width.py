@@ -1,11 +1,13 @@
 """Narrow the residual stream."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.bridges import BridgeCut
 from autoglm_compress.cutting.importance import choose_channels, top
@@ -16,9 +18,9 @@ from autoglm_compress.cutting.rotation import (
     principal_directions,
     reader_directions,
     reconstruction,
+    turning_memory,
 )
 from autoglm_compress.cutting.surgery import Cut, Rewrite, slice_axes, unchanged
-from autoglm_compress.cutting.tying import retying_memory
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
@@ -72,8 +74,8 @@ class Width(Stage):
             towers = ", ".join(shape.family.kept)
             raise PlanError(
                 "stage",
-                f"width would leave states narrower than what is kept as it is ({towers}) gives: describe in the "
-                "family's bridges which of its tensors write to them",
+                f"width would narrow the states, but the kept towers ({towers}) give full width: leave it out, or say "
+                "in the family's bridges which of their tensors do",
             )
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
@@ -82,15 +84,23 @@ class Width(Stage):
             below = keep // 8 * 8
             raise PlanError("hidden_size", f"{keep}: kernels need a multiple of 8: use {below} or {below + 8}")
         if self.method in TURNING and shape.family.writer_norms:
-            message = "cannot turn this model's residual stream, as norms stand behind its writers: use least_squares"
+            message = (
+                "cannot rotate this residual stream, as norms follow the linears that write to it: use least_squares"
+            )
             raise PlanError("method", f"{self.method} {message}")
         if self.num_attention_heads is not None:
             shape = with_heads(shape, self.num_attention_heads, None)
         return shape.with_width(keep)
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
-        """A few Gram matrices, and what tying again takes."""
-        return Needs(memory=gram_memory(shape) + (retying_memory(shape) if shape.tie_word_embeddings else 0))
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
+        """A few Gram matrices, or what turning takes, and tying again."""
+        measured = super().needs(shape, source, calibration)
+        kept = resolve_size(self.hidden_size, shape.hidden_size)
+        turned = turning_memory(shape, kept) if self._method(shape) in TURNING else 0
+        return replace(measured, memory=max(measured.memory, gram_memory(shape), turned))
+
+    def _method(self, shape: ModelShape) -> str:
+        return self.method or ("least_squares" if shape.family.writer_norms else "readers")
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":
@@ -100,7 +110,7 @@ class Width(Stage):
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""
         heads = None if self.num_attention_heads is None else choose(context, "contribution")
-        method = self.method or ("least_squares" if context.source.family.writer_norms else "readers")
+        method = self._method(context.source.shape)
         if context.shape.hidden_size == context.source.shape.hidden_size:
             self._write(context, {}, heads)
             context.decisions |= {"method": "nothing to remove"}

@@ -32,8 +32,8 @@ WRONG = {
     "bits in quotes": (INT4 | {"bits": "4"}, ["bits: given '4'", "4, 8 or 'auto'; write 4 without quotes"]),
     "bits misspelt": (INT4 | {"bits": "atuo"}, ["bits: given 'atuo'", "4, 8 or 'auto'"]),
     "no bits": ({"stage": "quantize"}, ["bits: missing"]),
-    "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: goes with `bits: auto`"]),
-    "auto without budget": (INT4 | {"bits": "auto"}, ["budget: goes with `bits: auto`", "bytes", "average_bits"]),
+    "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: `bits: auto` needs a budget"]),
+    "auto without budget": (INT4 | {"bits": "auto"}, ["budget: `bits: auto` needs a budget", "bytes", "average_bits"]),
     "both budgets": (
         AUTO | {"budget": {"bytes": 10**9, "average_bits": 5}},
         ["budget: ", "expected one of bytes and average_bits"],
@@ -114,7 +114,7 @@ def test_a_quantized_head_needs_a_matrix_of_its_own(command: str, make_checkpoin
 def test_outputs_that_awq_cannot_pack(command: str, make_checkpoint: MakeCheckpoint, tmp_path: Path):
     source = make_checkpoint("llama", intermediate_size=100)
     message = refused(command, tmp_path, source, INT4 | {"format": "awq", "group_size": -1})
-    assert_says(message, "stages.1.format: awq packs outputs by eights", "mlp.gate_proj")
+    assert_says(message, "stages.1.format: awq packs eight outputs into one integer", "mlp.gate_proj")
 
 
 @COMMANDS

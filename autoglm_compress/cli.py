@@ -163,7 +163,7 @@ def plan(
     """
     with _one_message():
         from autoglm_compress.api import running
-        from autoglm_compress.pipeline.metrics import human, plan_table
+        from autoglm_compress.pipeline.metrics import human, parts_lines, plan_table
 
         loaded = _load(recipe, assignments)
         planned = running.plan(loaded, output, memory_limit=memory_limit)
@@ -172,6 +172,8 @@ def plan(
             return
         Console().print(plan_table(planned))
         typer.echo("\nKV/1k: 16-bit cache of 1000 tokens. RAM: estimated peak.")
+        for line in parts_lines(planned):
+            typer.echo(line)
         kept = "" if loaded.keep == "all" else f" at most, {human(planned.disk_bytes_kept)}B for what is kept"
         needed, free = human(planned.disk_bytes_needed), human(planned.disk_bytes_free)
         typer.echo(f"disk: {needed}B needed{kept}, {free}B free")

@@ -50,6 +50,7 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         "files": [path.relative_to(checkpoint.folder).as_posix() for path in checkpoint.files()],
         "tokenizer": tokenizer,
         "left_out": list(checkpoint.left_out),
+        "auto_class": checkpoint.family.auto_class,
         "transformers": plain_verdict(checkpoint),
     }
 
@@ -72,7 +73,7 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
             value = _quantization(value)
         table.add_row(name, str(value))
     for part, count in found["parameters_by_part"].items():
-        table.add_row(f"parameters: {part}", human(count))
+        table.add_row(f"parameters: {part}", f"{human(count)} ({count / found['parameters']:.1%})")
     table.add_row("parameters", human(found["parameters"]))
     files = found["files"]
     table.add_row("bytes", f"{human(found['bytes'])}B in {files[0] if len(files) == 1 else f'{len(files)} files'}")
@@ -82,6 +83,7 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
     if found["left_out"]:
         table.add_row("left out", f"{listed(found['left_out'])}, which the model does not use")
+    table.add_row("loading class", found["auto_class"])
     verdict = found["transformers"]
     needs = _needs(found["shape"]["quantization"])
     says = f"loads it{needs}" if verdict["loads"] else f"cannot load it: {verdict['reason']}"

@@ -2,17 +2,23 @@
 
 Axes are `vocab`, `hidden` (the residual stream), `query` (query heads x head_dim), `key_value` (KV heads x head_dim),
 `head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix); a number is a
-length that no stage changes. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
-a model along any of them.
+length that no stage changes. Tensors of kept towers that depend on the text's width also have `inner`, neurons that are
+as many as the residual stream has channels, or a multiple, and `tower`, a length of the tower's own. Knowing the axes
+is enough to count parameters, to check a checkpoint's tensors and to cut a model along any of them.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up"})
+TOWER = "tower"
+"""The axis of a bridge whose length is the tower's own."""
+INNER = "inner"
+"""The axis of neurons within a tower that are as many as the residual stream has channels, or a multiple."""
+AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER, INNER})
 TEXT = "text"
 """The name of the tower that stages work on. A family names the other towers, which stages copy unchanged."""
 ROOT = "root"
@@ -118,7 +124,18 @@ class Family(_Data):
         auto_class: the Auto class of `transformers` that loads a checkpoint.
         prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
         config: the part of `config.json` with the text tower's settings, or ROOT.
-        kept: the prefixes of towers that stages copy as they are, by the towers' names.
+        text_class: the class of `transformers` that the text tower alone has, where `AutoModel` does not find it.
+        kept: the prefixes of towers that stages copy as they are, by the towers' names. A tensor belongs to the one
+            whose prefix is longest.
+        bridges: the tensors of kept towers that depend on the text tower's width, by full names in which `*` may stand
+            for a number: those that write to the residual stream, and those with `inner` neurons. The neurons of
+            linears and norms that share a module are one set.
+        folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
+            outside the second's set.
+        width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
+            `vision_config.out_hidden_size`.
+        first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
+            the residual stream once more, such as `vision_config.deepstack_visual_indexes`.
         roles: which modules are what.
         layer_kinds: the list in the text tower's config that tells the kind of each layer, where kinds differ in
             tensors.
@@ -129,6 +146,7 @@ class Family(_Data):
         writer_norms: for a linear that writes to the residual stream, the norm between the two (sandwich norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
         transformers_derives_head_dim: whether `transformers` does.
+        transformers_ties: whether the head of a model of `transformers` can be its embedding.
     """
 
     architecture: str
@@ -136,7 +154,12 @@ class Family(_Data):
     auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT
+    text_class: str | None = None
     kept: dict[str, Prefix] = Field(default_factory=dict)
+    bridges: dict[str, TensorAxes] = Field(default_factory=dict)
+    folded: tuple[str, str] | None = None
+    width_in_config: tuple[str, ...] = ()
+    first_layers: str | None = None
     roles: Roles
     layer_kinds: str | None = None
     layer_tensors: dict[str, TensorAxes] = Field(min_length=1)
@@ -144,6 +167,7 @@ class Family(_Data):
     writer_norms: dict[str, str] = Field(default_factory=dict)
     vllm_derives_head_dim: bool = False
     transformers_derives_head_dim: bool = False
+    transformers_ties: bool = True
 
     def __hash__(self) -> int:
         return hash(self.architecture)
@@ -200,9 +224,8 @@ class Family(_Data):
 
     def place(self, name: str) -> Place:
         """The place of a tensor or a module, by its full name."""
-        for tower, prefix in self.kept.items():
-            if name.startswith(prefix):
-                return Place(tower, None, name)
+        if holding := [tower for tower, prefix in self.kept.items() if name.startswith(prefix)]:
+            return Place(max(holding, key=lambda tower: len(self.kept[tower])), None, name)
         layers = f"{self.prefix}layers."
         if name.startswith(layers):
             number, _, rest = name.removeprefix(layers).partition(".")
@@ -214,9 +237,15 @@ class Family(_Data):
         """The name that a module of the text tower has in a `transformers` model of this tower alone."""
         return module.removeprefix(self.prefix)
 
+    def bridge(self, name: str) -> tuple[str | int, ...] | None:
+        """The axes of a kept tower's tensor that depends on the text tower's width; None for all others."""
+        return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
+
     def axes_of(self, name: str) -> tuple[str | int, ...]:
-        """The axes of a tensor of the text tower by its full name in the checkpoint."""
+        """The axes of a tensor of the text tower, or of a bridge to it, by its full name in the checkpoint."""
         place = self.place(name)
+        if place.tower != TEXT:
+            return self.bridge(name) or ()
         return (self.model_tensors if place.layer is None else self.layer_tensors)[place.name].axes
 
     @property

@@ -16,6 +16,10 @@ GROUP = "autoglm_compress.families"
 """The group of the entry points whose objects are the paths (str or Path) of families' YAML files."""
 
 
+BUILT_IN = Path(__file__).parent / "families"
+"""The YAML files of this package."""
+
+
 class UnsupportedArchitectureError(UserError):
     """The model belongs to no known family."""
 
@@ -27,6 +31,18 @@ def read_family(file: Path) -> Family:
         UserError: the file cannot be read, or does not describe a family.
     """
     try:
+        return Family.model_validate(_read_data(file, ()))
+    except ValidationError as error:
+        listed = "\n  ".join(_problem(entry) for entry in error.errors())
+        raise UserError(f"{file}: does not describe a family:\n  {listed}") from None
+
+
+def _read_data(file: Path, above: tuple[Path, ...]) -> Any:
+    """The content of a family's YAML, on top of that of the file that it gives as its `base`.
+
+    A base is looked up beside the file, then among this package's. `above` are the files whose base this one is.
+    """
+    try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot read it: {getattr(error, 'strerror', None) or error}.") from None
@@ -35,11 +51,23 @@ def read_family(file: Path) -> Family:
         line = f" line {mark.line + 1}:" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{file}:{line} not valid YAML: {reason}") from None
-    try:
-        return Family.model_validate(data)
-    except ValidationError as error:
-        listed = "\n  ".join(_problem(entry) for entry in error.errors())
-        raise UserError(f"{file}: does not describe a family:\n  {listed}") from None
+    if not isinstance(data, dict) or "base" not in data:
+        return data
+    base = named_family(str(data.pop("base")), (file.parent, BUILT_IN), f"{file}: base")
+    if base in (*above, file.resolve()):
+        raise UserError(f"{file}: base: {base.name} is built on this file in turn: leave one of the two out.")
+    below = _read_data(base, (*above, file.resolve()))
+    return _merged(below, data) if isinstance(below, dict) else data
+
+
+def _merged(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Own values in the place of those below, mapping by mapping; what is below keeps its order."""
+    both = {key: _merged(below[key], own[key]) for key in own if _are_mappings(below.get(key), own[key])}
+    return below | own | both
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _problem(entry: Any) -> str:
@@ -72,8 +100,7 @@ def named_family(name: str, bases: Sequence[Path], option: str) -> Path:
 @cache
 def built_in() -> dict[str, Family]:
     """The families of this package, by architecture."""
-    folder = Path(__file__).parent / "families"
-    families = [read_family(path) for path in sorted(folder.glob("*.yaml"))]
+    families = [read_family(path) for path in sorted(BUILT_IN.glob("*.yaml"))]
     return {family.architecture: family for family in families}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.quantization import Quantization
+from autoglm_compress.architecture.tower import Tower
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
@@ -25,19 +26,11 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """The sizes of a tower that stages copy unchanged."""
-
-    name: str
-    parameters: int
-    bytes: int
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """The sizes of a model's text tower, named as in `config.json`, and those of the towers kept beside it.
 
-    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere.
+    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere. After
+    each of the `first_layers` a tower adds to the residual stream.
     """
 
     family: Family
@@ -54,6 +47,7 @@ class ModelShape:
     quantization: Quantization | None = None
     layer_kinds: tuple[str, ...] = ()
     kept: tuple[Tower, ...] = ()
+    first_layers: int = 0
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "ModelShape":
@@ -69,7 +63,7 @@ class ModelShape:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=head_dim,
             vocab_size=config.vocab_size,
-            tie_word_embeddings=bool(config.tie_word_embeddings),
+            tie_word_embeddings=bool(config.tie_word_embeddings) and family.transformers_ties,
             dtype=name_of(config.dtype),
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
             layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),
@@ -98,6 +92,11 @@ class ModelShape:
         """The shape with only some of the layers."""
         kinds = tuple(self.layer_kinds[layer] for layer in kept) if self.layer_kinds else ()
         return replace(self, num_hidden_layers=len(kept), layer_kinds=kinds)
+
+    def with_width(self, hidden_size: int) -> "ModelShape":
+        """The shape with another residual stream, and towers that write to it."""
+        kept = tuple(tower.with_width(self.hidden_size, hidden_size) for tower in self.kept)
+        return replace(self, hidden_size=hidden_size, kept=kept)
 
     def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""

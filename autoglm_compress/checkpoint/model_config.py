@@ -4,6 +4,7 @@ tower.
 
 import json
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def text_config(config: Any, family: Family, where: str) -> Any:
         if not hasattr(text, "to_dict"):
             expected = f"{family.architecture} has the text tower's sizes there"
             raise UserError(f"{where}: {family.config}: missing: {expected}.")
-        text.tie_word_embeddings = config.tie_word_embeddings
+        text.tie_word_embeddings = is_tied(config)
         text.dtype = text.dtype or config.dtype
     inside = "" if family.config == ROOT else f"{family.config}."
     for size in SIZES:
@@ -90,6 +91,21 @@ def text_config(config: Any, family: Family, where: str) -> Any:
     if family.layer_kinds:
         _check_kinds(getattr(text, family.layer_kinds, None), text.num_hidden_layers, family, where, inside)
     return text
+
+
+def is_tied(config: Any) -> bool:
+    """Whether the whole `transformers` config object says that head and embedding are one; some cannot say so."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def first_layers(config: Any, family: Family) -> int:
+    """How many of the first layers a tower adds to the residual stream after, besides the embeddings.
+
+    `config` is the whole `transformers` config object.
+    """
+    if family.first_layers is None:
+        return 0
+    return len(reduce(lambda part, name: getattr(part, name, ()), family.first_layers.split("."), config))
 
 
 def _check_kinds(given: Any, layers: int, family: Family, where: str, inside: str) -> None:

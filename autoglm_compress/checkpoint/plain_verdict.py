@@ -16,7 +16,7 @@ def plain_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    if checkpoint.shape.tie_word_embeddings:
         for inside in loaded_names(model, [checkpoint.family.head]).values():
             expected.pop(inside, None)
     kept = (name for names in checkpoint.kept_tensors.values() for name in names)

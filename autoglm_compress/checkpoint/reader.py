@@ -3,18 +3,17 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of
+from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of, towers_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
-from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -98,7 +97,12 @@ class Checkpoint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape."""
-        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers(), dtype=self._stored_dtype())
+        shape = replace(
+            ModelShape.of(self.family, self.model_config),
+            kept=self._towers(),
+            first_layers=first_layers(self.whole_config, self.family),
+            dtype=self._stored_dtype(),
+        )
         if self.format is None:
             return shape
         described, where = self.config["quantization_config"], str(self.folder / "config.json")
@@ -129,11 +133,7 @@ class Checkpoint:
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
 
     def _towers(self) -> tuple[Tower, ...]:
-        infos = {tower: [self.infos[name] for name in names] for tower, names in self.kept_tensors.items()}
-        return tuple(
-            Tower(tower, sum(prod(info.shape) for info in found), sum(info.nbytes for info in found))
-            for tower, found in infos.items()
-        )
+        return towers_of(self.family, ((name, info.shape, info.dtype.itemsize) for name, info in self.infos.items()))
 
     def files(self) -> list[Path]:
         """The weight files, in name order."""

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from autoglm_compress.architecture import Family
+from autoglm_compress.checkpoint.model_config import is_tied
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.weight_files import stamp
 
@@ -23,7 +24,7 @@ def has_own_head(infos: Mapping[str, TensorInfo], family: Family, config: Any) -
         config: its whole `transformers` config object.
     """
     embedding, head = infos.get(family.embedding), infos.get(family.head)
-    if not config.tie_word_embeddings or embedding is None or head is None:
+    if not is_tied(config) or embedding is None or head is None:
         return False
     stamps = tuple(stamp(info.file) for info in (embedding, head))
     return not _equal(family.embedding, embedding, family.head, head, stamps)

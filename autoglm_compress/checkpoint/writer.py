@@ -64,9 +64,15 @@ class CheckpointWriter:
         if shard is None or not _link(shard, self._unit(number)):
             save_atomically(self._unit(number), tensors)
 
-    def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
-        """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
+    def finish(
+        self, config: dict[str, Any], like: Checkpoint, read_kept: Callable[[str], torch.Tensor] | None = None
+    ) -> None:
+        """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`.
+
+        `read_kept` gives the kept towers' tensors by name, where they are not to be those of `like`.
+        """
         give_back_freed_memory()
+        read_kept = read_kept or like.read
         for path in like.tokenizer_files():
             copy = self.folder / path.relative_to(like.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +82,7 @@ class CheckpointWriter:
         units = [self._unit(number) for number in range(self.units + len(kept))]
         for number, names in enumerate(kept, self.units):
             if not self.has(number):
-                self.write(number, {name: like.read(name) for name in names})
+                self.write(number, {name: read_kept(name) for name in names})
         if not self._sealed:
             self._make_shards(units)
         for unit in units:

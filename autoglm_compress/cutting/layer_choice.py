@@ -48,24 +48,25 @@ def states_memory(shape: ModelShape) -> int:
     return (2 * SAMPLE_TOKENS + 3 * 8 * TOKEN_SLICE) * shape.hidden_size * boundaries
 
 
-def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:
+def keep_without_block(distances: torch.Tensor, keep: int, first: int = 0) -> tuple[Indices, list[float]]:
     """The layers to keep when dropping the one contiguous block whose input and output are closest (the first of
     equals).
 
     Args:
         distances: [layers + 1, layers + 1] between the states before, between and after the layers.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever their distances.
 
     Returns:
         The kept layers, and for every layer that such a block can begin with the distance across the block.
     """
     layers = len(distances) - 1
     across = distances.diagonal(layers - keep)
-    first = int(across.argmin())
-    return (*range(first), *range(first + layers - keep, layers)), across.tolist()
+    start = first + int(across[first:].argmin())
+    return (*range(start), *range(start + layers - keep, layers)), across.tolist()
 
 
-def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
+def keep_chain(costs: torch.Tensor, keep: int, first: int = 0) -> Indices:
     """The layers to keep so that the gaps between them cost least in all: exact, in O(keep * layers^2).
 
     Dynamic programming over the layers kept so far and the state that the last of them ends in.
@@ -73,7 +74,11 @@ def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
     Args:
         costs: [layers + 1, layers + 1]; costs[i, j] is for taking state i for state j, without layers i to j - 1.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever they cost.
     """
+    if first:
+        rest = keep_chain(costs[first:, first:], keep - first)
+        return (*range(first), *(first + layer for layer in rest))
     backwards = torch.ones_like(costs, dtype=torch.bool).tril(-1)
     forward = costs.double().masked_fill(backwards, torch.inf)
     best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # cost of reaching each state
@@ -113,7 +118,7 @@ def greedy_memory(shape: ModelShape, tokens: int) -> int:
 
 @torch.no_grad()
 def remove_greedily(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path
+    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path, first: int = 0
 ) -> list[dict[str, float]]:
     """Remove, one after the other, the layer without which the predictions stay closest to the whole checkpoint's.
 
@@ -129,6 +134,7 @@ def remove_greedily(
         batches: token ids [batch, length]; the first rows are used, up to GREEDY_TOKENS tokens.
         keep: how many layers to keep.
         file: the file that records finished rounds, so that a killed process continues with the next one.
+        first: how many first layers stay.
 
     Returns:
         In the order of removal, each `layer`, and the `kl_divergence` of the model without it and the layers removed
@@ -153,6 +159,7 @@ def remove_greedily(
         while len(kept) > keep:
             streams = _skip_each(model, kept, embedded, advance)
             changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)
+            changes[:first] = torch.inf
             index = int(changes.argmin())
             if changes[index].isinf():
                 raise UserError(f"{checkpoint.folder}: without any one layer, logits are NaN or infinite.")

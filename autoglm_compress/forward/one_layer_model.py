@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 
@@ -36,12 +37,14 @@ class Fork:
         return {"position_ids": torch.tensor([positions], device=like.device), "attention_mask": mask[None, None]}
 
 
-def text_model(config: Any, dtype: torch.dtype) -> Any:
-    """The text tower that a config describes, without a head, on the meta device."""
-    from transformers import AutoModel
+def text_model(config: Any, family: Family, dtype: torch.dtype) -> Any:
+    """The text tower of a family that a config describes, without a head, on the meta device."""
+    import transformers
 
     with torch.device("meta"):
-        return AutoModel.from_config(config, dtype=dtype)
+        if family.text_class is not None:
+            return getattr(transformers, family.text_class)._from_config(config, dtype=dtype)
+        return transformers.AutoModel.from_config(config, dtype=dtype)
 
 
 def _small_config(checkpoint: Checkpoint, layers: range) -> Any:
@@ -72,7 +75,7 @@ class OneLayerModel:
         if self._model is None or self._kind != kind:
             self._kind, self._model = kind, None  # so that no layer of another kind stays in memory
             config = _small_config(self.checkpoint, range(layer, layer + 1))
-            model, roles = text_model(config, self.dtype), self.checkpoint.family.roles
+            model, roles = text_model(config, self.checkpoint.family, self.dtype), self.checkpoint.family.roles
             for module in (roles.embedding, roles.final_norm):
                 model.set_submodule(self.checkpoint.family.within_text(module), nn.Identity())
             model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
@@ -131,7 +134,7 @@ class OneLayerModel:
 def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The norm before the head, `transformers`' own of this family, with the checkpoint's weight."""
     dtype, family = compute_dtype(checkpoint, device), checkpoint.family
-    model = text_model(_small_config(checkpoint, range(0)), dtype)
+    model = text_model(_small_config(checkpoint, range(0)), family, dtype)
     norm = model.get_submodule(family.within_text(family.roles.final_norm))
     weight = checkpoint.read(checkpoint.family.final_norm).to(device=device, dtype=dtype)
     norm.load_state_dict({"weight": weight}, assign=True)

@@ -95,7 +95,7 @@ def _student(options: HealingOptions, inputs: HealingInputs) -> Student:
     choose_trained(model, source.family.layer_linears, options.lora, quantized, inputs.seed)
     if options.gradient_checkpointing:
         model.train()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
     return Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
 
 

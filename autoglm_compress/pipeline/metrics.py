@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
+from autoglm_compress.architecture.shape import PARTS
 from autoglm_compress.records.files import SOURCE
 from autoglm_compress.records.metrics import Row
-from autoglm_compress.records.plan import PlanRecord
+from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
@@ -96,3 +97,16 @@ def plan_table(plan: PlanRecord) -> Table:
             human(entry.peak_memory_bytes_estimate) + "B" if entry.peak_memory_bytes_estimate else "",
         )
     return table
+
+
+def parts_lines(plan: PlanRecord) -> list[str]:
+    """Of a model with towers beside the text, the parameters by part with shares: the source's and the last one's."""
+    ends = [plan.checkpoints[0], plan.checkpoints[-1]]
+    return [f"{entry.name}: {_parts(entry)}" for entry in ends if entry.parameters_by_part.keys() - {*PARTS, "other"}]
+
+
+def _parts(entry: PlannedStage) -> str:
+    within = {"attention", "ffn", "norms", "other"}
+    outside = {part: count for part, count in entry.parameters_by_part.items() if part not in within and count}
+    parts = {"text layers": entry.parameters - sum(outside.values())} | outside
+    return ", ".join(f"{part} {human(count)} ({count / entry.parameters:.1%})" for part, count in parts.items())

@@ -50,6 +50,7 @@ class PlannedCheckpoint:
             stage=self.stage,
             shape=Shape.of(shape),
             parameters=shape.parameters,
+            parameters_by_part=shape.parameters_by_part(),
             bytes=shape.bytes,
             kv_cache_bytes_per_1000_tokens=shape.kv_cache_bytes(),
             peak_memory_bytes_estimate=self.peak_memory,
@@ -217,7 +218,7 @@ def _refusal(config: Any, shape: ModelShape) -> str:
     if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
         return (
             f"it assumes a head_dim of hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, but "
-            f"head_dim is {shape.head_dim}."
+            f"head_dim is {shape.head_dim}: the stage width cuts both, with hidden_size and num_attention_heads."
         )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:

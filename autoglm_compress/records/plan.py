@@ -14,6 +14,7 @@ class PlannedStage(Record):
     stage: str
     shape: Shape
     parameters: int
+    parameters_by_part: dict[str, int]
     bytes: int
     kv_cache_bytes_per_1000_tokens: int
     peak_memory_bytes_estimate: int

@@ -56,6 +56,9 @@ class Tie(Stage):
         """The shape without a head of its own."""
         if shape.tie_word_embeddings:
             raise PlanError("stage", "the embeddings are tied already: leave this stage out")
+        if not shape.family.transformers_ties:
+            architecture = shape.family.architecture
+            raise PlanError("stage", f"transformers gives {architecture} a head of its own: leave this stage out")
         if self.uses_calibration:
             require_alike_layers(shape, f"{self.stage} with {self.method}")
         if self.passes and shape.num_hidden_layers < 2:

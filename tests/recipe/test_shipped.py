@@ -8,11 +8,12 @@ import yaml
 
 from autoglm_compress.recipe import load_recipe
 from support.command_line import assert_says, plan, refusal, shapes
-from support.places import GLM, QWEN, RECIPES, ROOT
+from support.places import GLM, GLM4V, QWEN, RECIPES, ROOT
 from support.running import invoke
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 MODELS = {"demo": ROOT / "reference_model" / "checkpoint", "glm4-9b": GLM}
+MODELS |= {name: GLM4V for name in NAMES if name.startswith("autoglm")}
 
 
 def model(name: str) -> str:

@@ -64,7 +64,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
     if not family.kept:
         return ()
     if infos:
-        return towers_of(family, ((name, info.shape, info.dtype.itemsize) for name, info in infos.items()))
+        return towers_of(family, ((name, info.shape, info.element_bytes) for name, info in infos.items()))
     try:
         model = meta_model(config, family.auto_class)
     except Exception as error:  # whatever in the config this version of transformers does not have

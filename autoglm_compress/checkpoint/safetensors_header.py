@@ -36,6 +36,11 @@ class TensorInfo:
     shape: tuple[int, ...]
     nbytes: int
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element, whatever the dtype."""
+        return self.nbytes // max(prod(self.shape), 1)
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file.

@@ -49,7 +49,8 @@ class TextTower(nn.Module):
     def tie_weights(self) -> None:
         """Let the head be the embedding, where the config says so."""
         if self._tied:
-            self.get_output_embeddings().weight = self.get_decoder().embed_tokens.weight
+            embedding = self.get_decoder().get_submodule("embed_tokens")
+            self.get_output_embeddings().register_parameter("weight", embedding.get_parameter("weight"))
 
 
 def is_text_alone(family: Family) -> bool:

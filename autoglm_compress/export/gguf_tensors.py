@@ -141,11 +141,12 @@ def _matrix(tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | No
     for part in row_slices(len(values)):
         chosen = values[part if order is None else order[part]]
         if tensor.type == "F16" and chosen.dtype != torch.float16:
-            exact, chosen = chosen.float(), chosen.to(torch.float16)
-            off = chosen.float() != exact
-            changed += int(off.sum())
-            difference += float((chosen.double()[off] - exact.double()[off]).square().sum())
-            size += float(exact.square().sum())
+            exact, chosen = chosen, chosen.to(torch.float16)
+            off = chosen.to(exact.dtype) != exact  # what fp16 keeps of a number of bf16, bf16 has too
+            if bool(off.any()):
+                changed += int(off.sum())
+                difference += float((chosen[off].double() - exact[off].double()).square().sum())
+            size += float(torch.linalg.vector_norm(exact, dtype=torch.float32)) ** 2
         numbers = chosen.numpy() if chosen.dtype == torch.float16 else chosen.float().numpy()
         found[part] = quantize(numbers, GGMLQuantizationType[tensor.type]).view(np.uint8)
     if tensor.type == "F16":

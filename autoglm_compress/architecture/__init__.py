@@ -4,6 +4,7 @@ from autoglm_compress.architecture.family import Family, Place, TensorAxes
 from autoglm_compress.architecture.family_files import (
     UnsupportedArchitectureError,
     family_of,
+    family_within,
     named_family,
     read_family,
     require_used,
@@ -24,6 +25,7 @@ __all__ = [
     "Tower",
     "UnsupportedArchitectureError",
     "family_of",
+    "family_within",
     "named_family",
     "read_family",
     "require_used",

@@ -115,12 +115,21 @@ class Place:
     name: str
 
 
+class Within(_Data):
+    """Where a model stands in a larger one: the larger one's architectures, the part of its config, and a prefix."""
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    config: str
+    prefix: Prefix
+
+
 class Family(_Data):
     """One model family, as its YAML describes it.
 
     Attributes:
         architecture: as in `config.json`'s `architectures`.
         model_type: as in `config.json`.
+        within: the larger model that the family's model may be stored as a part of; nothing else of it is read.
         auto_class: the Auto class of `transformers` that loads a checkpoint.
         prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
         config: the part of `config.json` with the text tower's settings, or ROOT.
@@ -151,6 +160,7 @@ class Family(_Data):
 
     architecture: str
     model_type: str
+    within: Within | None = None
     auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT

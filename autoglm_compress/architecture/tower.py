@@ -48,16 +48,14 @@ def towers_of(family: Family, tensors: Iterable[tuple[str, tuple[int, ...], int]
 
     Args:
         family: the model's.
-        tensors: the full name, the shape and the bytes of an element of each tensor, those of the text tower or not.
+        tensors: the full name, the shape and the bytes of each tensor, those of the text tower or not.
     """
     found = {tower: Tower(tower, 0, 0) for tower in family.kept}
-    for name, shape, element_bytes in tensors:
+    for name, shape, stored in tensors:
         tower = found.get(family.place(name).tower)
         if tower is None:
             continue
         axes, elements = family.bridge(name), prod(shape)
-        bridge = () if axes is None else (Bridge(axes, tuple(shape), element_bytes),)
-        found[tower.name] = Tower(
-            tower.name, tower.parameters + elements, tower.bytes + elements * element_bytes, tower.bridges + bridge
-        )
+        bridge = () if axes is None else (Bridge(axes, tuple(shape), stored // elements),)
+        found[tower.name] = Tower(tower.name, tower.parameters + elements, tower.bytes + stored, tower.bridges + bridge)
     return tuple(found.values())

@@ -82,12 +82,13 @@ def neuron_scores(tensors: dict[str, tuple[torch.Tensor, tuple[str | int, ...]]]
     matrices = [(tensor.float(), axes) for tensor, axes in tensors.values() if tensor.dim() > 1]
     makers = gains or [tensor.flatten(1).norm(dim=1) for tensor, axes in matrices if axes[0] == INNER]
     readers = [tensor.square().sum(0) for tensor, axes in matrices if axes[0] != INNER and axes[1] == INNER]
-    return torch.stack(makers).prod(0) * sum(readers).sqrt()
+    return torch.stack(makers).prod(0) * torch.stack(readers).sum(0).sqrt()
 
 
 def _inner_sets(source: Checkpoint) -> dict[str, list[str]]:
     """The tensors with neurons of each set, by the module that they share."""
-    family, sets = source.family, {}
+    family = source.family
+    sets: dict[str, list[str]] = {}
     for name in _names(source.kept_tensors.values()):
         if INNER in (family.bridge(name) or ()):
             sets.setdefault(_module(name, family.folded), []).append(name)

@@ -141,6 +141,7 @@ class Family(_Data):
             linears and norms that share a module are one set.
         folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
             outside the second's set.
+        kept_embeddings: the matrices of kept towers that no linear has, as names in which `*` may stand for anything.
         width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
             `vision_config.out_hidden_size`.
         first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
@@ -168,6 +169,7 @@ class Family(_Data):
     kept: dict[str, Prefix] = Field(default_factory=dict)
     bridges: dict[str, TensorAxes] = Field(default_factory=dict)
     folded: tuple[str, str] | None = None
+    kept_embeddings: tuple[str, ...] = ()
     width_in_config: tuple[str, ...] = ()
     first_layers: str | None = None
     roles: Roles
@@ -250,6 +252,10 @@ class Family(_Data):
     def bridge(self, name: str) -> tuple[str | int, ...] | None:
         """The axes of a kept tower's tensor that depends on the text tower's width; None for all others."""
         return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
+
+    def is_kept_embedding(self, name: str) -> bool:
+        """Whether a matrix of a kept tower is looked up by rows and no linear's."""
+        return any(fnmatchcase(name, pattern) for pattern in self.kept_embeddings)
 
     def axes_of(self, name: str) -> tuple[str | int, ...]:
         """The axes of a tensor of the text tower, or of a bridge to it, by its full name in the checkpoint."""

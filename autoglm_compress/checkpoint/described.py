@@ -64,7 +64,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
     if not family.kept:
         return ()
     if infos:
-        return towers_of(family, ((name, info.shape, info.nbytes) for name, info in infos.items()))
+        return towers_of(family, {name: (info.shape, info.nbytes) for name, info in infos.items()})
     try:
         model = meta_model(config, family.auto_class)
     except Exception as error:  # whatever in the config this version of transformers does not have
@@ -72,8 +72,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
         raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
     tensors = model.state_dict().items()
     return towers_of(
-        family,
-        ((_name_in_files(name, family), tuple(t.shape), t.numel() * shape.element_bytes) for name, t in tensors),
+        family, {_name_in_files(name, family): (tuple(t.shape), t.numel() * shape.element_bytes) for name, t in tensors}
     )
 
 

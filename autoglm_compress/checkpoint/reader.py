@@ -134,7 +134,7 @@ class Checkpoint:
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
 
     def _towers(self) -> tuple[Tower, ...]:
-        return towers_of(self.family, ((name, info.shape, info.nbytes) for name, info in self.infos.items()))
+        return towers_of(self.family, {name: (info.shape, info.nbytes) for name, info in self.infos.items()})
 
     def files(self) -> list[Path]:
         """The weight files, in name order."""

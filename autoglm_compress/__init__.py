@@ -37,6 +37,9 @@ def __getattr__(name: str) -> Any:
         return version("autoglm-compress")
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # What the command line sets for its process, before torch is imported.
+    import_module(f"{__name__}.threads").sleep_soon()
+    import_module(f"{__name__}.memory").keep_freed_memory()
     return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
 
 

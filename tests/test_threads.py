@@ -27,7 +27,17 @@ def test_what_the_user_has_set_is_left(name: str, monkeypatch: pytest.MonkeyPatc
     assert [variable for variable in SETTINGS if variable in os.environ] == [name] * (name in SETTINGS)
 
 
-def test_commands_have_threads_sleep_soon():
+FROM_PYTHON = """
+import os, sys
+import autoglm_compress
+assert "GOMP_SPINCOUNT" not in os.environ  # an import alone changes nothing
+from autoglm_compress import UserError, run
+print({name: os.environ.get(name) for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")})
+"""
+
+
+@pytest.mark.parametrize("program", [REPORT, FROM_PYTHON], ids=["command", "function"])
+def test_commands_and_functions_have_threads_sleep_soon(program: str):
     clean = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, "OMP_WAIT_POLICY")}
-    shown = subprocess.run([sys.executable, "-c", REPORT], env=clean, capture_output=True, text=True, check=True)
+    shown = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
     assert shown.stdout.strip().splitlines()[-1] == str(SETTINGS)

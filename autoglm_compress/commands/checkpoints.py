@@ -72,7 +72,7 @@ def evaluate(
     """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval.
 
     Every question's log-likelihoods are kept, so that `compare` can tell a change from chance.
-    An interrupted evaluation goes on where it was. Batches are sized by tokens, and scores do not depend on them.
+    An interrupted evaluation continues where it stopped. Batches are sized by tokens; scores do not depend on them.
     """
     with one_message():
         from autoglm_compress.api import measuring
@@ -118,7 +118,7 @@ def export(
 ) -> None:
     """Write a checkpoint as files that an engine runs, and prove that the engine predicts the same.
 
-    Integers and scales are kept as they are. What the engine does not predict alike is not kept.
+    Integers and scales are kept unchanged. If the engine's predictions differ, the export fails and is not kept.
     An interrupted export begins again, and leaves the same bytes.
     """
     with one_message():

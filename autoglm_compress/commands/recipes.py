@@ -43,7 +43,7 @@ def run(
     """Run a recipe, stage by stage.
 
     Every stage leaves a checkpoint that plain transformers loads.
-    Finished stages are skipped, an interrupted one goes on where it was.
+    Finished stages are skipped. An interrupted stage continues where it stopped.
     """
     with one_message("stopped: what is finished is kept, and the same command goes on at the layer it had reached"):
         from autoglm_compress.api import running

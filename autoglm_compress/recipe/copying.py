@@ -34,7 +34,7 @@ def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
         missing = {file: copy for file, copy in copies.items() if not copy.exists()}
         for file, copy in copies.items():
             if file not in missing and not filecmp.cmp(file, copy, shallow=False):
-                raise UserError(f"--copy: {copy} is there, and another file. Give another folder, or rename that file.")
+                raise UserError(f"--copy: {copy} exists with other content. Give another folder, or rename that file.")
         for file, copy in missing.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             with appearing(copy) as temporary:

@@ -106,7 +106,7 @@ def test_copies_stand_beside_each_other_and_replace_nothing(elsewhere: Path):
     changed = elsewhere / "mine" / "recipes" / "phone9b.yaml"
     changed.write_text("name: changed\n")
     message = refusal("recipes", "phone-lite", "--copy", "mine")
-    assert_says(message, "mine/recipes/phone9b.yaml is there, and another file", "Give another folder")
+    assert_says(message, "mine/recipes/phone9b.yaml exists with other content", "Give another folder")
     assert changed.read_text() == "name: changed\n"
     assert not (changed.parent / "phone-lite.yaml").exists()
     (elsewhere / "file").write_text("")

@@ -45,7 +45,9 @@ def quantization_config(quantization: Quantization, family: Family) -> dict[str,
     rounded = {family.kept[family.place(module).tower] for module in quantization.towers}
     elsewhere = "".join(rf"(?!(.*\.)?{re.escape(prefix)})" for prefix in sorted(rounded))
     for linear, scheme in alike.items():
-        targets.setdefault(scheme, []).append(rf"re:{elsewhere}(.*\.)?{re.escape(linear)}$")
+        # Modules of transformers may lack the words that stand before the head's name in files.
+        name = linear.rpartition(".")[2] if linear == family.roles.head else linear
+        targets.setdefault(scheme, []).append(rf"re:{elsewhere}(.*\.)?{re.escape(name)}$")
     for module, scheme in quantization.schemes.items():
         if not any(module == linear or module.endswith(f".{linear}") for linear in alike):
             targets.setdefault(scheme, []).append(_target(module, family, elsewhere))
@@ -96,10 +98,8 @@ def _target(module: str, family: Family, elsewhere: str) -> str:
     another way.
     """
     place = family.place(module)
-    if not family.kept:
+    if not family.kept or place.layer is None:
         return module
-    if place.layer is None:
-        return rf"re:(.*\.)?{re.escape(module.rpartition('.')[2])}$"
     return rf"re:{elsewhere}(.*\.)?layers\.{place.layer}\.{re.escape(place.name)}$"
 
 

@@ -123,7 +123,7 @@ def test_heads_alone_and_width_alone_are_refused_where_head_dim_hangs_on_both(
     source = save("glm4v", tmp_path / "source", tokenizer)
     for stage in ({"stage": "heads", "num_attention_heads": 2}, {"stage": "width", "hidden_size": 32}):
         message = refusal("plan", write_recipe(tmp_path, source, [stage]))
-        assert_says(message, "head_dim", "the stage width cuts both at once, with hidden_size and num_attention_heads")
+        assert_says(message, "head_dim", "the stage width cuts both, with hidden_size and num_attention_heads")
     both = {"stage": "width", "hidden_size": 32, "num_attention_heads": 2}
     shape = plan(write_recipe(tmp_path, source, [both]))["checkpoints"][-1]["shape"]
     assert (shape["hidden_size"], shape["num_attention_heads"], shape["head_dim"]) == (32, 2, 16)

@@ -37,10 +37,10 @@ def evaluation_memory(shape: ModelShape, tasks: Sequence[str], options: Evaluati
 def agreement_memory(shape: ModelShape, tokens: int) -> int:
     """Bytes of comparing two checkpoints on so many tokens: a walk with its states, or two heads and their logits.
 
-    States are in memory, of the walk twice, and of the two checkpoints. Of logits there are those of both, less their
-    mean and as log-probabilities, while the next ones are made, and as many on the way there.
+    States are in memory, of the walk twice, and of the two checkpoints. Of logits there are those of both, as they are
+    and as log-probabilities, and three tensors on the way to the divergence.
     """
     states = FP32 * tokens * shape.hidden_size
-    logits = 10 * FP32 * min(LOGITS_AT_ONCE // SLICES, tokens * shape.vocab_size)
+    logits = 7 * FP32 * min(LOGITS_AT_ONCE // SLICES, tokens * shape.vocab_size)
     heads = 2 * shape.element_bytes * head_elements(shape)
     return max(4 * states + walk_memory(shape, tokens), 2 * states + heads + logits)

@@ -53,10 +53,10 @@ def make_checkpoint(
     tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
     """Save a tiny model of a family with its tokenizer; the same request gives the same (shared) folder."""
-    made: dict[tuple, Path] = {}
+    made: dict[tuple[str, str], Path] = {}
 
     def make(family: str = "glm", **changes: object) -> Path:
-        key = (family, *sorted(changes.items()))
+        key = (family, repr(sorted(changes.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp(family)
             build_model(family, **changes).save_pretrained(folder)

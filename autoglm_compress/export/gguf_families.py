@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, tuple[EngineFamily, ...]] = {
     "LlamaForCausalLM": (EngineFamily("llama", swaps_rows=True),),
     "MistralForCausalLM": (EngineFamily("llama", swaps_rows=True),),
     "Qwen2ForCausalLM": (EngineFamily("qwen2", square=True), EngineFamily("llama", swaps_rows=True)),
-    "Qwen3ForCausalLM": (EngineFamily("qwen3"),),
+    "Qwen3ForCausalLM": (EngineFamily("qwen3", lacks=frozenset({"attention_bias"})),),
     "GlmForCausalLM": (EngineFamily("chatglm", square=True), EngineFamily("llama", splits=True, factors=True)),
     "Glm4ForCausalLM": (EngineFamily("glm4"),),
 }

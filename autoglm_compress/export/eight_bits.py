@@ -5,6 +5,8 @@ All formats round an embedding and a head in this way, so their cost is the same
 
 import torch
 
+from autoglm_compress.slices import row_slices
+
 BLOCK = 32
 LARGEST = 127
 
@@ -14,12 +16,20 @@ def eight_bit_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Halves are rounded away from zero, as `quantize_row_q8_0_ref` of ggml does.
     """
+    integers = torch.empty(values.shape, dtype=torch.int8)
+    scales = torch.empty(len(values), values.shape[1] // BLOCK, dtype=torch.float16)
+    for rows in row_slices(len(values)):
+        integers[rows], scales[rows] = _blocks_of(values[rows])
+    return integers, scales
+
+
+def _blocks_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = values.float().unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(dim=-1) / LARGEST
-    inverse = torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(-1)
-    scaled = blocks * inverse
-    whole = scaled.abs().floor()
-    rounded = scaled.sign() * (whole + (2 * (scaled.abs() - whole)).floor())
+    scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(-1)
+    size = scaled.abs()
+    whole = size.floor()
+    rounded = scaled.sign() * (whole + (2 * (size - whole)).floor())
     return rounded.to(torch.int8).flatten(1), scales.to(torch.float16)
 
 

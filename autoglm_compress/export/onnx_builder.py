@@ -21,7 +21,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.export.eight_bits import BLOCK, eight_bit_blocks
 from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout, pack_scales, pack_weights
-from autoglm_compress.export.onnx_families import GraphFamily, graph_family, has_window
+from autoglm_compress.export.onnx_families import GraphFamily, context_length, graph_family, has_window
 from autoglm_compress.export.onnx_matrices import (
     SCALES,
     WEIGHTS,
@@ -56,7 +56,8 @@ class GraphModel(Model):
         del self.hf_config.quantization_config
         self.hf_config.architectures = [checkpoint.family.architecture]
         self.hf_config._name_or_path = str(checkpoint.folder)
-        self.angles = meta_rotary(self.hf_config, checkpoint.family.auto_class)
+        self.angles = rope_frequencies(self.hf_config, checkpoint.family.auto_class)
+        self.hf_config.max_position_embeddings = context_length(self.hf_config)
         super().__init__(
             self.hf_config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", cache_dir="", extra_options={"filename": file}
         )
@@ -314,7 +315,7 @@ def _numpy_of(make: Any, size: Sequence[int]) -> Any:
     return lambda: make().reshape(size)
 
 
-def meta_rotary(config: Any, auto_class: str) -> tuple[torch.Tensor, float]:
+def rope_frequencies(config: Any, auto_class: str) -> tuple[torch.Tensor, float]:
     """RoPE's frequencies, fp32 [turned channels / 2], and what it multiplies cosines and sines by."""
     rotary = meta_model(config, auto_class).base_model.rotary_emb
     made = type(rotary)(config)

@@ -1,9 +1,9 @@
 """onnxruntime-genai in a process of its own, run as a module: what breaks it takes no other process along.
 
-A job comes as JSON on the standard input. `{"folder", "texts"}` answers the token ids of texts, as JSON on the standard
-output. `{"folder", "rows", "continuation", "logits", "threads"}` writes the logits of rows of token ids and of what the
-model continues them with greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers the
-continuations.
+A job comes as JSON on the standard input, with the model's folder. `{"folder", "texts"}` answers the token ids of
+texts, as JSON on the standard output, and `{"folder", "chat"}` the prompt that a chat becomes. `{"folder", "rows",
+"continuation", "logits", "threads"}` writes the logits of rows of token ids and of what the model continues them with
+greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers the continuations.
 """
 
 import json
@@ -20,6 +20,14 @@ def token_ids(folder: str, texts: list[str]) -> list[list[int]]:
 
     tokenizer = engine.Tokenizer(engine.Model(folder))
     return [[int(token) for token in tokenizer.encode(text)] for text in texts]
+
+
+def chat_prompt(folder: str, messages: list[dict[str, str]]) -> str:
+    """The prompt that the chat template makes of messages."""
+    import onnxruntime_genai as engine
+
+    tokenizer = engine.Tokenizer(engine.Model(folder))
+    return tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
 
 
 def predict(folder: str, rows: np.ndarray, continuation: int, logits: Path, threads: int) -> list[list[int]]:
@@ -54,8 +62,11 @@ def predict(folder: str, rows: np.ndarray, continuation: int, logits: Path, thre
 def main() -> None:
     """Do one job."""
     job: dict[str, Any] = json.loads(sys.stdin.read())
+    answer: Any
     if "texts" in job:
-        answer: Any = token_ids(job["folder"], job["texts"])
+        answer = token_ids(job["folder"], job["texts"])
+    elif "chat" in job:
+        answer = chat_prompt(job["folder"], job["chat"])
     else:
         rows = np.array(job["rows"], dtype=np.int32)
         answer = predict(job["folder"], rows, job["continuation"], Path(job["logits"]), job["threads"])

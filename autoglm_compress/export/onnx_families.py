@@ -8,6 +8,8 @@ from autoglm_compress.architecture import ModelShape
 
 ACTIVATION = "silu"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+MOST_TOKENS = 131_072
+"""The longest context: RoPE's tables have a row for each token of it."""
 HEAD_STEP = 16
 """GroupQueryAttention of ONNX Runtime turns heads by RoPE whose channels divide by this."""
 
@@ -61,6 +63,11 @@ def config_problem(config: Any) -> str | None:
     if kind not in ROPE_TYPES:
         return f"rope_type {kind}: the graph has the same angles at every length, as {', '.join(ROPE_TYPES)} have"
     return None
+
+
+def context_length(config: Any) -> int:
+    """The tokens that the graph has angles for."""
+    return min(config.max_position_embeddings, MOST_TOKENS)
 
 
 def has_window(config: Any, layer: int) -> bool:

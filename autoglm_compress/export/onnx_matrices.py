@@ -1,6 +1,6 @@
 """The matrices of a checkpoint as an ONNX graph has them, read when they are written and not before."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from autoglm_compress.architecture import ModelShape, Scheme
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout, pack_scales, pack_weights, pack_zeros
+from autoglm_compress.export.onnx_blocks import BlockLayout, pack_scales, pack_weights, pack_zeros
 
 WEIGHTS, SCALES, ZEROS = "weights", "scales", "zeros"
 
@@ -84,27 +84,3 @@ class MatrixReader:
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def stored_bytes(shape: ModelShape) -> Iterator[tuple[str, str, int]]:
-    """Name, type and bytes of every tensor of the checkpoint as the graph stores it.
-
-    Raises:
-        ValueError: a linear is quantized in a way that ONNX Runtime has no kernel for; the message names it.
-    """
-    schemes = shape.quantization.schemes if shape.quantization else {}
-    for name, size in shape.tensors():
-        scheme = schemes.get(name.removesuffix(".weight"))
-        if len(size) == 1:
-            yield name, "FP32", 4 * size[0]
-        elif scheme is None:
-            yield name, TYPES[shape.dtype], size[0] * size[1] * shape.element_bytes
-        else:
-            try:
-                layout = block_layout(scheme, size[1])
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            yield name, f"INT{scheme.bits}", size[0] * sum(layout.row_bytes)
-
-
-TYPES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}

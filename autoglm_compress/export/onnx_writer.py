@@ -6,13 +6,10 @@ from pathlib import Path
 
 from autoglm_compress.atomic import write_json
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.export.onnx_names import DATA, GRAPH, SETTINGS
 from autoglm_compress.export.onnx_settings import runtime_settings
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.progress import Progress
-
-GRAPH = "model.onnx"
-DATA = "model.onnx.data"
-SETTINGS = "genai_config.json"
 
 
 def write_onnx(checkpoint: Checkpoint, options: ExportOptions, folder: Path, progress: Progress) -> None:

@@ -1,6 +1,7 @@
 """Whether onnxruntime-genai reads text as `transformers` does: texts in many scripts, special tokens, a chat."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,30 @@ CHAT = [
 ]
 
 
-def require_same_ids(shape: ModelShape, tokenizer: Any, where: str) -> int:
-    """Raise UserError if onnxruntime-genai gives other ids than a tokenizer of `transformers`.
+@dataclass(frozen=True)
+class IdComparison:
+    """Texts, and the ids that `transformers` and the engine have for each."""
+
+    texts: list[str]
+    expected: list[list[int]]
+    found: list[list[int]]
+
+    def differing(self) -> list[int]:
+        """The texts that have other ids."""
+        pairs = zip(self.expected, self.found, strict=True)
+        return [number for number, (ours, theirs) in enumerate(pairs) if ours != theirs]
+
+
+def compare_ids(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
+    """Let onnxruntime-genai read texts beside a tokenizer of `transformers`.
 
     Args:
         shape: the model's.
         tokenizer: of `transformers`.
         where: the model's folder, for messages.
 
-    Returns:
-        The number of texts compared.
+    Raises:
+        UserError: the engine does not take the tokenizer, or gives other ids for more than blanks.
     """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special][:MOST_SPECIAL]
     texts = sample_texts() + [f"before{token}after" for token in special]
@@ -41,7 +56,8 @@ def require_same_ids(shape: ModelShape, tokenizer: Any, where: str) -> int:
     except EngineError as error:
         raise UserError(f"{where}: onnxruntime-genai does not take the tokenizer: {error}.") from None
     expected = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    wrong = [number for number, (ours, theirs) in enumerate(zip(expected, found, strict=True)) if ours != theirs]
+    compared = IdComparison(texts, expected, found)
+    wrong = [number for number in compared.differing() if not _alike_but_for_blanks(tokenizer, compared, number)]
     if wrong:
         first = wrong[0]
         raise UserError(
@@ -49,7 +65,29 @@ def require_same_ids(shape: ModelShape, tokenizer: Any, where: str) -> int:
             f"{texts[first][:40]!r}: {found[first][:12]} instead of {expected[first][:12]}. "
             "The model would read nonsense: it cannot be exported to ONNX with this tokenizer."
         )
-    return len(texts)
+    return compared
+
+
+def _alike_but_for_blanks(tokenizer: Any, compared: IdComparison, number: int) -> bool:
+    """Whether two readings have the same text, and the same tokens but for those of spaces and line breaks.
+
+    The engine does not go back where `\\s*[\\r\\n]+` has read too much, as the expressions of many tokenizers ask for.
+    """
+    ours, theirs = compared.expected[number], compared.found[number]
+    if tokenizer.decode(ours) != tokenizer.decode(theirs):
+        return False
+    rest = [[token for token in ids if not tokenizer.decode([token]).isspace()] for ids in (ours, theirs)]
+    return rest[0] == rest[1]
+
+
+def blanks_problem(compared: IdComparison) -> str | None:
+    """What to know of blanks that the engine reads as other tokens; None if there are none."""
+    if not (differing := compared.differing()):
+        return None
+    return (
+        f"onnxruntime-genai reads runs of spaces and line breaks as other tokens in {len(differing)} of "
+        f"{len(compared.texts)} texts, such as {compared.texts[differing[0]][:40]!r}"
+    )
 
 
 def chat_problem(shape: ModelShape, tokenizer: Any) -> str | None:

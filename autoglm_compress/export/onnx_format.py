@@ -14,10 +14,10 @@ from autoglm_compress.export import onnx_engine
 from autoglm_compress.export.engine_process import ask_engine, has_package
 from autoglm_compress.export.exactness import Exactness, Rounding
 from autoglm_compress.export.job import ExportJob
-from autoglm_compress.export.onnx_check import chat_problem, require_same_ids
+from autoglm_compress.export.onnx_check import blanks_problem, chat_problem, compare_ids
 from autoglm_compress.export.onnx_families import MOST_TOKENS, config_problem, context_length, shape_problem
 from autoglm_compress.export.onnx_names import DATA, GRAPH
-from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, largest_matrix_bytes, stored_bytes
+from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, stored_bytes, writing_bytes
 from autoglm_compress.export.onnx_usage import commands
 from autoglm_compress.export.onnx_writer import write_onnx
 from autoglm_compress.export.options import ExportOptions, accuracy_level
@@ -54,7 +54,7 @@ class OnnxFormat:
         if problem := config_problem(config):
             raise UserError(f"{folder / 'config.json'}: {problem}: it cannot be exported to ONNX.")
         if has_tokenizer(folder):  # a hub model's may not be downloaded yet
-            require_same_ids(shape, load_tokenizer(folder), str(folder))
+            compare_ids(shape, load_tokenizer(folder), str(folder))
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
         """Nothing: the engine that proves the files is what writes them."""
@@ -68,7 +68,7 @@ class OnnxFormat:
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
         """The largest matrix with what packing it takes, or the engine with the whole model."""
         tables = 4 * MOST_TOKENS * shape.head_dim
-        return tables + max(largest_matrix_bytes(shape), engine_bytes(shape, options.embedding_bits))
+        return tables + max(writing_bytes(shape, options.embedding_bits), engine_bytes(shape, options.embedding_bits))
 
     def file(self, job: ExportJob) -> Path:
         """The graph."""
@@ -129,8 +129,10 @@ class OnnxFormat:
                 "the tokenizer puts special tokens around a text by itself, and onnxruntime-genai does not: write "
                 "them, as the chat template does"
             )
-        if problem := chat_problem(checkpoint.shape, tokenizer):
-            notes.append(problem)
+        compared = compare_ids(checkpoint.shape, tokenizer, str(checkpoint.folder))
+        notes += [
+            problem for problem in (blanks_problem(compared), chat_problem(checkpoint.shape, tokenizer)) if problem
+        ]
         return found | ({"notes": notes} if notes else {})
 
     def commands(self, file: str) -> str:

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from math import prod
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.export.eight_bits import BLOCK
+from autoglm_compress.export.eight_bits import BLOCK, SLICE_ROWS
 from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout
 
 TYPES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 GRAPH_BYTES, LAYER_BYTES = 50_000, 30_000
 """Of nodes: of a graph without layers, and of each layer."""
+WRITER_BYTES, ENGINE_BYTES = 64_000_000, 96_000_000
+"""What the two take beside the model: libraries, activations, the tokenizer."""
+ROUNDING = 6 * 4
+"""Bytes for each value of a slice of rows that is rounded to 8 bits."""
 UNPACKING = 6
 """Bytes for each value of a quantized linear while its integers are unpacked and packed again."""
 
@@ -54,20 +58,25 @@ def graph_bytes(shape: ModelShape) -> int:
     return GRAPH_BYTES + LAYER_BYTES * shape.num_hidden_layers
 
 
-def largest_matrix_bytes(shape: ModelShape) -> int:
-    """Bytes of memory that writing the largest matrix takes: as it is, and as it is stored."""
+def writing_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
+    """Bytes of memory that writing takes: the largest matrix as it is and as it is stored."""
     schemes = shape.quantization.schemes if shape.quantization else {}
-    return max(
+    largest = max(
         prod(size) * (2 * shape.element_bytes + (UNPACKING if name.removesuffix(".weight") in schemes else 0))
         for name, size in shape.tensors()
     )
+    return WRITER_BYTES + largest + (0 if embedding_bits is None else ROUNDING * SLICE_ROWS * shape.hidden_size)
 
 
 def engine_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
-    """Bytes of the engine with the model, as far as they grow with it: plain numbers are multiplied with in fp32."""
-    found = 0
+    """Bytes of the engine with the model: plain numbers are multiplied with in fp32, and one is put in order at a time.
+
+    What an embedding looks up is not multiplied with, where the head is another matrix.
+    """
+    found, largest = ENGINE_BYTES, 0
     for name, kind, size in stored_bytes(shape, embedding_bits):
         looked_up = name == shape.family.embedding and not shape.tie_word_embeddings
         widened = 0 if kind.startswith("INT") or looked_up else 4 * size // shape.element_bytes
         found += size + widened
-    return found
+        largest = max(largest, 0 if looked_up else widened or size)
+    return found + largest

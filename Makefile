@@ -15,6 +15,7 @@ EVALUATE = $(BIN)/autoglm-compress evaluate "$$(ls -d runs/demo/*-int4 | tail -n
 
 demo: $(READY)
 	$(BIN)/autoglm-compress run recipes/demo.yaml --output runs/demo
+	$(BIN)/python reference_model/say.py runs/demo/*-gguf/demo-*.gguf "Return the number of items in a container."
 
 # Undecided (exit code 3) passes: the quiz is too short to prove small changes either way.
 gate: demo
@@ -31,6 +32,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Writing files that are there whole or not at all."""
+"""Writing files that appear whole or not at all."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object; empty if it is no such file."""
+    """The content of a JSON file that holds an object. Empty if the file is anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -25,7 +25,9 @@ def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that gets its own when it is complete and on the disk, or is deleted if it fails."""
+    """A temporary name for a file. The file gets its final name when it is complete and on disk, and is deleted on
+    errors.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary

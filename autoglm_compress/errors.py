@@ -1,10 +1,11 @@
-"""The exceptions that end a command in one message, and how a message lists names."""
+"""The exceptions that end a command in one message, and lists of names in messages."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can put right: shown as one message, exit code 2, no traceback."""
+    """An error that the user can fix: shown as one message, exit code 2, no traceback."""
 
 
 class PlanError(ValueError):
@@ -23,3 +24,10 @@ def listed(names: Collection[str], most: int = 5) -> str:
     """Names in order, the first few if there are many."""
     shown = ", ".join(sorted(names)[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def suggestion(given: str, allowed: Iterable[str]) -> str:
+    """A hint with the closest valid spelling and all allowed names."""
+    names = sorted(allowed)
+    near = get_close_matches(given, names, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"Allowed: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""How all plots look, and the SVG that they end as.
+"""The style of all plots, and their output as SVG.
 
 matplotlib is imported only where a plot is drawn: it takes a second and 40 MB, and most commands draw nothing.
 """
@@ -18,7 +18,7 @@ KEPT, DROPPED, NEUTRAL = "#3d85c6", "#e0812e", "#808080"
 LINES = ("#3d85c6", "#e0812e", "#2ea37c", "#c95d9c", "#8f6fd1", "#b0902a", "#5fb0d6", "#c0504d")
 WIDTH = 8.0
 FEW_LAYERS = 16
-"""Up to so many, a line has a dot for every layer."""
+"""Up to this many layers, a line has a dot for every layer."""
 
 # A grey that shows on white and on black; text stays text, which keeps the files small.
 STYLE = {
@@ -50,15 +50,16 @@ STYLE = {
 
 
 def as_svg(make: "Callable[[], Figure | None]") -> bytes | None:
-    """What a function draws, in the style of all plots; the same bytes for the same data and matplotlib."""
+    """The SVG of a figure, in the style of all plots. The same data and matplotlib version give the same bytes."""
     from matplotlib import style
 
-    # After a reset, so that neither a matplotlibrc nor what the program around this one has set changes the bytes.
+    # After a reset, so that neither a matplotlibrc nor settings of the calling program change the bytes.
     with style.context(STYLE, after_reset=True):
         figure = make()
         if figure is None:
             return None
-        figure.get_layout_engine().execute(figure)  # the layout depends on the ticks and these on it: once more
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)  # layout and ticks depend on each other: once more
         svg = io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         return svg.getvalue()
@@ -103,7 +104,7 @@ def layer_lines(axes: "Axes", lines: dict[str, dict[int, float]]) -> None:
 
 
 def kept_strip(axes: "Axes", kept: set[int], layers: int) -> None:
-    """A row of all layers, coloured by what became of them."""
+    """A row of all layers, coloured by whether they are kept."""
     axes.bar(range(layers), 1, 0.75, color=[KEPT if layer in kept else DROPPED for layer in range(layers)])
     axes.yaxis.set_visible(False)
     axes.spines[["left", "bottom"]].set_visible(False)

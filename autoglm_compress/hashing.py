@@ -1,4 +1,4 @@
-"""The hashes that files, texts and plain data are known by."""
+"""Hashes of files, texts and plain data."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a checkpoint is, for people and for machines."""
+"""The description of a checkpoint, as text and as JSON."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ from autoglm_compress.architecture import Family, UnsupportedArchitectureError, 
 from autoglm_compress.architecture.family_draft import draft_family
 from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
+from autoglm_compress.checkpoint.plain_verdict import plain_verdict
 from autoglm_compress.checkpoint.unknown_model import known_model
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.records.stage import Shape
@@ -47,10 +47,11 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         "parameters_by_part": checkpoint.shape.parameters_by_part(),
         "bytes": sum(dtypes.values()),
         "bytes_by_dtype": dict(dtypes),
-        "files": [path.name for path in checkpoint.files()],
+        "files": [path.relative_to(checkpoint.folder).as_posix() for path in checkpoint.files()],
         "tokenizer": tokenizer,
         "left_out": list(checkpoint.left_out),
-        "transformers": _transformers_verdict(checkpoint),
+        "auto_class": checkpoint.family.auto_class,
+        "transformers": plain_verdict(checkpoint),
     }
 
 
@@ -60,32 +61,6 @@ def _drafted(folder: Path) -> str:
         return str(draft_family(known_model(folder)))
     except UserError as error:
         return f"No family's YAML can be drafted for it: {error}"
-
-
-def _transformers_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compare the tensors with those of the model that transformers builds from the config, without memory for it."""
-    config = checkpoint.whole_unquantized_config()
-    try:
-        model = meta_model(config, checkpoint.family.auto_class)
-    except Exception as error:  # an activation, or a kind of rotary embedding, that this version does not have
-        reason = f"{type(error).__name__}: {error}"
-        return {"loads": False, "reason": reason, "missing": [], "different_shape": []}
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        for inside in loaded_names(model, [checkpoint.family.head]).values():
-            expected.pop(inside, None)
-    kept = (name for names in checkpoint.kept_tensors.values() for name in names)
-    shapes = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
-    ours = {inside: shapes[name] for name, inside in loaded_names(model, shapes).items()}
-    missing = sorted(set(expected) - set(ours))
-    different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])
-    problems = [f"{name} is missing" for name in missing] + [f"{name} has another shape" for name in different]
-    return {
-        "loads": not problems,
-        "reason": ", ".join(problems[:5]) or None,
-        "missing": missing,
-        "different_shape": different,
-    }
 
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:
@@ -98,7 +73,7 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
             value = _quantization(value)
         table.add_row(name, str(value))
     for part, count in found["parameters_by_part"].items():
-        table.add_row(f"parameters: {part}", human(count))
+        table.add_row(f"parameters: {part}", f"{human(count)} ({count / found['parameters']:.1%})")
     table.add_row("parameters", human(found["parameters"]))
     files = found["files"]
     table.add_row("bytes", f"{human(found['bytes'])}B in {files[0] if len(files) == 1 else f'{len(files)} files'}")
@@ -108,6 +83,7 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     table.add_row("tokenizer", "yes" if found["tokenizer"] else "no")
     if found["left_out"]:
         table.add_row("left out", f"{listed(found['left_out'])}, which the model does not use")
+    table.add_row("loading class", found["auto_class"])
     verdict = found["transformers"]
     needs = _needs(found["shape"]["quantization"])
     says = f"loads it{needs}" if verdict["loads"] else f"cannot load it: {verdict['reason']}"
@@ -126,7 +102,7 @@ def _quantization(found: dict[str, Any]) -> str:
 
 
 def _by_value(values: dict[str, int | list[int]]) -> str:
-    """A value if all linears have it, otherwise each with its linears; a list differs between layers."""
+    """The value if all linears share it, otherwise each value with its linears. A list differs between layers."""
     linears: dict[str, list[str]] = {}
     for linear, value in values.items():
         spelled = " or ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -137,7 +113,7 @@ def _by_value(values: dict[str, int | list[int]]) -> str:
 
 
 def _needs(quantization: dict[str, Any] | None) -> str:
-    """What transformers needs for a quantized checkpoint beside itself."""
+    """The package that transformers needs to load a quantized checkpoint."""
     if quantization is None:
         return ""
     if quantization["format"] == AWQ:

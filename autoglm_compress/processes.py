@@ -1,4 +1,4 @@
-"""The processes of a run, as `torchrun` or `accelerate launch` start them; one where nothing was launched."""
+"""The processes of a run, started by `torchrun` or `accelerate launch`, or a single process."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,16 @@ from torch import distributed
 from autoglm_compress.errors import UserError
 
 LONGEST_WAIT = timedelta(days=7)
-"""How long a process waits for the first, which does all alone what is not done together."""
+"""How long a process waits for the first process, which does all unshared work alone."""
 
 
 @dataclass(frozen=True)
 class Processes:
     """This process's rank among `count`; the first has rank 0, runs every stage and writes every checkpoint.
 
-    What one process does with calibration rows several do with a share of them each, and the sums over tokens are
-    added up; so every process must ask for the same sums and copies, in the same order. With one process none of it
-    does anything.
+    With several processes, each works on a share of the calibration rows, and the sums over tokens are added up. Every
+    process must therefore ask for the same sums and copies, in the same order. With one process, these methods do
+    nothing.
     """
 
     rank: int = 0
@@ -34,7 +34,7 @@ class Processes:
         return self.rank == 0
 
     def tell(self, value: Any) -> Any:
-        """What the first process gives, in all of them."""
+        """The first process's value, in all processes."""
         if self.count == 1:
             return value
         told = [value]
@@ -45,7 +45,7 @@ class Processes:
     def share(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """This process's rows of batches [rows, ...], dealt out one by one; batches that it has no row of are left out.
 
-        So all processes have as many rows, or one more, of all batches and nearly of each.
+        All processes then have equal numbers of rows, or one more, over all batches and nearly in each batch.
         """
         dealt, found = 0, []
         for batch in batches:
@@ -64,14 +64,14 @@ class Processes:
             )
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Put the sum of the tensors that all processes bring, of one shape, in the place of this one's."""
+        """Replace this tensor by the sum of all processes' tensors, which have the same shape."""
         if self.count > 1:
             with self._meeting():
                 distributed.all_reduce(tensor)
         return tensor
 
     def least(self, number: int) -> int:
-        """The least of the numbers that all processes bring; none goes on before all have brought theirs."""
+        """The least of all processes' numbers. No process continues before all have given theirs."""
         if self.count == 1:
             return number
         least = torch.tensor(number)
@@ -91,7 +91,7 @@ class Processes:
         return self.add_up(whole)
 
     def copy_first(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Put the first process's tensor in the place of this one's, which has the same shape."""
+        """Replace this tensor by the first process's, which has the same shape."""
         if self.count > 1:
             with self._meeting():
                 distributed.broadcast(tensor, src=0)
@@ -99,7 +99,7 @@ class Processes:
 
     @contextmanager
     def _meeting(self) -> Iterator[None]:
-        """End in one line if another process is gone: a traceback of this one would bury what that one said."""
+        """End with one line if another process is gone. A traceback here would bury that process's message."""
         try:
             yield
         except RuntimeError as error:
@@ -123,7 +123,7 @@ ALONE = Processes()
 
 
 def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
-    """Meet the processes that were launched together; returns them and the device that is this one's."""
+    """Connect to the processes that were launched together. Returns them and this process's device."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return ALONE, device

@@ -43,7 +43,7 @@ class Advance(Protocol):
     """Tells that work was done."""
 
     def __call__(self, amount: float, status: str = "") -> None:
-        """So much of it, and how things stand."""
+        """The amount of work done, and a few words about the step."""
 
 
 class Progress:
@@ -58,10 +58,10 @@ class Progress:
 
     @contextmanager
     def task(self, title: str, total: int, unit: str, reached: int = 0) -> Iterator["Advance"]:
-        """Show one step; the function it gives is called with the amount of work done since the last call.
+        """Show one step. Call the returned function with the amount of work done since the last call.
 
-        It may be called with a few words on how the step stands as well.
-        `reached` is the amount that an earlier run has done, which says nothing about the rate.
+        A few words on the state of the step may be added. `reached` is the amount that an earlier run has done, which
+        says nothing about the rate.
         """
         if self.console.is_terminal:
             with self._bar() as bar:
@@ -87,7 +87,7 @@ class Progress:
 
     def _lines(self, title: str, total: int, unit: str, reached: int) -> "Advance":
         began = shown = time.monotonic()
-        done = reached
+        done: float = reached
 
         def advance(amount: float, status: str = "") -> None:
             nonlocal done, shown

@@ -16,8 +16,8 @@ SAVE_SECONDS = 5.0
 class Resources:
     """A context manager that measures this process while it is open.
 
-    Given a file, it adds to what the file says that earlier processes spent on the same work, and writes there every
-    few seconds, so that little is lost of one that is killed.
+    With a file, it adds to the amounts that earlier processes spent on the same work, and saves every few seconds, so
+    that a kill loses little.
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = (
@@ -42,17 +42,19 @@ class Resources:
         while not self._closed.is_set():
             self._peak_rss_bytes = max(self._peak_rss_bytes, self._process.memory_info().rss)
             if self._file is not None and time.monotonic() - saved > SAVE_SECONDS:
-                self._save()
+                self._save(self._file)
                 saved = time.monotonic()
             self._closed.wait(SAMPLE_SECONDS)
 
-    def _save(self) -> None:
-        temporary = self._file.with_suffix(".partial")
+    def _save(self, file: Path) -> None:
+        temporary = file.with_suffix(".partial")
         temporary.write_text(json.dumps(self.as_data()), encoding="utf-8")
-        temporary.replace(self._file)
+        temporary.replace(file)
 
     def _counters(self) -> dict[str, float]:
-        """What the process has spent since it began; disk traffic where the system counts it (not on macOS)."""
+        """Resources that the process has spent since it began. Disk traffic only where the system counts it (not on
+        macOS).
+        """
         times = self._process.cpu_times()
         found = {"cpu_seconds": times.user + times.system}
         if hasattr(self._process, "io_counters"):
@@ -73,7 +75,7 @@ class Resources:
         self._sampler.join()
         self._result = self.as_data()
         if self._file is not None:
-            self._save()
+            self._save(self._file)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data: seconds, bytes, and how many processes took part; of all since the work began."""

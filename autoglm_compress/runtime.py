@@ -10,12 +10,12 @@ from autoglm_compress.progress import Progress
 
 @dataclass(frozen=True)
 class Runtime:
-    """What every long computation needs to know of the machine and of the processes it shares the work with."""
+    """The device, progress display and processes for a long computation."""
 
     device: torch.device
     progress: Progress
     processes: Processes = ALONE
 
     def alone(self) -> "Runtime":
-        """The same for work that one process does by itself, while others may wait for it or do the same."""
+        """The same runtime for work that one process does alone, while others wait for it or do the same."""
         return replace(self, processes=ALONE)

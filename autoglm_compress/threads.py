@@ -1,4 +1,4 @@
-"""How threads that have nothing to do wait for work."""
+"""How idle threads wait for work."""
 
 import os
 
@@ -10,12 +10,12 @@ milliseconds one of LLVM's does (200 by default)."""
 def sleep_soon() -> bool:
     """Have threads sleep soon after their work is done.
 
-    By default they spin. Beside other work on the same cores they then take the time that the threads need which they
-    wait for, and a small model, which has much to wait for, becomes several times slower. OpenMP reads these variables
-    when it starts, so this is to be called before torch is imported.
+    By default they spin. Beside other work on the same cores, spinning takes time from the very threads that they wait
+    for. A small model waits often and becomes several times slower. OpenMP reads these variables when it starts, so
+    this is to be called before torch is imported.
 
     Returns:
-        Whether it was done: what the user has set is left as it is.
+        Whether the settings were changed. Values set by the user are kept.
     """
     if "OMP_WAIT_POLICY" in os.environ or not SETTINGS.keys().isdisjoint(os.environ):
         return False

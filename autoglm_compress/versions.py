@@ -8,7 +8,7 @@ PACKAGES = ("autoglm-compress", "torch", "transformers", "safetensors", "compres
 
 
 def result_versions() -> dict[str, str]:
-    """The versions of the packages that compute: others may round in another way."""
+    """The versions of the packages that compute. Other versions may round differently."""
     return {package: package_versions()[package] for package in ("torch", "transformers")}
 
 
@@ -19,9 +19,9 @@ def package_versions() -> dict[str, str]:
 
 
 def made_elsewhere(then: dict[str, str], label: str) -> str:
-    """What to know of a finished stage, called `label`, that was made with the versions `then`."""
+    """The notice about a finished stage `label` that was made with the versions `then`."""
     now = result_versions()
     other = [f"{name} {then.get(name)} (here it is {now[name]})" for name in now if then.get(name) != now[name]]
     if not other:
         return ""
-    return f", though made with {', '.join(other)}: here the bytes may be others (--from {label} makes it again)"
+    return f", though made with {', '.join(other)}: a new run may give other bytes (--from {label} repeats it)"

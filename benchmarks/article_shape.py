@@ -7,7 +7,6 @@ for time and memory, not for quality. Prints seconds and peak resident memory of
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -17,9 +16,7 @@ from random_models import article_config, matmul_peak, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.progress import Progress
-from autoglm_compress.recipe import load_recipe
+from autoglm_compress import run
 
 LENGTH = 512
 
@@ -52,9 +49,9 @@ def main() -> None:
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    output = RunOptions(arguments.output / f"run-{arguments.layers}-{arguments.tokens}", device="cpu", fresh=True)
-    result = run_recipe(load_recipe(arguments.output / "recipe.yaml"), output, Progress(Console()))
-    rows = json.loads((result / "metrics.json").read_text())["stages"]
+    output = arguments.output / f"run-{arguments.layers}-{arguments.tokens}"
+    result = run(arguments.output / "recipe.yaml", output, device="cpu", fresh=True, progress=True)
+    rows = [row.as_data() for row in result.rows]
     table = Table("stage", "parameters", "seconds", "seconds per layer", "peak memory", box=None)
     for row in rows[1:]:
         table.add_row(

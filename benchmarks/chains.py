@@ -9,9 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.progress import Progress
-from autoglm_compress.recipe import load_recipe
+from autoglm_compress import run
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "reference_model" / "checkpoint"
@@ -73,8 +71,8 @@ def run_branches(
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    result = run_recipe(load_recipe(output / "recipe.yaml"), RunOptions(output / "run"), Progress(Console()))
-    rows = {row["name"].split("-", 1)[-1]: row for row in json.loads((result / "metrics.json").read_text())["stages"]}
+    result = run(output / "recipe.yaml", output / "run", progress=True)
+    rows = {row.name.split("-", 1)[-1]: row.as_data() for row in result.rows}
     found = {"source": rows["source"]}
     for number, name in enumerate(branches):
         own = [row["seconds"] for label, row in rows.items() if label.startswith(f"{number}-") and "end" not in label]

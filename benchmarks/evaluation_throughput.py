@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress import Checkpoint
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 from autoglm_compress.evaluation.mmlu import chosen_questions, mmlu_group
 from autoglm_compress.progress import Progress

@@ -7,7 +7,6 @@ of 1 says that twice as much takes twice as long; what is fixed for a run (impor
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.progress import Progress
-from autoglm_compress.recipe import load_recipe
+from autoglm_compress import run
 
 LENGTH = 256
 BASE = {"layers": 2, "hidden": 512, "tokens": 4096}
@@ -51,9 +48,8 @@ def measured(output: Path, layers: int, hidden: int, tokens: int) -> list[dict[s
         "stages": STAGES,
     }
     (output / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    options = RunOptions(output / "run", device="cpu", fresh=True)
-    result = run_recipe(load_recipe(output / "recipe.yaml"), options, Progress(Console()))
-    return json.loads((result / "metrics.json").read_text())["stages"][1:]
+    result = run(output / "recipe.yaml", output / "run", device="cpu", fresh=True, progress=True)
+    return [row.as_data() for row in result.rows[1:]]
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:

@@ -24,8 +24,8 @@ from rich.table import Table
 from transformers import AutoTokenizer, GlmConfig, GlmForCausalLM, TrainingArguments
 from transformers import Trainer as PlainTrainer
 
+from autoglm_compress import Checkpoint
 from autoglm_compress.calibration.training_rows import TrainingRows
-from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.model import Student

@@ -25,10 +25,8 @@ from random_models import article_config, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.progress import Progress
+from autoglm_compress import run
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
-from autoglm_compress.recipe import load_recipe
 
 LENGTH = 512
 SHORT = 16
@@ -61,9 +59,8 @@ def run_stages(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    options = RunOptions(folder / "run", device="cpu", fresh=True)
-    result = run_recipe(load_recipe(folder / "recipe.yaml"), options, Progress(Console()))
-    return json.loads((result / "metrics.json").read_text())["stages"]
+    result = run(folder / "recipe.yaml", folder / "run", device="cpu", fresh=True, progress=True)
+    return [row.as_data() for row in result.rows]
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:

@@ -33,12 +33,11 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from autoglm_compress import Checkpoint, load_recipe
 from autoglm_compress.calibration.run_text import CalibrationText, find_sources
 from autoglm_compress.calibration.tokens import token_rows
-from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.progress import Progress
-from autoglm_compress.recipe import load_recipe
 
 WORKERS = Path(__file__).resolve().parent / "peers"
 LENGTH = 512

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, GlmConfig
 
 from autoglm_compress.architecture import ModelShape, family_of
-from autoglm_compress.checkpoint.reader import INDEX
+from autoglm_compress.checkpoint.weight_files import INDEX
 
 PEAK_SIZE = 4096
 

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from autoglm_compress import Checkpoint
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.text import PYTHON_DOCS
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.progress import Progress
 
 

@@ -29,14 +29,12 @@ from random_models import article_config, matmul_peak, write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
+from autoglm_compress import run
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.forward import statistics
 from autoglm_compress.forward.one_layer_model import OneLayerModel
-from autoglm_compress.pipeline import RunOptions, run_recipe
-from autoglm_compress.progress import Progress
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
 from autoglm_compress.quantization.quantizing_walk import QuantizingWalk
-from autoglm_compress.recipe import load_recipe
 from autoglm_compress.records.files import read_json
 from autoglm_compress.resources import Resources
 
@@ -114,7 +112,7 @@ def run_counted(folder: Path) -> None:
         noted(QuantizingWalk, "_pass_layer", "quantize whole"),
         counter,
     ):
-        run_recipe(load_recipe(folder / "recipe.yaml"), RunOptions(folder / "run", "cpu"), Progress(Console()))
+        run(folder / "recipe.yaml", folder / "run", device="cpu", progress=True)
 
 
 def run_with_kills(folder: Path, kills: int) -> list[dict[str, Any]]:

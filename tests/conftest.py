@@ -87,3 +87,9 @@ def glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quiz(tmp_path: Path) -> Path:
     """Questions of two subjects, of which MMLU has one, for a test to change."""
     return write_quiz(tmp_path, "anatomy", "high_school_rivers")
+
+
+@pytest.fixture
+def zero_points_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transformers that loads asymmetric compressed-tensors, which the installed one need not be."""
+    monkeypatch.setattr("autoglm_compress.quantization.checks.transformers_loads", lambda _: True)

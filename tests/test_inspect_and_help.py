@@ -130,10 +130,11 @@ def test_what_a_person_reads(make_checkpoint: MakeCheckpoint, tmp_path: Path):
         "num_hidden_layers": "4",
         "num_key_value_heads": "2",
         "dtype": "bfloat16",
-        "parameters: embedding": "32.8k",
-        "parameters: ffn": "98.3k",
+        "parameters: embedding": "32.8k (13.2%)",
+        "parameters: ffn": "98.3k (39.7%)",
         "bytes by dtype": "bfloat16 495kB",
         "tokenizer": "yes",
+        "loading class": "AutoModelForCausalLM",
         "plain transformers": "loads it",
     }
     assert_says(shown, *(f"{name} {value}\n" for name, value in expected.items() if name != "plain transformers"))

@@ -1,4 +1,4 @@
-"""What model families look like, as data, and the arithmetic on their shapes."""
+"""Model families as data, and the arithmetic on their shapes."""
 
 from autoglm_compress.architecture.family import Family, Place, TensorAxes
 from autoglm_compress.architecture.family_files import (
@@ -10,8 +10,9 @@ from autoglm_compress.architecture.family_files import (
     supported_architectures,
 )
 from autoglm_compress.architecture.quantization import Quantization, Scheme
-from autoglm_compress.architecture.shape import ModelShape, Tower
+from autoglm_compress.architecture.shape import ModelShape
 from autoglm_compress.architecture.sizes_in_config import resized_config
+from autoglm_compress.architecture.tower import Tower, towers_of
 
 __all__ = [
     "Family",
@@ -28,4 +29,5 @@ __all__ = [
     "require_used",
     "resized_config",
     "supported_architectures",
+    "towers_of",
 ]

@@ -2,23 +2,29 @@
 
 Axes are `vocab`, `hidden` (the residual stream), `query` (query heads x head_dim), `key_value` (KV heads x head_dim),
 `head_dim`, `intermediate` (FFN neurons) and `gate_up` (gate rows, then up rows, fused in one matrix); a number is a
-length that no stage changes. Knowing the axes is enough to count parameters, to check a checkpoint's tensors and to cut
-a model along any of them.
+length that no stage changes. Tensors of kept towers that depend on the text's width also have `inner`, neurons that are
+as many as the residual stream has channels, or a multiple, and `tower`, a length of the tower's own. Knowing the axes
+is enough to count parameters, to check a checkpoint's tensors and to cut a model along any of them.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up"})
+TOWER = "tower"
+"""The axis of a bridge whose length is the tower's own."""
+INNER = "inner"
+"""The axis of neurons within a tower that are as many as the residual stream has channels, or a multiple."""
+AXES = frozenset({"vocab", "hidden", "query", "key_value", "head_dim", "intermediate", "gate_up", TOWER, INNER})
 TEXT = "text"
-"""The name of the tower that stages work on; a family names those that they keep as they are."""
+"""The name of the tower that stages work on. A family names the other towers, which stages copy unchanged."""
 ROOT = "root"
-"""Where the text tower's config lives if it has no part of `config.json` to itself."""
-FOLLOWED_BY = {"key_value": "query", "gate_up": "intermediate"}
-"""The axis that reads what another axis gives, where the two are not one."""
+"""The value of `config` if the text tower's settings are the whole `config.json`."""
+FOLLOWED_BY: dict[str | int, str] = {"key_value": "query", "gate_up": "intermediate"}
+"""For an axis that one linear writes, the axis that the next linear reads, where the two differ."""
 
 
 def _ends_in_dot(prefix: str) -> str:
@@ -71,7 +77,7 @@ class AttentionRoles(_Data):
 
 
 class FfnRoles(_Data):
-    """The linears of the FFN, named relative to the layer: gate and up are two, or one whose rows are fused."""
+    """The linears of the FFN, named relative to the layer. Gate and up are two linears, or one with fused rows."""
 
     down: str
     gate: str | None = None
@@ -87,7 +93,7 @@ class FfnRoles(_Data):
 
 
 class Roles(_Data):
-    """The modules that do what every model has to: those outside the layers by their full names."""
+    """The modules that every model has. Modules outside the layers have their full names."""
 
     embedding: str
     final_norm: str
@@ -98,7 +104,7 @@ class Roles(_Data):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor or a module stands.
+    """The place of a tensor or a module.
 
     `tower` is TEXT or the name of a kept tower, `layer` the number of the text tower's layer, None outside the layers,
     and `name` is relative to the layer, or all of the name outside the layers.
@@ -116,20 +122,31 @@ class Family(_Data):
         architecture: as in `config.json`'s `architectures`.
         model_type: as in `config.json`.
         auto_class: the Auto class of `transformers` that loads a checkpoint.
-        prefix: what the names of the text tower's layers begin with: they are `{prefix}layers.N.`.
-        config: the part of `config.json` that the text tower's config lives in, or ROOT.
-        kept: the prefixes of towers that stages copy as they are, by the towers' names.
+        prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
+        config: the part of `config.json` with the text tower's settings, or ROOT.
+        text_class: the class of `transformers` that the text tower alone has, where `AutoModel` does not find it.
+        kept: the prefixes of towers that stages copy as they are, by the towers' names. A tensor belongs to the one
+            whose prefix is longest.
+        bridges: the tensors of kept towers that depend on the text tower's width, by full names in which `*` may stand
+            for a number: those that write to the residual stream, and those with `inner` neurons. The neurons of
+            linears and norms that share a module are one set.
+        folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
+            outside the second's set.
+        width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
+            `vision_config.out_hidden_size`.
+        first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
+            the residual stream once more, such as `vision_config.deepstack_visual_indexes`.
         roles: which modules are what.
         layer_kinds: the list in the text tower's config that tells the kind of each layer, where kinds differ in
             tensors.
         layer_tensors: the tensors of a layer, named relative to it, in the order in which they are used.
-        smoothing: for what produces activations, the linears that alone read them, in the order in which a layer
-            runs. A scale of each channel moves exactly from one to the other. Readers that a kind of layer does not
-            have do not count for it.
-        writer_norms: for a linear that writes to the residual stream, the norm that stands between the two (sandwich
-            norms).
+        smoothing: for each producer of activations, the linears that are their only readers, in the order in which a
+            layer runs. A scale per channel moves exactly from readers to producer. Readers that a kind of layer lacks
+            are ignored for it.
+        writer_norms: for a linear that writes to the residual stream, the norm between the two (sandwich norms).
         vllm_derives_head_dim: whether vLLM takes head_dim to be hidden_size / num_attention_heads.
         transformers_derives_head_dim: whether `transformers` does.
+        transformers_ties: whether the head of a model of `transformers` can be its embedding.
     """
 
     architecture: str
@@ -137,7 +154,12 @@ class Family(_Data):
     auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT
+    text_class: str | None = None
     kept: dict[str, Prefix] = Field(default_factory=dict)
+    bridges: dict[str, TensorAxes] = Field(default_factory=dict)
+    folded: tuple[str, str] | None = None
+    width_in_config: tuple[str, ...] = ()
+    first_layers: str | None = None
     roles: Roles
     layer_kinds: str | None = None
     layer_tensors: dict[str, TensorAxes] = Field(min_length=1)
@@ -145,6 +167,7 @@ class Family(_Data):
     writer_norms: dict[str, str] = Field(default_factory=dict)
     vllm_derives_head_dim: bool = False
     transformers_derives_head_dim: bool = False
+    transformers_ties: bool = True
 
     def __hash__(self) -> int:
         return hash(self.architecture)
@@ -167,7 +190,7 @@ class Family(_Data):
 
     @property
     def head(self) -> str:
-        """The head's tensor, of which there is none where the embedding is the head."""
+        """The head's tensor. It does not exist where the embedding is the head."""
         return f"{self.roles.head}.weight"
 
     @property
@@ -200,10 +223,9 @@ class Family(_Data):
         return f"{self.prefix}layers.{layer}."
 
     def place(self, name: str) -> Place:
-        """Where a tensor or a module stands, by its full name."""
-        for tower, prefix in self.kept.items():
-            if name.startswith(prefix):
-                return Place(tower, None, name)
+        """The place of a tensor or a module, by its full name."""
+        if holding := [tower for tower, prefix in self.kept.items() if name.startswith(prefix)]:
+            return Place(max(holding, key=lambda tower: len(self.kept[tower])), None, name)
         layers = f"{self.prefix}layers."
         if name.startswith(layers):
             number, _, rest = name.removeprefix(layers).partition(".")
@@ -215,9 +237,15 @@ class Family(_Data):
         """The name that a module of the text tower has in a `transformers` model of this tower alone."""
         return module.removeprefix(self.prefix)
 
+    def bridge(self, name: str) -> tuple[str | int, ...] | None:
+        """The axes of a kept tower's tensor that depends on the text tower's width; None for all others."""
+        return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
+
     def axes_of(self, name: str) -> tuple[str | int, ...]:
-        """The axes of a tensor of the text tower by its full name in the checkpoint."""
+        """The axes of a tensor of the text tower, or of a bridge to it, by its full name in the checkpoint."""
         place = self.place(name)
+        if place.tower != TEXT:
+            return self.bridge(name) or ()
         return (self.model_tensors if place.layer is None else self.layer_tensors)[place.name].axes
 
     @property
@@ -246,7 +274,7 @@ def _kind_problems(family: Family) -> list[str]:
 
 
 def _role_problems(family: Family) -> list[str]:
-    """What the roles say that the tensors do not."""
+    """Contradictions between the roles and the tensors."""
     attention, ffn = family.roles.attention, family.roles.ffn
     expected: dict[str, tuple[str | None, tuple[str, str]]] = {
         "attention.query": (attention.query, ("query", "hidden")),
@@ -271,7 +299,7 @@ def _role_problems(family: Family) -> list[str]:
 
 
 def _smoothing_problems(family: Family) -> list[str]:
-    """Pairs of what is not there, or of what one channel by channel does not go to the other."""
+    """Smoothing pairs whose modules do not exist, or whose channels do not match one to one."""
     named = [(f"smoothing.{producer}", (producer, *readers)) for producer, readers in family.smoothing.items()]
     named += [(f"writer_norms.{linear}", (linear, norm)) for linear, norm in family.writer_norms.items()]
     problems = [

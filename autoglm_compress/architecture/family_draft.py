@@ -1,4 +1,4 @@
-"""The beginning of a family's YAML for an architecture that has none: what names and sizes of tensors tell."""
+"""A draft of a family's YAML for an unknown architecture, from the names and sizes of its tensors."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -30,12 +30,12 @@ BY_HAND = (
     "writer_norms: norms between a linear and the residual stream",
     "when: the switch of the config for tensors that are there only with it, as biases often are",
 )
-"""What shapes cannot tell."""
+"""Fields that shapes do not determine."""
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What an unknown model's config and files say.
+    """What the config and the files of an unknown model contain.
 
     Attributes:
         architecture: as in `config.json`.
@@ -58,7 +58,7 @@ class KnownModel:
 
 @dataclass
 class FamilyDraft:
-    """A family's YAML as far as it goes: `fields` of the file, and the `missing` ones with the reason."""
+    """A partial family's YAML: the `fields` that are known, and the `missing` ones with the reason."""
 
     fields: dict[str, Any]
     missing: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ class FamilyDraft:
 
 
 def draft_family(model: KnownModel) -> FamilyDraft:
-    """The fields that names and sizes fill, each only where it leaves no doubt."""
+    """The fields that names and sizes determine without doubt."""
     draft = FamilyDraft({"architecture": model.architecture, "model_type": model.model_type})
     if model.auto_class is None:
         draft.missing.append("auto_class: no Auto class of transformers for models that write text has it")
@@ -146,7 +146,7 @@ def _fill_roles(
 def _layer_tensors(
     draft: FamilyDraft, tensors: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, list[str]]]:
-    """The axes of each tensor of a layer: those of its role, or the only ones that have its lengths."""
+    """The axes of each tensor of a layer: those of its role, or the only axes with its lengths."""
     usual = dict(LAYER_ROLES.values())
     for name, shape in tensors.items():
         module, _, kind = name.rpartition(".")

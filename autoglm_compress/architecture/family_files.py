@@ -1,4 +1,4 @@
-"""Where families come from: the YAML files of this package, those of other packages, and those that users name."""
+"""Finding families: the YAML files of this package, of other packages, and those that users name."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,8 +16,12 @@ GROUP = "autoglm_compress.families"
 """The group of the entry points whose objects are the paths (str or Path) of families' YAML files."""
 
 
+BUILT_IN = Path(__file__).parent / "families"
+"""The YAML files of this package."""
+
+
 class UnsupportedArchitectureError(UserError):
-    """A model of none of the families."""
+    """The model belongs to no known family."""
 
 
 def read_family(file: Path) -> Family:
@@ -25,6 +29,18 @@ def read_family(file: Path) -> Family:
 
     Raises:
         UserError: the file cannot be read, or does not describe a family.
+    """
+    try:
+        return Family.model_validate(_read_data(file, ()))
+    except ValidationError as error:
+        listed = "\n  ".join(_problem(entry) for entry in error.errors())
+        raise UserError(f"{file}: does not describe a family:\n  {listed}") from None
+
+
+def _read_data(file: Path, above: tuple[Path, ...]) -> Any:
+    """The content of a family's YAML, on top of that of the file that it gives as its `base`.
+
+    A base is looked up beside the file, then among this package's. `above` are the files whose base this one is.
     """
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -35,16 +51,28 @@ def read_family(file: Path) -> Family:
         line = f" line {mark.line + 1}:" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{file}:{line} not valid YAML: {reason}") from None
-    try:
-        return Family.model_validate(data)
-    except ValidationError as error:
-        listed = "\n  ".join(_problem(entry) for entry in error.errors())
-        raise UserError(f"{file}: does not describe a family:\n  {listed}") from None
+    if not isinstance(data, dict) or "base" not in data:
+        return data
+    base = named_family(str(data.pop("base")), (file.parent, BUILT_IN), f"{file}: base")
+    if base in (*above, file.resolve()):
+        raise UserError(f"{file}: base: {base.name} is built on this file in turn: leave one of the two out.")
+    below = _read_data(base, (*above, file.resolve()))
+    return _merged(below, data) if isinstance(below, dict) else data
+
+
+def _merged(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Own values in the place of those below, mapping by mapping; what is below keeps its order."""
+    both = {key: _merged(below[key], own[key]) for key in own if _are_mappings(below.get(key), own[key])}
+    return below | own | both
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _problem(entry: Any) -> str:
-    """What is wrong with a field, in a line."""
-    # A field of a YAML is told by its keys; pydantic adds the branches of a union that it tried.
+    """One line that says what is wrong with a field."""
+    # A YAML field is named by its keys; pydantic adds the branches of a union that it tried.
     place = ".".join(str(part) for part in entry["loc"] if part not in ("str", "int", "constrained-int"))
     if entry["type"] == "extra_forbidden":
         return f"{place}: unknown key"
@@ -72,8 +100,7 @@ def named_family(name: str, bases: Sequence[Path], option: str) -> Path:
 @cache
 def built_in() -> dict[str, Family]:
     """The families of this package, by architecture."""
-    folder = Path(__file__).parent / "families"
-    families = [read_family(path) for path in sorted(folder.glob("*.yaml"))]
+    families = [read_family(path) for path in sorted(BUILT_IN.glob("*.yaml"))]
     return {family.architecture: family for family in families}
 
 
@@ -86,7 +113,7 @@ def plug_ins() -> tuple[dict[str, Family], tuple[str, ...]]:
         try:
             family = read_family(_file(entry))
             found.setdefault(family.architecture, family)
-        except Exception as error:  # another package's code runs here: whatever it does, the other families work
+        except Exception as error:  # another package's code runs here: if it fails, the other families still work
             package = f" of the package {entry.dist.name} {entry.dist.version}" if entry.dist else ""
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
@@ -102,7 +129,7 @@ def _file(entry: metadata.EntryPoint) -> Path:
 
 
 def known_families() -> dict[str, Family]:
-    """All families by architecture; one of this package cannot be replaced by another package's."""
+    """All families by architecture. Other packages cannot replace a family of this package."""
     return plug_ins()[0] | built_in()
 
 

@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are quantized: which matrices, in how many bits, with how many scales."""
+"""How a checkpoint's weights are quantized: which matrices, how many bits, how many scales."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Scheme:
 class Quantization:
     """Weight-only quantization of a checkpoint in one of the formats `compressed-tensors` and `awq`.
 
-    `schemes` has the scheme of every quantized linear by its name in the model, such as
-    `model.layers.0.mlp.up_proj` or `lm_head`; what is not in it has the checkpoint's dtype.
+    `schemes` has the scheme of every quantized linear by its name in the model, such as `model.layers.0.mlp.up_proj` or
+    `lm_head`; all other tensors have the checkpoint's dtype.
     """
 
     format: str

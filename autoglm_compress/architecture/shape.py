@@ -8,30 +8,29 @@ from typing import Any
 
 from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.quantization import Quantization
+from autoglm_compress.architecture.tower import Tower
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
 
 def name_of(dtype: Any) -> str:
-    """What a dtype of torch, or its name in a config, is called; `float32` for None."""
+    """The name of a torch dtype, given the dtype or its name in a config. `float32` for None."""
     return str(dtype or "float32").removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class Tower:
-    """The sizes of a part of a model that stages keep as it is."""
-
-    name: str
-    parameters: int
-    bytes: int
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape of a linear's weight as [out, in]."""
+    rows, columns = shape
+    return rows, columns
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of a model's text tower, named as in `config.json`, and those of the towers kept beside it.
 
-    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere.
+    `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere. After
+    each of the `first_layers` a tower adds to the residual stream.
     """
 
     family: Family
@@ -48,6 +47,7 @@ class ModelShape:
     quantization: Quantization | None = None
     layer_kinds: tuple[str, ...] = ()
     kept: tuple[Tower, ...] = ()
+    first_layers: int = 0
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "ModelShape":
@@ -63,7 +63,7 @@ class ModelShape:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=head_dim,
             vocab_size=config.vocab_size,
-            tie_word_embeddings=bool(config.tie_word_embeddings),
+            tie_word_embeddings=bool(config.tie_word_embeddings) and family.transformers_ties,
             dtype=name_of(config.dtype),
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
             layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),
@@ -93,6 +93,11 @@ class ModelShape:
         kinds = tuple(self.layer_kinds[layer] for layer in kept) if self.layer_kinds else ()
         return replace(self, num_hidden_layers=len(kept), layer_kinds=kinds)
 
+    def with_width(self, hidden_size: int) -> "ModelShape":
+        """The shape with another residual stream, and towers that write to it."""
+        kept = tuple(tower.with_width(self.hidden_size, hidden_size) for tower in self.kept)
+        return replace(self, hidden_size=hidden_size, kept=kept)
+
     def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""
         kind = self.layer_kinds[layer] if self.layer_kinds else None
@@ -106,7 +111,7 @@ class ModelShape:
         """The linears of one layer, by their names relative to it, in the order in which they run, as [out, in]."""
         tensors = self.layer_tensors(layer)
         names = (f"{linear}.weight" for linear in self.family.layer_linears)
-        return {name.removesuffix(".weight"): tensors[name] for name in names if name in tensors}
+        return {name.removesuffix(".weight"): matrix_shape(tensors[name]) for name in names if name in tensors}
 
     def layer_elements(self, layer: int = 0) -> int:
         """The number of parameters of one layer."""
@@ -169,7 +174,7 @@ class ModelShape:
     def _stored_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         module = name.removesuffix(".weight")
         if self.quantization is not None and module != name and module in self.quantization.schemes:
-            return self.quantization.matrix_bytes(module, shape, self.element_bytes)
+            return self.quantization.matrix_bytes(module, matrix_shape(shape), self.element_bytes)
         return prod(shape) * self.element_bytes
 
     @property
@@ -180,7 +185,7 @@ class ModelShape:
 
     @property
     def widest_input(self) -> int:
-        """Inputs of the layers' linear that has most."""
+        """The number of inputs of the layers' widest linear."""
         return max(columns for _, (_, columns) in self.linear_shapes())
 
     def kv_cache_bytes(self, tokens: int = 1000) -> int:

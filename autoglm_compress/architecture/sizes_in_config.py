@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoglm_compress.architecture.family import ROOT, Family
+from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.shape import ModelShape
 
 SIZES = (
@@ -16,11 +16,11 @@ SIZES = (
 )
 TYING = "tie_word_embeddings"
 PER_LAYER = ("layer_types", "mlp_layer_types")
-"""The lists in configs that have an entry for each layer, beside one that a family names."""
+"""Names of config lists with one entry per layer, besides the list that a family names."""
 
 
 def lists_per_layer(family: Family) -> tuple[str, ...]:
-    """The names that lists with an entry for each layer have in configs of a family."""
+    """The names of the config lists with one entry per layer, for a family."""
     return tuple(dict.fromkeys([*PER_LAYER, *([family.layer_kinds] if family.layer_kinds else [])]))
 
 
@@ -38,15 +38,25 @@ def resized_config(
         config: of the model as it was.
         shape: the other shape.
         layers: the indices of the layers kept, for the settings that have an entry per layer.
-        per_layer: such settings, all their entries, that are to be written whether the config has them or not.
+        per_layer: such settings with all entries, written even if the config lacks them.
     """
     family = shape.family
-    if family.config == ROOT:
-        return _resized(dict(config), shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
+    if family.config not in config:  # ROOT, or a config of the time before the part was one
+        changed = dict(config) | _with_width(config, shape)
+        return _resized(changed, shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
     text = _resized(dict(config[family.config]), shape, layers, per_layer or {})
     if TYING in text:
         text[TYING] = shape.tie_word_embeddings
-    return dict(config) | {family.config: text, TYING: shape.tie_word_embeddings}
+    return dict(config) | _with_width(config, shape) | {family.config: text, TYING: shape.tie_word_embeddings}
+
+
+def _with_width(config: Mapping[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """The parts of a config that say, outside the text tower's, how wide it is."""
+    changed: dict[str, Any] = {}
+    for part, _, name in (path.partition(".") for path in shape.family.width_in_config):
+        if part in config:
+            changed[part] = dict(config[part]) | {name: shape.hidden_size}
+    return changed
 
 
 def _resized(
@@ -64,8 +74,8 @@ def _resized(
 
 
 def untied(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """A `config.json` that says that embedding and head are two."""
+    """A `config.json` in which embedding and head are two matrices."""
     changed = dict(config) | {TYING: False}
-    if family.config != ROOT and TYING in config[family.config]:
+    if TYING in config.get(family.config, {}):
         changed[family.config] = dict(config[family.config]) | {TYING: False}
     return changed

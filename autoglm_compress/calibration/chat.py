@@ -1,4 +1,4 @@
-"""Chat rows: what one may hold, and the text that the tokenizer's chat template makes of it."""
+"""Chat rows: their allowed content, and their text by the tokenizer's chat template."""
 
 import json
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ def read_chat(row: dict[str, Any], where: str) -> Chat:
 
 
 def chat_text(tokenizer: Any, chat: Chat) -> str:
-    """What the tokenizer's chat template makes of a chat; lines of `role: content` where it has none.
+    """The text of a chat by the tokenizer's chat template, or lines of `role: content` if there is no template.
 
-    Parts of text go to a template that knows parts as they are, and to others as one text.
+    A template that knows text parts gets the parts. Other templates get them joined to one text.
 
     Raises:
         UserError: the template refuses the chat, or is broken.
@@ -65,7 +65,7 @@ def chat_text(tokenizer: Any, chat: Chat) -> str:
 
 
 def _problem(turn: Any) -> str | None:
-    """What is wrong with a message, as the path to it and a sentence."""
+    """The error in a message, as its path and a sentence."""
     if not isinstance(turn, dict):
         return f": found {_shown(turn)}"
     if not isinstance(turn.get("role"), str):
@@ -112,7 +112,7 @@ def _line(turn: dict[str, Any]) -> str:
 
 
 def _knows_parts(tokenizer: Any) -> bool:
-    """Whether the template shows what stands in a part of text. Others drop it, or print the list as Python does."""
+    """Whether the template shows the text of a text part. Other templates drop it, or print the list as Python does."""
     content = [{"type": "text", "text": PROBE}]
     try:
         text = _render(tokenizer, [{"role": "user", "content": content}], None)
@@ -138,7 +138,7 @@ def _refusal(tokenizer: Any, chat: Chat, error: Exception) -> UserError:
 
 
 def _template_file(tokenizer: Any, chat: Chat) -> Path:
-    """Where the template stands, as transformers looks for it."""
+    """The file with the template, found as transformers finds it."""
     folder = Path(tokenizer.name_or_path)
     names = ["additional_chat_templates/tool_use.jinja"] if chat.tools else []
     names += ["chat_template.jinja", "chat_template.json"]

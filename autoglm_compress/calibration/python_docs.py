@@ -21,7 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Split = Literal["calibration", "held-out"]
+Split = Literal["calibration", "held-out", "fitted", "deciding"]
+"""A set of documents. `calibration` and `held-out` are disjoint; held-out documents are for measuring. `fitted` and
+`deciding` divide `calibration`: stages are fitted to the former, the latter decide about the fits.
+"""
 
 SKIPPED_PARTS = frozenset(
     {
@@ -39,7 +42,13 @@ SKIPPED_PARTS = frozenset(
         "turtledemo",
     }
 )
-HELD_OUT_PERCENT = 10
+HELD_OUT_PERCENT, DECIDING_PERCENT = 10, 10
+PARTS: dict[Split, frozenset[Split]] = {
+    "calibration": frozenset({"fitted", "deciding"}),
+    "held-out": frozenset({"held-out"}),
+    "fitted": frozenset({"fitted"}),
+    "deciding": frozenset({"deciding"}),
+}
 STARTS_WITH_DOCSTRING = re.compile(rb"(\s*#.*\n)*\s*[rR]?(\"\"\"|\'\'\')\s*\w")
 
 
@@ -52,9 +61,16 @@ class Title:
 
 
 def split_of(name: str) -> Split:
-    """Return the split of a topic, or of a module by its top-level name."""
-    top_level = name.partition(".")[0]
-    return "held-out" if zlib.crc32(top_level.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
+    """Return the split of a topic, or of a module by its top-level name: held-out, deciding or fitted."""
+    return split_of_text(name.partition(".")[0])
+
+
+def split_of_text(text: str) -> Split:
+    """Return the split that a hash of a text puts it in for good: held-out, deciding or fitted."""
+    place = zlib.crc32(text.encode()) % 100
+    if place < HELD_OUT_PERCENT:
+        return "held-out"
+    return "deciding" if place < HELD_OUT_PERCENT + DECIDING_PERCENT else "fitted"
 
 
 def module_files(stdlib: Path | None = None) -> dict[str, Path]:
@@ -114,7 +130,7 @@ def documents(split: Split) -> list[str]:
     """Return the documents of one split, in a fixed order: language topics first, then modules, each by name.
 
     Args:
-        split: "calibration", or "held-out" for the tenth of topics and modules kept back for measuring.
+        split: "calibration", a part of it, or "held-out" for the tenth of topics and modules kept back for measuring.
 
     Raises:
         ValueError: if the split is unknown.
@@ -128,11 +144,11 @@ def titles(split: Split) -> list[Title]:
     Raises:
         ValueError: if the split is unknown.
     """
-    if split not in ("calibration", "held-out"):
-        raise ValueError(f"unknown split {split!r}: expected 'calibration' or 'held-out'")
+    if split not in PARTS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(PARTS)}")
     found = [Title(name) for name in sorted(_topics())]
     found += [Title(name, path) for name, path in module_files().items()]
-    return [title for title in found if split_of(title.name) == split and _has_text(title)]
+    return [title for title in found if split_of(title.name) in PARTS[split] and _has_text(title)]
 
 
 @cache

@@ -4,13 +4,12 @@ import json
 import platform
 import random
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from autoglm_compress.calibration import python_docs
 from autoglm_compress.calibration.chat import EXPECTED, Chat, read_chat
-from autoglm_compress.calibration.python_docs import HELD_OUT_PERCENT, Split
+from autoglm_compress.calibration.python_docs import PARTS, Split, split_of_text
 from autoglm_compress.errors import UserError
 from autoglm_compress.hashing import sha256
 
@@ -19,8 +18,8 @@ PARAGRAPH_CHARACTERS = 2000
 LONG_PARAGRAPH = 10
 MOST = f".{{1,{PARAGRAPH_CHARACTERS}}}"
 PART = re.compile(rf"{MOST}(?:\n|\Z)|{MOST}\s|{MOST}", re.DOTALL)
-"""As much as fits to the end of a line; of a line that is too long, to the end of a word, or else as it comes."""
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's whole pairs are read as the characters they stand for
+"""A chunk of text: up to the end of a line, in a long line up to the end of a word, otherwise cut anywhere."""
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's complete surrogate pairs are already read as characters
 
 Document = str | Chat
 """Plain text, or a chat for the tokenizer's chat template."""
@@ -45,14 +44,14 @@ def locate(source: str, bases: list[Path], option: str) -> Path | None:
 
 
 def text_key(path: Path | None) -> str:
-    """What the text of a file, or of the interpreter's own documentation, is known by."""
+    """The key of a text: a file's, or that of the interpreter's own documentation."""
     return f"python {platform.python_version()}" if path is None else sha256(path)
 
 
 def documents(path: Path | None, split: Split) -> list[Document]:
     """The documents of one split of a file, or of the built-in source if there is no file.
 
-    Of a file, a tenth of the documents is held out, chosen by a hash of their text.
+    Of a file, a hash of its text decides which split a document is in; a tenth is held out, and a tenth decides.
 
     Raises:
         UserError: the file is not UTF-8, or a line of it has neither `text` nor `messages` as chat templates take them,
@@ -61,22 +60,27 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     if path is None:
         return list(python_docs.documents(split))
     found = _read_jsonl(path) if path.suffix == ".jsonl" else _read_plain(path)
-    return [document for document in found if _split_of(document) == split]
+    return [document for document in found if _split_of(document) in PARTS[split]]
 
 
 def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
     """The documents of one split, as `documents` gives them, in an order that the seed decides.
 
-    Those of the built-in source are made when their turn comes: most callers need a small part of them.
+    Documents of the built-in source are made one at a time, because most callers need few of them.
     """
-    order = python_docs.titles(split) if path is None else documents(path, split)
-    random.Random(seed).shuffle(order)
-    return map(python_docs.document, order) if path is None else iter(order)
+    shuffle = random.Random(seed).shuffle
+    if path is None:
+        titles = python_docs.titles(split)
+        shuffle(titles)
+        return map(python_docs.document, titles)
+    found = documents(path, split)
+    shuffle(found)
+    return iter(found)
 
 
 def _split_of(document: Document) -> Split:
     text = document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
-    return "held-out" if zlib.crc32(text.encode()) % 100 < HELD_OUT_PERCENT else "calibration"
+    return split_of_text(text)
 
 
 def _read_jsonl(path: Path) -> list[Document]:
@@ -111,7 +115,8 @@ def _row(line: str, where: str) -> Document:
 def _read_plain(path: Path) -> list[Document]:
     """Paragraphs joined to documents of about two thousand characters, long ones cut where lines or words end.
 
-    A document is long with ten times as many characters, or, of a text that has no paragraphs, with more than so many.
+    A document is long with ten times as many characters. In a text without paragraphs, one with more than two thousand
+    is long.
     """
     text = _read(path)
     joined, found = "", []

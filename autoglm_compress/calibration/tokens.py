@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
 
 from autoglm_compress.calibration.chat import chat_text
+from autoglm_compress.calibration.dataset import DatasetSource
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
@@ -17,25 +18,40 @@ BATCH_TOKENS = 4096
 """Tokens sent through a layer at once: enough for efficient products, few enough for their activations to be small."""
 
 Share = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-RowOptions = TypeVar("RowOptions", bound=BaseModel)
-"""Options with a `sequence_length`."""
+
+
+class _OfRows(Protocol):
+    """Options with a `sequence_length`, which is what is needed here of a pydantic model."""
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+    def model_copy(self, *, update: dict[str, Any] | None = None) -> Any: ...
+
+
+RowOptions = TypeVar("RowOptions", bound=_OfRows)
 _SHARES = TypeAdapter(Annotated[dict[str, Share], Field(min_length=1)])
 
 
-def _source(value: Any) -> str | dict[str, float]:
-    if isinstance(value, str):
+def _source(value: Any, _: Any) -> str | dict[str, float] | DatasetSource:
+    if isinstance(value, str | DatasetSource):
         return value
     if not isinstance(value, dict):
         raise ValueError("expected a text source, or a mapping of text sources to shares, such as {python-docs: 3}")
+    if isinstance(value.get("dataset"), str):
+        return DatasetSource.model_validate(value)
     return _SHARES.validate_python(value)
 
 
 class CalibrationOptions(BaseModel):
-    """The text that activations are measured on: one source, or several with the share of the samples of each."""
+    """The text that activations are measured on: one source, several with their shares of the samples, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[str | dict[str, float], PlainValidator(_source)] = PYTHON_DOCS
+    source: Annotated[str | dict[str, float] | DatasetSource, WrapValidator(_source)] = PYTHON_DOCS
     samples: int = Field(default=128, gt=0, validate_default=True)
     sequence_length: int = Field(default=2048, gt=1)
     seed: int = Field(default=0, ge=0)
@@ -49,15 +65,32 @@ class CalibrationOptions(BaseModel):
         return samples
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all samples."""
+        return self.samples * self.sequence_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch at most."""
+        return min(self.tokens, max(BATCH_TOKENS // self.sequence_length, 1) * self.sequence_length)
+
+    @property
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
-        return {self.source: self.samples} if isinstance(self.source, str) else share_out(self.source, self.samples)
+        return share_out(self.shares, self.samples)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source; a dataset is known by its name."""
+        if isinstance(self.source, DatasetSource):
+            return {self.source.dataset: 1.0}
+        return {self.source: 1.0} if isinstance(self.source, str) else self.source
 
 
 def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:
-    """Options with rows no longer than `longest` tokens where they do not say how long rows are to be.
+    """Options with rows of at most `longest` tokens, if they do not set a length themselves.
 
-    None stands for a model that reads rows of any length.
+    `longest` is None for a model without a limit.
     """
     if longest is None or "sequence_length" in options.model_fields_set or options.sequence_length <= longest:
         return options
@@ -65,7 +98,7 @@ def fitted_rows(options: RowOptions, longest: int | None) -> RowOptions:
 
 
 def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Rows in proportion to positive shares, by largest remainder, but one at least of each; `rows` in all.
+    """Row counts in proportion to positive shares, by largest remainder; at least one each, `rows` in total.
 
     There must be no more shares than rows.
     """
@@ -83,10 +116,9 @@ def share_out(shares: Mapping[str, float], rows: int) -> dict[str, int]:
 
 
 def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows [samples, sequence_length] of several sources as one, so that every stretch of it holds their shares.
+    """Rows [samples, sequence_length] of several sources, interleaved so that every stretch holds them in their shares.
 
-    So does every second, third, … row: nothing that takes rows at regular distances gets those of one source alone.
-    A single source keeps its order.
+    Taking every second, third, … row also gives all sources in their shares. A single source keeps its order.
     """
     rows = torch.cat(list(parts))
     if len(parts) == 1:
@@ -115,7 +147,7 @@ def token_rows(
 
 
 def too_little(path: Path | None, split: Split, tokens: int, sequence_length: int) -> UserError:
-    """What is said of a split that does not fill a single row."""
+    """The message about a split that does not fill a single row."""
     return UserError(
         f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
         f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
@@ -123,7 +155,7 @@ def too_little(path: Path | None, split: Split, tokens: int, sequence_length: in
 
 
 def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
-    """Token ids [rows, sequence_length] of documents one after the other: `samples` rows, fewer if the text ends."""
+    """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends."""
     needed = samples * sequence_length
     stream: list[int] = []
     for ids in _encode(tokenizer, documents):

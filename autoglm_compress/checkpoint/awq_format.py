@@ -71,7 +71,7 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
 
 
 def pack(
-    module: str, scheme: Scheme, integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+    module: str, scheme: Scheme, integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """The stored tensors of one linear.
 
@@ -82,6 +82,7 @@ def pack(
         scales: fp16 [out, groups].
         zeros: int8 [out, groups] in [-8, 7].
     """
+    assert zeros is not None  # the layout has no symmetric grids
     return {
         f"{module}.qweight": _pack_columns(integers.T),
         f"{module}.qzeros": _pack_columns(zeros.T),

@@ -116,7 +116,7 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
     except (AttributeError, KeyError, TypeError, re.error):
         schemes = {}
     for module in expected:
-        # What is ignored has a plain weight, which the reader finds or misses.
+        # An ignored linear has a plain weight, which the reader checks.
         if module not in schemes and not any(_matches(target, module) for target in ignored):
             raise UserError(f"{where}: quantization_config.config_groups does not say how {module} is quantized.")
     return Quantization(COMPRESSED_TENSORS, schemes)

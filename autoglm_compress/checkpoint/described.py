@@ -1,15 +1,14 @@
-"""A model as its `config.json` describes it, with no weights at hand or none read."""
+"""A model as its `config.json` describes it. Weights are not read and need not be there."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
+from autoglm_compress.architecture import Family, ModelShape, Tower, family_of, towers_of
+from autoglm_compress.architecture.family import TEXT
 from autoglm_compress.architecture.shape import name_of
-from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -43,11 +42,14 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     shape = ModelShape.of(family, text)
     if family.embedding in infos:
         shape = replace(shape, dtype=name_of(infos[family.embedding].dtype))
-    return DescribedModel(replace(shape, kept=_towers(infos, shape, config, where)), config, text)
+    towers = _towers(infos, shape, config, where)
+    return DescribedModel(replace(shape, kept=towers, first_layers=first_layers(config, family)), config, text)
 
 
 def _infos(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of the weight files, none if the files are not there or not complete: a download may go on later."""
+    """The tensors of the weight files. Empty if files are missing or incomplete, since a download may continue
+    later.
+    """
     try:
         return locate_tensors(folder) if has_weights(folder) else {}
     except UserError:
@@ -55,31 +57,26 @@ def _infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, where: str) -> tuple[Tower, ...]:
-    """The kept towers, by the weights' headers if they are there, otherwise by the model `transformers` builds."""
+    """The kept towers, from the headers of the weight files if they exist, otherwise from the model `transformers`
+    builds.
+    """
     family = shape.family
     if not family.kept:
         return ()
-    parameters: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
     if infos:
-        for name, info in infos.items():
-            tower = family.place(name).tower
-            parameters[tower] += prod(info.shape)
-            sizes[tower] += info.nbytes
-    else:
-        try:
-            model = meta_model(config, family.auto_class)
-        except Exception as error:  # whatever in the config this version of transformers does not have
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
-        for name, tensor in model.state_dict().items():
-            tower = _tower_of_module(name, family)
-            parameters[tower] += tensor.numel()
-            sizes[tower] += tensor.numel() * shape.element_bytes
-    return tuple(Tower(name, parameters[name], sizes[name]) for name in family.kept)
+        return towers_of(family, ((name, info.shape, info.element_bytes) for name, info in infos.items()))
+    try:
+        model = meta_model(config, family.auto_class)
+    except Exception as error:  # whatever in the config this version of transformers does not have
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
+    tensors = model.state_dict().items()
+    return towers_of(
+        family, ((_name_in_files(name, family), tuple(found.shape), shape.element_bytes) for name, found in tensors)
+    )
 
 
-def _tower_of_module(name: str, family: Family) -> str:
-    """The tower of a tensor by the name it has in a model: some have one more word before it than on disk."""
-    found = [family.place(name).tower, family.place(name.removeprefix("model.")).tower]
-    return next((tower for tower in found if tower in family.kept), found[0])
+def _name_in_files(name: str, family: Family) -> str:
+    """The name in files of a kept tower's tensor, by that in a model, where one more word may stand before it."""
+    shorter = name.removeprefix("model.")
+    return name if family.place(name).tower in family.kept or family.place(shorter).tower == TEXT else shorter

@@ -1,4 +1,4 @@
-"""What a checkpoint is known by: the hashes of its files."""
+"""The identity of a checkpoint: the hashes of its files."""
 
 from collections.abc import Mapping
 from typing import Any

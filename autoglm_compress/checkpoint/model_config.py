@@ -1,7 +1,10 @@
-"""`config.json` of a checkpoint: as it is, as `transformers` reads it, and the part that describes the text tower."""
+"""The `config.json` of a checkpoint: as JSON, as `transformers` reads it, and the part that describes the text
+tower.
+"""
 
 import json
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +64,18 @@ def load_config(folder: Path) -> Any:
 
 
 def text_config(config: Any, family: Family, where: str) -> Any:
-    """The config object of the text tower: the whole one, or a copy of its part with what is said outside it.
+    """The config object of the text tower: the whole config, or a copy of its part with the settings outside it added.
 
     Raises:
-        UserError: there is no such part, or a size, a list or the dtype in it cannot be.
+        UserError: there is no such part, or a size, a list or the dtype in it is not valid.
     """
-    text = config
+    text: Any = config
     if family.config != ROOT:
         text = deepcopy(getattr(config, family.config, None))
         if not hasattr(text, "to_dict"):
             expected = f"{family.architecture} has the text tower's sizes there"
             raise UserError(f"{where}: {family.config}: missing: {expected}.")
-        text.tie_word_embeddings = config.tie_word_embeddings
+        text.tie_word_embeddings = is_tied(config)
         text.dtype = text.dtype or config.dtype
     inside = "" if family.config == ROOT else f"{family.config}."
     for size in SIZES:
@@ -88,6 +91,21 @@ def text_config(config: Any, family: Family, where: str) -> Any:
     if family.layer_kinds:
         _check_kinds(getattr(text, family.layer_kinds, None), text.num_hidden_layers, family, where, inside)
     return text
+
+
+def is_tied(config: Any) -> bool:
+    """Whether the whole `transformers` config object says that head and embedding are one; some cannot say so."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def first_layers(config: Any, family: Family) -> int:
+    """How many of the first layers a tower adds to the residual stream after, besides the embeddings.
+
+    `config` is the whole `transformers` config object.
+    """
+    if family.first_layers is None:
+        return 0
+    return len(reduce(lambda part, name: getattr(part, name, ()), family.first_layers.split("."), config))
 
 
 def _check_kinds(given: Any, layers: int, family: Family, where: str, inside: str) -> None:

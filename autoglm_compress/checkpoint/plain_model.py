@@ -1,4 +1,4 @@
-"""What plain transformers would do with a checkpoint, asked of a model that has shapes and no values."""
+"""What plain transformers would do with a checkpoint, found with a model that has shapes but no values."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ def meta_model(config: Any, auto_class: str) -> Any:
     """The model that an Auto class of `transformers` builds from a config object, without memory for its weights.
 
     Raises:
-        Exception: of many kinds, where this version of `transformers` lacks something that the config names.
+        Exception: of many kinds, if this version of `transformers` lacks something that the config names.
     """
     import transformers
 
@@ -19,14 +19,14 @@ def meta_model(config: Any, auto_class: str) -> Any:
 
 
 def loaded_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Those of the tensors of a file that `from_pretrained` would put into a model; it calls the rest unexpected.
+    """The tensors of a file that `from_pretrained` would load into a model. It calls the others unexpected.
 
     Returns:
         The name that each of them has in the model.
 
     Args:
         model: as `meta_model` gives it.
-        names: as the file has them. `transformers` renames what older versions or other classes wrote.
+        names: tensor names in the file. `transformers` renames tensors that older versions or other classes wrote.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

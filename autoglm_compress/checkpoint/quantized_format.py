@@ -1,4 +1,4 @@
-"""The formats that quantized checkpoints come in, told apart by `quantization_config` in `config.json`."""
+"""The formats of quantized checkpoints, distinguished by `quantization_config` in `config.json`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from autoglm_compress.errors import UserError
 
 
 class QuantizedFormat(Protocol):
-    """What a module for one format has."""
+    """The functions that each format's module provides."""
 
     def stored_shapes(self, module: str, scheme: Scheme, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """The tensors that stand for the weight [out, in] of a linear, with their shapes."""
@@ -21,7 +21,7 @@ class QuantizedFormat(Protocol):
         """The `quantization_config` of `config.json`, for a model of a family."""
 
     def read_quantization(self, shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:
-        """What such a config says of the linears."""
+        """The quantization of the linears, read from such a config."""
 
     def pack(
         self, module: str, scheme: Scheme, integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
@@ -55,7 +55,7 @@ def format_of(config: dict[str, Any], where: str) -> QuantizedFormat | None:
     method, layout = described.get("quant_method"), described.get("format")
     if method == COMPRESSED_TENSORS and layout != compressed_tensors_format.LAYOUT:
         method = None
-    if method not in FORMATS:
+    if not isinstance(method, str) or method not in FORMATS:
         given = " ".join(str(word) for word in (described.get("quant_method"), layout) if word) or repr(quantization)
         raise UserError(
             f"{where}: quantized as {given}: only compressed-tensors {compressed_tensors_format.LAYOUT} and awq "

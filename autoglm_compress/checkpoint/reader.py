@@ -1,22 +1,21 @@
-"""Reading a checkpoint lazily: one tensor at a time, checked before hours of work are built on it."""
+"""Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, Tower, family_of
-from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
+from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of, towers_of
+from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
-from autoglm_compress.checkpoint.model_config import load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
-from autoglm_compress.checkpoint.quantized_format import format_of
+from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
 from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.checkpoint.weight_files import locate_tensors, stamp
@@ -34,15 +33,15 @@ class Checkpoint:
 
     Args:
         folder: the folder.
-        family: of checkpoints with its architecture, in the place of the one that is known for them.
+        family: describes the checkpoint, instead of the known family of its architecture.
 
     Raises:
         UserError: the folder is not a complete checkpoint of a supported family, or has tensors that plain
             `transformers` would load and the family does not know.
     """
 
-    def __init__(self, folder: Path, family: Family | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, family: Family | None = None) -> None:
+        self.folder = folder = Path(folder)
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"), family)
         self.infos = locate_tensors(folder)
@@ -72,7 +71,7 @@ class Checkpoint:
 
     @property
     def norm_eps(self) -> float:
-        """What norms add to a mean square.
+        """The epsilon that norms add to a mean square.
 
         Raises:
             UserError: the config calls it by none of the names in NORM_EPS.
@@ -84,13 +83,13 @@ class Checkpoint:
         return eps
 
     def whole_unquantized_config(self) -> Any:
-        """A copy of the whole config for a model of plain weights, to be changed at will."""
+        """A copy of the whole config, for a model of plain weights. The caller may change it."""
         config = deepcopy(self.whole_config)
         config.quantization_config = None
         return config
 
     def unquantized_config(self) -> Any:
-        """A copy of the text tower's config for a model of plain weights, to be changed at will."""
+        """A copy of the text tower's config, for a model of plain weights. The caller may change it."""
         config = deepcopy(self.model_config)
         config.quantization_config = None
         return config
@@ -98,7 +97,12 @@ class Checkpoint:
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape."""
-        shape = replace(ModelShape.of(self.family, self.model_config), kept=self._towers(), dtype=self._stored_dtype())
+        shape = replace(
+            ModelShape.of(self.family, self.model_config),
+            kept=self._towers(),
+            first_layers=first_layers(self.whole_config, self.family),
+            dtype=self._stored_dtype(),
+        )
         if self.format is None:
             return shape
         described, where = self.config["quantization_config"], str(self.folder / "config.json")
@@ -107,10 +111,18 @@ class Checkpoint:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype of the unquantized weights, read off the embedding."""
-        return self.infos[self.family.embedding].dtype
+        return self.dtype_of(self.family.embedding)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that one of the text tower's tensors is stored in."""
+        dtype = self.infos[name].dtype
+        assert isinstance(dtype, torch.dtype)  # opening refuses those that have only a name
+        return dtype
 
     def _stored_dtype(self) -> str:
-        """What the embedding is stored in, whatever config.json says; that if there is none to ask."""
+        """The stored dtype of the embedding, whatever config.json says. If there is no embedding, the dtype in
+        config.json.
+        """
         info = self.infos.get(self.family.embedding)
         return name_of(info.dtype if info else self.model_config.dtype)
 
@@ -121,18 +133,14 @@ class Checkpoint:
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
 
     def _towers(self) -> tuple[Tower, ...]:
-        infos = {tower: [self.infos[name] for name in names] for tower, names in self.kept_tensors.items()}
-        return tuple(
-            Tower(tower, sum(prod(info.shape) for info in found), sum(info.nbytes for info in found))
-            for tower, found in infos.items()
-        )
+        return towers_of(self.family, ((name, info.shape, info.element_bytes) for name, info in self.infos.items()))
 
     def files(self) -> list[Path]:
         """The weight files, in name order."""
         return sorted({info.file for info in self.infos.values()})
 
     def tokenizer_files(self) -> list[Path]:
-        """Everything beside config and weights that belongs to the model: tokenizer, chat templates, generation."""
+        """The model's files besides config and weights: tokenizer, chat templates, generation settings."""
         return sidecars(self.folder)
 
     def require_tokenizer(self) -> None:
@@ -149,22 +157,30 @@ class Checkpoint:
         The memory may be shared with the next read of the same tensor: do not change it in place.
 
         Raises:
-            UserError: the tensor holds NaN or infinity, or its file is not what it was when the checkpoint was opened.
+            UserError: the tensor holds NaN or infinity, or its file has changed since the checkpoint was opened.
         """
         if name not in self.infos:
             module = name.removesuffix(".weight")
-            scheme = self.shape.quantization.schemes[module]
-            return self.format.dequantize(module, scheme, self._read_stored, self.dtype)
+            layout, scheme = self.packing_of(module)
+            return layout.dequantize(module, scheme, self._read_stored, self.dtype)
         return self._read_stored(name)
 
     def read_integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Integers [out, in], scales [out, groups] and zero points [out, groups] of a quantized linear."""
-        return self.format.unpack(module, self.shape.quantization.schemes[module], self._read_stored)
+        layout, scheme = self.packing_of(module)
+        return layout.unpack(module, scheme, self._read_stored)
+
+    def packing_of(self, module: str) -> tuple[QuantizedFormat, Scheme]:
+        """How a quantized linear is stored."""
+        quantization = self.shape.quantization
+        assert self.format is not None  # else there are no quantized linears
+        assert quantization is not None
+        return self.format, quantization.schemes[module]
 
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
         self.require_unchanged(info.file)
-        # A handle that stayed open would keep every page ever read of its file resident.
+        # An open handle would keep every page that was read from its file resident.
         with safe_open(info.file, framework="pt") as file:
             tensor = file.get_tensor(name)
         if bad := not_finite(tensor):
@@ -172,7 +188,7 @@ class Checkpoint:
                 f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "
                 "The weights are damaged: download or export the model again."
             )
-        self.require_unchanged(info.file)  # all of the tensor was looked at by now
+        self.require_unchanged(info.file)  # the whole tensor has been checked by now
         return tensor
 
     def require_unchanged(self, *files: Path) -> None:
@@ -201,18 +217,21 @@ class Checkpoint:
         return self.read(self.family.embedding if self.shape.tie_word_embeddings else self.family.head)
 
     def _check_tensors(self) -> set[str]:
-        """Raise UserError where a tensor does not fit; the names of all that the family knows."""
+        """Raise UserError if a tensor does not fit. Returns the names of all tensors that the family knows."""
         problems = [
             f"{self.family.kept[tower]}*: missing, all of the tower {tower!r}"
             for tower, names in self.kept_tensors.items()
             if not names
         ]
         known = {self.family.head}.union(*self.kept_tensors.values())
-        schemes = self.shape.quantization.schemes if self.format else {}
+        schemes = self.shape.quantization.schemes if self.shape.quantization else {}
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
             packed = module in schemes and weight not in self.infos
-            stored = self.format.stored_shapes(module, schemes[module], size) if packed else {weight: size}
+            stored = {weight: size}
+            if packed:
+                layout, scheme = self.packing_of(module)
+                stored = layout.stored_shapes(module, scheme, matrix_shape(size))
             known |= stored.keys()
             for name, expected in stored.items():
                 info = self.infos.get(name)
@@ -230,7 +249,7 @@ class Checkpoint:
         return known
 
     def _unused(self, unknown: set[str]) -> tuple[str, ...]:
-        """The tensors that nothing uses, of those that the family does not know.
+        """The tensors that neither the family nor the model uses.
 
         Raises:
             UserError: plain `transformers` would load some of them.

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it holds, and whether all of it is there.
+"""The header of a safetensors file: which tensors it holds, and whether the file is complete.
 
 Layout: 8 bytes of little-endian header length, the JSON header, then the tensors' bytes.
 """
@@ -29,12 +29,17 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is and what it is, without its values; of a dtype that is not known here, its name in the file."""
+    """Place, shape and dtype of a tensor, without its values. An unknown dtype keeps its name in the file."""
 
     file: Path
     dtype: torch.dtype | str
     shape: tuple[int, ...]
     nbytes: int
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element, whatever the dtype."""
+        return self.nbytes // max(prod(self.shape), 1)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

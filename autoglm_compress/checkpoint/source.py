@@ -48,7 +48,7 @@ def resolve_source(source: str, bases: list[Path], option: str = "model.source")
 
 
 def config_only(source: str, bases: list[Path], option: str = "model.source") -> Path:
-    """A folder that holds at least the model's `config.json`; of a hub model nothing else is downloaded."""
+    """A folder with at least the model's `config.json`. For a hub model, only that file is downloaded."""
     folder = local_folder(source, bases)
     if folder is not None:
         return folder

@@ -1,4 +1,4 @@
-"""A head that is stored although config.json says that it is the embedding: transformers uses what is stored."""
+"""A stored head although config.json ties head and embedding: transformers uses the stored one."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from autoglm_compress.architecture import Family
+from autoglm_compress.checkpoint.model_config import is_tied
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.weight_files import stamp
 
@@ -15,7 +16,7 @@ ELEMENTS_AT_ONCE = 1 << 24
 
 
 def has_own_head(infos: Mapping[str, TensorInfo], family: Family, config: Any) -> bool:
-    """Whether a checkpoint has another head than its embedding, though its config ties the two.
+    """Whether a checkpoint's head differs from its embedding although its config ties the two.
 
     Args:
         infos: the tensors of the weight files.
@@ -23,7 +24,7 @@ def has_own_head(infos: Mapping[str, TensorInfo], family: Family, config: Any) -
         config: its whole `transformers` config object.
     """
     embedding, head = infos.get(family.embedding), infos.get(family.head)
-    if not config.tie_word_embeddings or embedding is None or head is None:
+    if not is_tied(config) or embedding is None or head is None:
         return False
     stamps = tuple(stamp(info.file) for info in (embedding, head))
     return not _equal(family.embedding, embedding, family.head, head, stamps)
@@ -33,7 +34,7 @@ def has_own_head(infos: Mapping[str, TensorInfo], family: Family, config: Any) -
 def _equal(one: str, first: TensorInfo, other: str, second: TensorInfo, stamps: tuple[tuple[int, int], ...]) -> bool:
     """Whether two stored matrices have the same values, read a few rows at a time.
 
-    A checkpoint is opened many times in a run: the answer holds as long as the files have the same stamps.
+    The answer is cached as long as the files keep their stamps, because a run opens a checkpoint many times.
     """
     step = max(1, ELEMENTS_AT_ONCE // first.shape[1])
 

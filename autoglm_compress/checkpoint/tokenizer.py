@@ -1,4 +1,4 @@
-"""The files beside config and weights: the tokenizer, chat templates, what processors read, generation settings."""
+"""The files besides config and weights: tokenizer, chat templates, processor files, generation settings."""
 
 import re
 from importlib.util import find_spec
@@ -34,14 +34,14 @@ KINDS = (
     "video_preprocessor",
     "vocab",
 )
-"""How the names of such files, or of the folders they are in, begin."""
+"""Prefixes of the names of such files, or of their folders."""
 ENDINGS = (".jinja", ".model", ".spm", ".tiktoken")
 
 
 def sidecars(folder: Path) -> list[Path]:
-    """The files beside config and weights that belong to the model, also those in folders of their own.
+    """The model's files besides config and weights, including those in subfolders.
 
-    Hidden files are not among them.
+    Hidden files are left out.
     """
     found: list[Path] = []
     for path in folder.iterdir():

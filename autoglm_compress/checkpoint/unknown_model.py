@@ -1,4 +1,4 @@
-"""What can be read of a checkpoint of no known family, for a draft of one."""
+"""Reading a checkpoint of an unknown family, to draft the family's YAML."""
 
 from pathlib import Path
 from typing import Any

@@ -14,18 +14,18 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weight files, and not only a config as `plan` downloads it."""
-    return any(folder.glob("*.safetensors"))
+    """Whether there are weight files. `plan` downloads only the config."""
+    return any(folder.glob("*.safetensors")) or (folder / INDEX).exists()
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """What changes when a file is written to or replaced."""
+    """A stamp of a file that changes when the file is written to or replaced."""
     state = file.stat()
     return state.st_size, state.st_mtime_ns
 
 
 def require_whole_model(folder: Path) -> None:
-    """Raise UserError if a folder holds something else than a model, or something beside it that changes the model."""
+    """Raise UserError if a folder does not hold a model, or holds an adapter that would change it."""
     adapter = folder / ADAPTER
     if adapter.exists():
         base = read_object(adapter).get("base_model_name_or_path") or "its base model"
@@ -101,8 +101,10 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
     infos: dict[str, TensorInfo] = {}
     for shard in shards:
         # A hub snapshot links its files to a blob store, so the check is on the name, not on where a link leads.
-        if PurePosixPath(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise UserError(f"{index}: names the file {shard!r}: only .safetensors files beside the index are read.")
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard or path.suffix != ".safetensors":
+            expected = "only .safetensors files beside the index, or in folders beside it, are read"
+            raise UserError(f"{index}: names the file {shard!r}: {expected}.")
         if not (folder / shard).is_file():
             count = sum(1 for file in weight_map.values() if file == shard)
             raise UserError(f"{folder}: missing shard {shard}, which the index says holds {count} tensors.")

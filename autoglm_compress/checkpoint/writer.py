@@ -1,4 +1,4 @@
-"""Writing a checkpoint in pieces that survive a kill, and that become a complete folder in one rename."""
+"""Writing a checkpoint in pieces that survive a kill. One rename turns them into a complete folder."""
 
 import os
 import re
@@ -18,6 +18,7 @@ from autoglm_compress.checkpoint.reader import Checkpoint
 from autoglm_compress.checkpoint.safetensors_header import read_header
 from autoglm_compress.checkpoint.weight_files import INDEX
 from autoglm_compress.errors import UserError
+from autoglm_compress.memory import give_back_freed_memory
 
 SHARD_BYTES = 256 << 20
 METADATA = {"format": "pt"}
@@ -28,9 +29,9 @@ AUTO_MAP = "auto_map"
 class CheckpointWriter:
     """Collects a checkpoint in a folder of its own until `finish` makes shards of it.
 
-    The pieces are *units*, numbered in the order of the model: 0 holds what stands before the layers, then one unit
-    per layer, then one for what stands after them. `finish` adds units for the towers that are kept as they are. A unit
-    is on disk whole or not at all, so a killed stage goes on with the first unit that is missing.
+    The pieces are *units*, numbered in the order of the model: unit 0 holds the tensors before the layers, then comes
+    one unit per layer, then one for the tensors after them. `finish` adds units for the towers that are kept as they
+    are. A unit is on disk whole or not at all, so a killed stage continues with the first missing unit.
     """
 
     def __init__(self, folder: Path, units: int) -> None:
@@ -51,10 +52,10 @@ class CheckpointWriter:
         return (self.folder / INDEX).exists()
 
     def write(self, number: int, tensors: dict[str, torch.Tensor], same_as: Checkpoint | None = None) -> None:
-        """Write one unit; it appears under its name only when all of it is there.
+        """Write one unit. The file appears under its name only when it is complete.
 
-        `same_as` is a checkpoint that this package wrote and that has the same tensors, if there is one: a shard of
-        it that holds them and no others gets a second name and is not copied.
+        `same_as` is a checkpoint by this package with the same tensors, or None. If one of its shards holds exactly
+        these tensors, the shard is hard-linked instead of copied.
         """
         for name, tensor in tensors.items():
             if bad := not_finite(tensor):
@@ -63,8 +64,15 @@ class CheckpointWriter:
         if shard is None or not _link(shard, self._unit(number)):
             save_atomically(self._unit(number), tensors)
 
-    def finish(self, config: dict[str, Any], like: Checkpoint) -> None:
-        """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`."""
+    def finish(
+        self, config: dict[str, Any], like: Checkpoint, read_kept: Callable[[str], torch.Tensor] | None = None
+    ) -> None:
+        """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`.
+
+        `read_kept` gives the kept towers' tensors by name, where they are not to be those of `like`.
+        """
+        give_back_freed_memory()
+        read_kept = read_kept or like.read
         for path in like.tokenizer_files():
             copy = self.folder / path.relative_to(like.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -74,14 +82,16 @@ class CheckpointWriter:
         units = [self._unit(number) for number in range(self.units + len(kept))]
         for number, names in enumerate(kept, self.units):
             if not self.has(number):
-                self.write(number, {name: like.read(name) for name in names})
+                self.write(number, {name: read_kept(name) for name in names})
         if not self._sealed:
             self._make_shards(units)
         for unit in units:
             unit.unlink(missing_ok=True)
 
     def _make_shards(self, units: list[Path]) -> None:
-        """Units become shards of at least SHARD_BYTES; the index is written last and makes them count."""
+        """Combine units into shards of at least SHARD_BYTES. The index is written last; without it the shards do not
+        count.
+        """
         groups = _grouped(units)
         weight_map: dict[str, str] = {}
         total = 0
@@ -99,7 +109,7 @@ class CheckpointWriter:
 
 
 def _cure(tensor: torch.Tensor) -> str:
-    """What to do about values that cannot be stored."""
+    """The advice about values that cannot be stored."""
     if tensor.dtype != torch.float16:
         return ": the stage has gone wrong, or the model's weights are damaged. Nothing was written."
     return (
@@ -110,7 +120,7 @@ def _cure(tensor: torch.Tensor) -> str:
 
 
 def _copy_without_code(source: Path, target: Path) -> None:
-    """Copy a file, but for what in it names code, which is not copied: transformers would miss it."""
+    """Copy a file without its references to code. The code is not copied, and transformers would not find it."""
     found = read_object(source) if source.name.endswith("config.json") else {}
     if AUTO_MAP in found:
         write_json(target, {name: value for name, value in found.items() if name != AUTO_MAP})
@@ -171,7 +181,7 @@ def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def computed_once(file: Path, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """What a long computation gives, kept in a file so that a killed stage need not do it again."""
+    """The tensors of a long computation, kept in a file so that a killed stage does not repeat it."""
     if not file.exists():
         save_atomically(file, compute())
     return load_file(file)
@@ -185,7 +195,7 @@ def remove_half_written(folder: Path) -> None:
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """The error of the system that safetensors tells only as text."""
+    """The system error that safetensors reports only as text."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = int(found[1]) if found else EIO
     return OSError(number, os.strerror(number), str(path))

@@ -1,44 +1,45 @@
-"""Two results files side by side: what changed, between which bounds, and whether that passes."""
+"""Compares two results files: the changes, their bounds, and the verdicts."""
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from autoglm_compress.comparison.accuracy import mmlu_measures
 from autoglm_compress.comparison.held_out_text import agreement_measures, perplexity_measures
 from autoglm_compress.comparison.limits import Limits
-from autoglm_compress.comparison.measure import Measure
+from autoglm_compress.comparison.measure import Gate, Measure
 from autoglm_compress.comparison.results_file import Results
 from autoglm_compress.comparison.task_metrics import metric_measures
 from autoglm_compress.comparison.verdict import Verdict, overall
 from autoglm_compress.errors import UserError
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(BaseModel):
     """All measures of two files, the totals last, and the tasks that were not compared."""
+
+    model_config = ConfigDict(frozen=True)
 
     base: Results
     new: Results
     limits: Limits
-    measures: tuple[Measure, ...]
+    measures: tuple[SerializeAsAny[Measure], ...]
     not_compared: tuple[str, ...]
 
     @property
-    def gated(self) -> list[Measure]:
-        """The measures with a verdict."""
-        return [measure for measure in self.measures if measure.gate is not None]
+    def gated(self) -> list[tuple[Measure, Gate]]:
+        """The measures with a verdict, and the gate that gives it."""
+        return [(measure, measure.gate) for measure in self.measures if measure.gate is not None]
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on all of them."""
-        return overall([measure.gate.verdict for measure in self.gated if measure.gate])
+        return overall([gate.verdict for _, gate in self.gated])
 
 
 def compare(base: Results, new: Results, limits: Limits) -> Comparison:
     """Compare two results in pairs.
 
     Raises:
-        UserError: they are not of the same tasks, questions, prompts or text, a measure that is gated is not there, or
-            nothing is gated.
+        UserError: the files differ in tasks, questions, prompts or text, a gated measure is missing, or nothing is
+            gated.
     """
     _check_tasks(base, new, limits)
     measures = (
@@ -47,7 +48,13 @@ def compare(base: Results, new: Results, limits: Limits) -> Comparison:
         *agreement_measures(base, new, limits),
         *metric_measures(base, new, limits),
     )
-    return Comparison(base, new, limits, measures, tuple(sorted(base.metrics.keys() ^ new.metrics.keys())))
+    return Comparison(
+        base=base,
+        new=new,
+        limits=limits,
+        measures=measures,
+        not_compared=tuple(sorted(base.metrics.keys() ^ new.metrics.keys())),
+    )
 
 
 def _check_tasks(base: Results, new: Results, limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts on what two models gave for the same questions or rows, and how many more would decide."""
+"""Verdicts on two models' results for the same questions or rows, and how many more would decide."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from autoglm_compress.comparison.verdict import (
 def gate_on_answers(
     lost: int, won: int, questions: int, max_drop: float, confidence: float, *, same: bool, shown: float
 ) -> Gate:
-    """The verdict on right answers; `max_drop` is the share of them that may be lost, `shown` as the user gave it.
+    """The verdict on right answers. `max_drop` is the share that may be lost; `shown` is the limit as the user gave it.
 
     A model that gives the very same log-likelihoods passes, however few the questions are.
     """
@@ -25,7 +25,7 @@ def gate_on_answers(
 
 
 def gate_on_rows(rows: Sequence[float], limit: float, confidence: float, shown: float) -> Gate:
-    """The verdict on the mean of rows, of which less is better; `shown` is the limit as the user gave it."""
+    """The verdict on the mean of rows, where less is better. `shown` is the limit as the user gave it."""
     verdict = judge_increase(rows, limit, confidence)
     needed = rows_to_decide(rows, limit, confidence) if verdict is Verdict.undecided else None
     return Gate(shown, verdict, needed)

@@ -1,4 +1,4 @@
-"""Perplexity of two models on the same text, and how near the new one's predictions are to those of its source."""
+"""Perplexity of two models on the same text, and how close the new model's predictions are to its source's."""
 
 import math
 
@@ -51,15 +51,15 @@ def perplexity_measures(base: Results, new: Results, limits: Limits) -> list[Mea
 
 
 def _percent(nats: float) -> float:
-    """By how many percent perplexity grows with so many nats per token."""
+    """The growth of perplexity in percent, from nats per token."""
     return 100 * math.expm1(min(nats, MOST_NATS))
 
 
 def agreement_measures(base: Results, new: Results, limits: Limits) -> list[Measure]:
     """Divergence and share of the same likeliest tokens, if `evaluate --against` measured them of the new model.
 
-    Both are gated as they are: the base shows beside them only where it was measured on the same tokens, against the
-    same checkpoint.
+    The limits apply to the new model's values alone. The base's values are shown only if they were measured on the same
+    tokens, against the same checkpoint.
     """
     after = new.agreement
     if after is None:
@@ -83,10 +83,10 @@ def _divergence(before: Agreement | None, after: Agreement, limits: Limits) -> M
         name="divergence",
         level="total",
         unit=Unit.nats,
-        count=after.rows and len(after.rows.divergence),
-        base=before and before.divergence,
+        count=None if after.rows is None else len(after.rows.divergence),
+        base=None if before is None else before.divergence,
         new=after.divergence,
-        change=before and after.divergence - before.divergence,
+        change=None if before is None else after.divergence - before.divergence,
         low=None if low is None else max(low, 0.0),
         high=high,
         higher_is_better=False,
@@ -109,10 +109,10 @@ def _same_tokens(before: Agreement | None, after: Agreement, limits: Limits) -> 
         name="agreement",
         level="total",
         unit=Unit.percent_of_tokens,
-        count=after.rows and len(after.rows.top1),
-        base=before and 100 * before.top1,
+        count=None if after.rows is None else len(after.rows.top1),
+        base=None if before is None else 100 * before.top1,
         new=100 * after.top1,
-        change=before and 100 * (after.top1 - before.top1),
+        change=None if before is None else 100 * (after.top1 - before.top1),
         low=low,
         high=high,
         higher_is_better=True,

@@ -1,4 +1,4 @@
-"""What a new model may lose, as the options of `compare` say it."""
+"""The losses that `compare` allows a new model, from its options."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ DEFAULT_MAX_DROP = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed (None: not gated), and how sure to be.
+    """The allowed losses (None: not gated), and the confidence.
 
     `max_drop` is in points of accuracy on MMLU, 1 if it is None and both files have MMLU. `max_perplexity_increase` is
     in percent of the base's. `max_divergence`, in nats, and `min_agreement`, in percent of the tokens, are of what
@@ -19,7 +19,7 @@ class Limits:
     worse a metric of another task of lm-eval may be than the base's, in the metric's own unit.
 
     Raises:
-        UserError: a number cannot be.
+        UserError: a number is out of range.
     """
 
     max_drop: float | None = None

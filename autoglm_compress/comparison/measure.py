@@ -7,7 +7,7 @@ from autoglm_compress.comparison.verdict import Verdict
 
 
 class Unit(str, Enum):
-    """What values are in, and thereby how they are written."""
+    """The unit of values, which decides how they are printed."""
 
     percent_right = "percent right"
     perplexity = "perplexity"
@@ -27,7 +27,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of both; `base`, and with it `change`, is None where it is of the new model only.
+    """One measure of both models. `base` and `change` are None if only the new model was measured.
 
     `change` is from base to new: in points of accuracy or of agreement, percent of perplexity, nats, or a metric's own
     unit. `low` and `high` are bounds of what is gated, the true change, or the true value of `new` where `absolute`;

@@ -1,7 +1,7 @@
 """Statistics of two models on the same questions, and on the same rows of text.
 
-A question that the base answers right and the new model does not is *lost*, one the other way round is *won*; the
-questions both answer alike say nothing about the difference but that it is small.
+A question that the base answers right and the new model does not is *lost*, one the other way round is *won*; questions
+that both answer alike only show that the difference is small.
 """
 
 import math
@@ -23,7 +23,7 @@ def mcnemar_drop(lost: int, won: int) -> float:
 
 
 def drop_score(lost: float, won: float, questions: float, drop: float) -> float:
-    """How far what was seen lies above a true drop in accuracy, in standard errors under that drop.
+    """How far the observed drop in accuracy lies above an assumed true drop, in standard errors under that true drop.
 
     The score statistic of Tango, Statistics in Medicine 17 (1998) 891-908: the standard error is that of the
     likeliest model in which `drop` is true, so that it holds for few or no questions lost or won too. Proportional to

@@ -1,4 +1,4 @@
-"""What is compared: the results of one checkpoint by task, checked before anything is compared."""
+"""The results of one checkpoint by task, checked before anything is compared."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,7 +27,7 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 class Results(BaseModel):
-    """What a file says of one checkpoint."""
+    """The results that a file holds for one checkpoint."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -42,7 +42,7 @@ def read_results(path: Path) -> Results:
     """Read a results file of `evaluate`, or a file in the `evaluations` folder of a run.
 
     Raises:
-        UserError: there is no such file, it is of another version, or not whole.
+        UserError: the file does not exist, has another version, or is incomplete.
     """
     record = read_evaluation(path)
     mmlu = _compared(Mmlu, "mmlu", record, path)
@@ -73,7 +73,7 @@ def _metrics(name: str, result: dict[str, Any], path: Path) -> TaskMetrics:
 
 
 def _place(name: str) -> str:
-    """Where in a file the result of a task stands."""
+    """The place of a task's result in a file."""
     return f"tasks.{name}.result."
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoglm_compress.comparison.compare import Comparison
-from autoglm_compress.comparison.measure import Accuracy, Measure, Unit
+from autoglm_compress.comparison.measure import Accuracy, Gate, Measure, Unit
 from autoglm_compress.comparison.verdict import Verdict
 from autoglm_compress.errors import UserError
 
@@ -20,7 +20,7 @@ COLUMNS = ("base", "new", "change", "between", "verdict")
 
 @dataclass(frozen=True)
 class Style:
-    """How values of a unit are written, and changes of them: in a table, and in a sentence that names the unit."""
+    """Formats for values of a unit and for their changes, in a table and in a sentence that names the unit."""
 
     value: Callable[[float], str]
     change: Callable[[float], str]
@@ -52,10 +52,10 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """A sentence on each gated measure, on what was not compared, and on what the bounds are."""
+    """One sentence for each gated measure, for tasks that were not compared, and for the meaning of the bounds."""
     percent = f"{100 * comparison.limits.confidence:g} %"
     lines = [
-        f"{measure.name}: {measure.gate.verdict.value}: {_reason(measure, percent)}" for measure in comparison.gated
+        f"{measure.name}: {gate.verdict.value}: {_reason(measure, gate, percent)}" for measure, gate in comparison.gated
     ]
     if comparison.not_compared:
         lines.append(f"not compared, since only one file has them: {', '.join(comparison.not_compared)}")
@@ -94,7 +94,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_junit(comparison: Comparison) -> str:
     """A test case for each gated measure; an undecided one counts as skipped."""
-    verdicts = [measure.gate.verdict for measure in comparison.gated if measure.gate]
+    verdicts = [gate.verdict for _, gate in comparison.gated]
     suite = ElementTree.Element(
         "testsuite",
         name="autoglm-compress compare",
@@ -104,11 +104,11 @@ def as_junit(comparison: Comparison) -> str:
         skipped=str(verdicts.count(Verdict.undecided)),
     )
     percent = f"{100 * comparison.limits.confidence:g} %"
-    for measure in comparison.gated:
+    for measure, gate in comparison.gated:
         case = ElementTree.SubElement(suite, "testcase", classname=str(comparison.new.path), name=measure.name)
-        outcome = {Verdict.failed: "failure", Verdict.undecided: "skipped"}.get(measure.gate.verdict)
+        outcome = {Verdict.failed: "failure", Verdict.undecided: "skipped"}.get(gate.verdict)
         if outcome:
-            ElementTree.SubElement(case, outcome, message=_reason(measure, percent))
+            ElementTree.SubElement(case, outcome, message=_reason(measure, gate, percent))
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -138,27 +138,27 @@ def _cells(measure: Measure) -> tuple[str, ...]:
     base = "" if measure.base is None else style.value(measure.base)
     change = "" if measure.change is None else style.change(measure.change)
     bounds = style.value if measure.absolute else style.change
-    between = "" if measure.low is None else f"{bounds(measure.low)} to {bounds(measure.high)}"
+    between = "" if measure.low is None or measure.high is None else f"{bounds(measure.low)} to {bounds(measure.high)}"
     return base, style.value(measure.new), change, between, measure.gate.verdict.value if measure.gate else ""
 
 
-def _reason(measure: Measure, percent: str) -> str:
+def _reason(measure: Measure, gate: Gate, percent: str) -> str:
     """Why a gated measure has its verdict."""
-    gate, style = measure.gate, STYLE_OF[measure.unit]
+    style = STYLE_OF[measure.unit]
     unit = f" {style.unit}" if style.unit else ""
     bounds = f" ({percent} confidence)"
-    if measure.low is None:
-        bounds, seen = " (one number, nothing is known of chance)", measure.new if measure.absolute else measure.change
-        worst = best = seen
+    if measure.low is None or measure.high is None:
+        bounds = " (one number, nothing is known of chance)"
+        worst = best = measure.new if measure.absolute or measure.change is None else measure.change
     else:
         worst, best = (measure.low, measure.high) if measure.higher_is_better else (measure.high, measure.low)
     detail = _counted(measure, style.counted)
     if isinstance(measure, Accuracy) and measure.same:
         return f"not one log-likelihood changed{detail}"
+    written = "{:.4g}".format if measure.absolute else style.precise
     if measure.absolute:
-        written, allowed = (lambda value: f"{value:.4g}"), f"{gate.limit:g}"
+        allowed = f"{gate.limit:g}"
     else:
-        written = style.precise
         allowed = f"{-gate.limit or 0.0 if measure.higher_is_better else gate.limit:+g}"
     if gate.verdict is Verdict.passed:
         return f"{written(worst)}{unit} at worst{bounds}, within the allowed {allowed}{detail}"
@@ -174,7 +174,7 @@ def _reason(measure: Measure, percent: str) -> str:
 
 
 def _counted(measure: Measure, noun: str) -> str:
-    """What the verdict rests on."""
+    """The numbers behind the verdict."""
     if isinstance(measure, Accuracy):
         return (
             f"; of {measure.count:,} {noun} {measure.lost:,} lost, {measure.won:,} won, "

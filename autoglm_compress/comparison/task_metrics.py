@@ -55,9 +55,8 @@ def _measure(name: str, before: TaskMetrics, after: TaskMetrics, metric: str, li
     if limit is not None and better is None:
         raise UserError(f"--max-loss {name}: the file does not say whether more of it is better. Evaluate again.")
     old, new = before.values[metric], after.values[metric]
-    values = before.records.values.get(metric), after.records.values.get(metric)
-    paired = None not in values and len(values[0]) == len(values[1]) > 1 and better is not None
-    fields = {
+    then, now = before.records.values.get(metric), after.records.values.get(metric)
+    fields: dict[str, Any] = {
         "name": name,
         "level": "total",
         "unit": Unit.own,
@@ -66,13 +65,13 @@ def _measure(name: str, before: TaskMetrics, after: TaskMetrics, metric: str, li
         "change": new - old,
         "higher_is_better": better,
     }
-    if not paired:
+    if then is None or now is None or not len(then) == len(now) > 1 or better is None:
         loss = old - new if better else new - old
         gate = None if limit is None else Gate(limit, judge_value(loss, limit))
         return Measure(count=None, low=None, high=None, gate=gate, **fields)
     sign = 1 if better else -1
-    losses = [sign * (then - now) for then, now in zip(*values, strict=True)]
-    if set(values[0] + values[1]) <= {0.0, 1.0} and better:
+    losses = [sign * (old - new) for old, new in zip(then, now, strict=True)]
+    if set(then + now) <= {0.0, 1.0} and better:
         answers = before.records.responses, after.records.responses
         same = None not in answers and answers[0] == answers[1]
         return _right_or_wrong(losses, limit, limits.confidence, same, fields)

@@ -1,13 +1,15 @@
 """The rule by which a new model passes, fails, or is undecided.
 
-It fails if it is proven worse than allowed: the lower bound of its drop is above the limit. It passes if it is proven
-not to be: the upper bound is at or below the limit. Each bound holds with the confidence asked for, so at 95 % a model
-whose true drop is at the limit fails at most about once in 20 times, one that did not change far less often, and one
-that lost more than allowed passes at most about once in 20 times. All else is undecided, which more questions end.
+A model fails if it is proven worse than allowed: the lower bound of its drop is above the limit. It passes if it is
+proven not worse than allowed: the upper bound is at or below the limit. Each bound holds with the confidence asked for,
+so at 95 % a model whose true drop is at the limit fails at most about once in 20 times, one that did not change far
+less often, and one that lost more than allowed passes at most about once in 20 times. Every other model is undecided,
+and more questions would decide it.
 
-The bounds of accuracy are asymptotic, if good ones: with a limit of 0 and three answers that turned, they alone would
-fail a model that did not change once in eight times. So to fail takes McNemar's exact one-sided test as well, by which
-that happens once in 20 times at most whatever the numbers. `python benchmarks/compare_power.py` simulates all of it.
+The bounds of accuracy are asymptotic. They are good, but with a limit of 0 and three changed answers they alone would
+fail an unchanged model once in eight times. A model therefore fails only if McNemar's exact one-sided test rejects it
+as well, which limits this error to once in 20 times for all counts. `python benchmarks/compare_power.py` simulates all
+of it.
 """
 
 import math
@@ -19,14 +21,14 @@ from scipy.stats import norm, t
 from autoglm_compress.comparison.paired import drop_score, mcnemar_drop, mean_score
 
 GROWTH = 1.02
-"""Steps in which the number of questions is searched that decides where the exact test asks for more."""
+"""Step of the search for the number of questions that decides, where the exact test needs more of them."""
 
 MOST = 10**9
-"""Questions or rows: a verdict that takes more of them is out of reach."""
+"""The most questions or rows. A verdict that needs more of them counts as out of reach."""
 
 
 class Verdict(str, Enum):
-    """What a gate says."""
+    """The verdict of a gate."""
 
     passed = "pass"
     failed = "fail"
@@ -51,9 +53,9 @@ def judge_drop(lost: int, won: int, questions: int, max_drop: float, confidence:
 
 
 def questions_to_decide(lost: int, won: int, questions: int, max_drop: float, confidence: float) -> int | None:
-    """How many questions would end an `undecided`, if answers go on to differ as they do.
+    """How many questions would decide an undecided comparison, if further answers differ at the same rate.
 
-    None if none would, or not MOST of them: the drop seen is the limit itself, or as good as that.
+    None if even MOST questions would not: the observed drop is at the limit, or very close to it.
     """
     quantile = float(norm.ppf(confidence))
     score = drop_score(lost, won, questions, max_drop)
@@ -78,12 +80,12 @@ def judge_increase(differences: Sequence[float], limit: float, confidence: float
 
 
 def judge_value(value: float, limit: float) -> Verdict:
-    """Whether a single number is above a limit: where nothing is known of chance, it decides. NaN fails."""
+    """Whether a single number is above a limit. It decides alone where no spread is known. NaN fails."""
     return Verdict.passed if value <= limit else Verdict.failed
 
 
 def rows_to_decide(differences: Sequence[float], limit: float, confidence: float) -> int | None:
-    """How many rows would end an `undecided`, if they go on to differ as they do; None if not MOST of them would."""
+    """How many rows would decide an undecided comparison, at the same spread. None if more than MOST."""
     seen = len(differences)
     score = abs(mean_score(differences, limit))
     if score * math.sqrt(MOST / seen) < float(norm.ppf(confidence)):

@@ -1,4 +1,4 @@
-"""Which decoder layers to do without: by the states between layers, or by what the whole model predicts."""
+"""Which decoder layers to drop: by the states between layers, or by the predictions of the whole model."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.costs import FP32, head_elements, layer_memory, pass_memory, walk_memory
 from autoglm_compress.forward.divergence import VOCABULARY_SLICE, Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
@@ -29,7 +30,7 @@ def state_distances(states: Sequence[torch.Tensor], distance: Callable[[torch.Te
 
     Args:
         states: for each boundary the states of the same tokens, [tokens, hidden_size].
-        distance: what a cosine means as a distance, elementwise; 0 for a cosine of 1.
+        distance: turns cosines into distances, elementwise; 0 for a cosine of 1.
 
     Returns:
         fp64 [boundaries, boundaries], symmetric.
@@ -42,27 +43,30 @@ def state_distances(states: Sequence[torch.Tensor], distance: Callable[[torch.Te
 
 
 def states_memory(shape: ModelShape) -> int:
-    """Bytes of the sampled states at all boundaries of a model, in 16 bits."""
-    return 2 * SAMPLE_TOKENS * shape.hidden_size * (shape.num_hidden_layers + 1)
+    """Bytes of the sampled states at all boundaries of a model, in 16 bits, and of a slice of them in fp64, thrice."""
+    boundaries = shape.num_hidden_layers + 1
+    return (2 * SAMPLE_TOKENS + 3 * 8 * TOKEN_SLICE) * shape.hidden_size * boundaries
 
 
-def keep_without_block(distances: torch.Tensor, keep: int) -> tuple[Indices, list[float]]:
-    """The layers around the one contiguous block whose input and output are closest, of equals the first.
+def keep_without_block(distances: torch.Tensor, keep: int, first: int = 0) -> tuple[Indices, list[float]]:
+    """The layers to keep when dropping the one contiguous block whose input and output are closest (the first of
+    equals).
 
     Args:
         distances: [layers + 1, layers + 1] between the states before, between and after the layers.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever their distances.
 
     Returns:
         The kept layers, and for every layer that such a block can begin with the distance across the block.
     """
     layers = len(distances) - 1
     across = distances.diagonal(layers - keep)
-    first = int(across.argmin())
-    return (*range(first), *range(first + layers - keep, layers)), across.tolist()
+    start = first + int(across[first:].argmin())
+    return (*range(start), *range(start + layers - keep, layers)), across.tolist()
 
 
-def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
+def keep_chain(costs: torch.Tensor, keep: int, first: int = 0) -> Indices:
     """The layers to keep so that the gaps between them cost least in all: exact, in O(keep * layers^2).
 
     Dynamic programming over the layers kept so far and the state that the last of them ends in.
@@ -70,10 +74,14 @@ def keep_chain(costs: torch.Tensor, keep: int) -> Indices:
     Args:
         costs: [layers + 1, layers + 1]; costs[i, j] is for taking state i for state j, without layers i to j - 1.
         keep: how many layers to keep.
+        first: how many of them are the first ones, whatever they cost.
     """
+    if first:
+        rest = keep_chain(costs[first:, first:], keep - first)
+        return (*range(first), *(first + layer for layer in rest))
     backwards = torch.ones_like(costs, dtype=torch.bool).tril(-1)
     forward = costs.double().masked_fill(backwards, torch.inf)
-    best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # to have come to each state, with what is kept
+    best = torch.full((len(costs),), torch.inf, dtype=torch.float64)  # cost of reaching each state
     best[0] = 0
     origins = []
     for _ in range(keep):
@@ -95,19 +103,22 @@ def gaps(kept: Indices, layers: int) -> list[tuple[int, int]]:
     return [(first, stop) for first, stop in ends if first < stop]
 
 
-def greedy_memory(shape: ModelShape) -> int:
-    """Bytes that `remove_greedily` holds beside a layer: streams, the reference, logits and a slice of the head.
+def greedy_memory(shape: ModelShape, tokens: int) -> int:
+    """Bytes that `remove_greedily` holds for so many tokens: a layer, streams, and a pass or logits.
 
-    One stream per layer, four buffers of the reference's walk and of what is sent through the layer, all fp32; four
-    tensors the size of a slice's logits.
+    One stream per layer, four buffers of the reference's walk and of what is sent through the layer, all fp32; five
+    tensors the size of a slice's logits, and the head, of which a slice is converted.
     """
-    streams = (shape.num_hidden_layers + 4) * GREEDY_TOKENS * shape.hidden_size
-    return 4 * (streams + VOCABULARY_SLICE * (4 * GREEDY_TOKENS + shape.hidden_size))
+    tokens = min(tokens, GREEDY_TOKENS)
+    streams = FP32 * (shape.num_hidden_layers + 4) * tokens * shape.hidden_size
+    logits = FP32 * VOCABULARY_SLICE * (5 * tokens + shape.hidden_size) + shape.element_bytes * head_elements(shape)
+    layer = layer_memory(shape)
+    return max(layer + streams + max(pass_memory(shape, tokens), logits), walk_memory(shape, tokens))
 
 
 @torch.no_grad()
 def remove_greedily(
-    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path
+    checkpoint: Checkpoint, batches: list[torch.Tensor], keep: int, runtime: Runtime, file: Path, first: int = 0
 ) -> list[dict[str, float]]:
     """Remove, one after the other, the layer without which the predictions stay closest to the whole checkpoint's.
 
@@ -122,10 +133,12 @@ def remove_greedily(
         checkpoint: the model to remove layers from.
         batches: token ids [batch, length]; the first rows are used, up to GREEDY_TOKENS tokens.
         keep: how many layers to keep.
-        file: where the rounds that are done are noted, so that a killed process goes on with the next one.
+        file: the file that records finished rounds, so that a killed process continues with the next one.
+        first: how many first layers stay.
 
     Returns:
-        In the order of removal, the `layer` and the `kl_divergence` of the model without it and those before it.
+        In the order of removal, each `layer`, and the `kl_divergence` of the model without it and the layers removed
+        before.
 
     Raises:
         UserError: no candidate gives finite predictions.
@@ -146,6 +159,7 @@ def remove_greedily(
         while len(kept) > keep:
             streams = _skip_each(model, kept, embedded, advance)
             changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)
+            changes[:first] = torch.inf
             index = int(changes.argmin())
             if changes[index].isinf():
                 raise UserError(f"{checkpoint.folder}: without any one layer, logits are NaN or infinite.")

@@ -1,7 +1,7 @@
 """Which parts of the run's source a pruned checkpoint still has.
 
-Statistics are measured once, on the source, so a stage that cuts a checkpoint which was cut before has to know
-which layer, head, neuron or channel of the source each of the present ones was.
+Statistics are measured once, on the source. A stage that cuts a checkpoint again must therefore know the source's
+number of each present layer, head, neuron and channel.
 """
 
 import json
@@ -23,8 +23,8 @@ INDICES = ("layers", "channels", "heads", "key_value_heads", "neurons")
 class Lineage:
     """Indices into the source: per layer for heads, KV heads and FFN neurons, one list for layers and channels.
 
-    `basis` [hidden_size of the source, hidden_size], if there is one, takes the place of `channels`: its orthonormal
-    columns are the directions of the source's residual stream that are left.
+    `basis` [hidden_size of the source, hidden_size] replaces `channels` if it is not None: its orthonormal columns are
+    the remaining directions of the source's residual stream.
     """
 
     layers: Indices
@@ -36,7 +36,7 @@ class Lineage:
 
     @classmethod
     def of_source(cls, shape: ModelShape) -> "Lineage":
-        """Everything is still there."""
+        """The lineage of the source itself: nothing is removed."""
         layers = range(shape.num_hidden_layers)
         return cls(
             layers=tuple(layers),
@@ -83,13 +83,13 @@ class Lineage:
         return replace(self, neurons=tuple(map(_take, self.neurons, neurons)))
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The source's residual stream [..., hidden_size of the source] as this checkpoint's has it."""
+        """The source's residual stream [..., hidden_size of the source] in this checkpoint's basis."""
         if self.basis is None:
             return hidden[..., list(self.channels)]
         return hidden @ self.basis.to(hidden)
 
     def project_gram(self, gram: torch.Tensor) -> torch.Tensor:
-        """A Gram matrix over the source's residual stream as one over this checkpoint's."""
+        """A Gram matrix of the source's residual stream, in this checkpoint's basis."""
         return self.project(self.project(gram).T).T
 
     def save(self, path: Path) -> None:

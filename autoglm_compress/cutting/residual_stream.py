@@ -1,4 +1,4 @@
-"""What a choice of directions or channels of the residual stream goes by: the statistics, seen in the present basis."""
+"""The statistics that decide which directions or channels of the residual stream to keep, in the present basis."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ class ResidualStream:
 
     Args:
         source: the checkpoint that is to be narrowed.
-        lineage: what is left in it of the run's source.
+        lineage: which parts of the run's source it still has.
         statistics: those of the run's source.
     """
 
@@ -28,7 +28,7 @@ class ResidualStream:
         self._statistics = statistics
 
     def grams(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """By tensor name of each norm that linears read, the Gram matrix of its normalised states.
+        """The Gram matrix of the normalised states of each norm that linears read, by the norm's tensor name.
 
         [hidden_size, hidden_size], read one by one.
         """
@@ -41,7 +41,7 @@ class ResidualStream:
 
     def sum_of_grams(self) -> torch.Tensor:
         """The sum of all `grams`."""
-        return sum(gram for _, gram in self.grams())
+        return sum((gram for _, gram in self.grams()), torch.zeros(()))
 
     def reader_metric(self) -> torch.Tensor:
         """The sum over all linears W that read the normalised states x of W^T W / mean |W x|^2: all count the same.
@@ -62,10 +62,11 @@ class ResidualStream:
             gain = source.read(norm).float()
             for name in readers[norm]:
                 weight = source.read(name)
-                # A softmax does not see what all logits have in common.
+                # A softmax ignores a constant added to all logits.
                 mean = _mean_row(weight) if norm == family.final_norm else 0.0
                 square = sum(
-                    (part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight))
+                    ((part := (weight[rows].float() - mean) * gain).T @ part for rows in row_slices(len(weight))),
+                    torch.zeros(()),
                 )
                 total += square / (square * gram).sum().clamp_min(1e-30)
         return total
@@ -97,14 +98,17 @@ class ResidualStream:
         if method == "magnitude":
             return source.read(source.family.embedding).float().norm(dim=0)
         behind_writers = tuple(f"{norm}.weight" for norm in source.family.writer_norms.values())
-        return sum(
+        scores = (
             absolute * source.read(name).float().abs()
             for name, absolute, _ in self.norm_moments()
             if not (behind_writers and name.endswith(behind_writers))
         )
+        return sum(scores, torch.zeros(()))
 
     def tied_again(self, rotation: Rotation) -> dict[str, torch.Tensor]:
-        """The shared matrix and the final norm's gain, by name, of an embedding and a head that turning makes two."""
+        """The shared matrix and the final norm's gain, by name, for tied embeddings that the rotation would
+        separate.
+        """
         family = self._source.family
         shared = self._source.read(family.embedding)
         embedding, head = (rotation.change(name, shared) for name in (family.embedding, family.head))
@@ -124,4 +128,4 @@ def energy(basis: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_row(weight: torch.Tensor) -> torch.Tensor:
-    return sum(weight[rows].float().sum(0) for rows in row_slices(len(weight))) / len(weight)
+    return sum((weight[rows].float().sum(0) for rows in row_slices(len(weight))), torch.zeros(())) / len(weight)

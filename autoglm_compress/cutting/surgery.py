@@ -1,4 +1,4 @@
-"""Cutting a checkpoint along its axes: every tensor knows its axes, so one routine serves every structural stage."""
+"""Cutting a checkpoint along its axes. The family gives the axes of every tensor, so one routine serves all stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ def cut_neurons(neurons: Indices, intermediate_size: int) -> Cut:
     return {"intermediate": kept, "gate_up": torch.cat([kept, intermediate_size + kept])}
 
 
-def slice_axes(tensor: torch.Tensor, axes: Sequence[str], cut: Cut) -> torch.Tensor:
+def slice_axes(tensor: torch.Tensor, axes: Sequence[str | int], cut: Cut) -> torch.Tensor:
     """The part of a tensor that is left when its axes are cut."""
     for dimension, axis in enumerate(axes):
-        if axis in cut:
+        if isinstance(axis, str) and axis in cut:
             tensor = tensor.index_select(dimension, cut[axis].to(tensor.device))
     return tensor
 
@@ -46,7 +46,8 @@ class Rewrite:
     """A checkpoint written anew: `layers` kept, `cut_model` outside them, `cut_layer` in each, then `change` on each.
 
     Layers are numbered as in the source, and names given to `change` are the source's. `linked` says that files of the
-    source whose tensors stay as they are may be shared with it: it is no one else's.
+    source whose tensors stay as they are may be shared with it: it is no one else's. `read_kept` gives the tensors of
+    kept towers by name, where they change.
     """
 
     layers: Sequence[int]
@@ -54,6 +55,7 @@ class Rewrite:
     cut_layer: Callable[[int], Cut]
     change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
     linked: bool = False
+    read_kept: Callable[[str], torch.Tensor] | None = None
 
     def run(self, source: Checkpoint, target: CheckpointWriter, shape: ModelShape, progress: Progress) -> None:
         """Read the source tensor by tensor and write the target unit by unit, leaving out units already written."""
@@ -76,10 +78,10 @@ class Rewrite:
                     target.write(number, tensors, same_as=source if same and self.linked else None)
                 advance(1)
         config = resized_config(source.config, shape, self.layers, source.lists_per_layer)
-        target.finish(config, like=source)
+        target.finish(config, like=source, read_kept=self.read_kept)
 
     def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
-        """A tensor as it is to be written, and whether that is what was read."""
+        """A tensor as it will be written, and whether it is unchanged."""
         before = source.read(name)
         after = self.change(name, slice_axes(before, source.family.axes_of(name), cut))
         return after, after is before

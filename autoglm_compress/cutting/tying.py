@@ -1,4 +1,4 @@
-"""One matrix in place of two: an embedding that is also a head, and the final norm's gain that makes it one.
+"""One matrix instead of two: an embedding that is also the head, with the final norm's gain that fits it.
 
 The shared matrix S is a combination of embedding E and head W, S = E P + W R, so that the search for it works on
 [hidden_size, hidden_size] matrices, whatever the vocabulary.
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.slices import row_slices
+from autoglm_compress.slices import SLICE_ROWS, row_slices
 
 ROUNDS = 4
 OUTPUT_WEIGHT = 3.0
 """How much logits count against the embedding.
 
-What follows, a refit or healing, makes up for wrong logits in the last layers, while a wrong embedding reaches all of
-them, and what they know is lost with it.
+A later refit or healing corrects wrong logits in the last layers. A wrong embedding reaches all layers and loses what
+they know.
 """
 
 
@@ -52,13 +52,14 @@ class Tied:
 
 
 def tying_memory(shape: ModelShape) -> int:
-    """Bytes of both matrices and the new one as they are stored, and of a few Gram matrices in fp64."""
-    return 3 * shape.vocab_size * shape.hidden_size * shape.element_bytes + 12 * 8 * shape.hidden_size**2
+    """Bytes of both matrices, and of the search for the new one or of making it, in fp64.
 
-
-def retying_memory(shape: ModelShape) -> int:
-    """Bytes of the four matrices, as they are stored, of a tied one that becomes two and is tied again."""
-    return 4 * shape.vocab_size * shape.hidden_size * shape.element_bytes
+    The search has five moments and a few products of each with what is searched; the new matrix is made a slice of
+    rows at a time, of which there are four.
+    """
+    pair, square = shape.vocab_size * shape.hidden_size * shape.element_bytes, 8 * shape.hidden_size**2
+    slices = 4 * 8 * min(SLICE_ROWS, shape.vocab_size) * shape.hidden_size
+    return 2 * pair + max(16 * square, pair + slices + 6 * square)
 
 
 def pair_moments(embedding: torch.Tensor, head: torch.Tensor) -> PairMoments:

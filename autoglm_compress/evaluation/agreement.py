@@ -1,4 +1,4 @@
-"""Whether one checkpoint still predicts what another does."""
+"""How closely one checkpoint's predictions follow another's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,19 @@ from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
 
 SLICES = 4
-"""How much finer than elsewhere tokens are sliced: more tensors of logits are in memory at a time here."""
+"""Tokens are cut into this many times smaller slices than elsewhere, because more tensors of logits are in memory at
+once.
+"""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near the next-token distributions of two checkpoints are, over `tokens` tokens.
+    """How close the next-token distributions of two checkpoints are, over `tokens` tokens.
 
     `divergence` is the mean of KL(original || other) in nats, NaN where that is undefined. `logit_error` is the squared
-    difference of the logits relative to the original's, both without their mean over the vocabulary: 1 is no nearer
-    than equal logits for all tokens, whatever the original's confidence. `top1` is the share of tokens for which both
-    find the same next token likeliest. `row_divergence` and `row_top1` are the first and the last of each row.
+    difference of the logits relative to the original's, both without their mean over the vocabulary: a value of 1 is no
+    closer than equal logits for all tokens. `top1` is the share of tokens for which both find the same next token
+    likeliest. `row_divergence` and `row_top1` are the first and the last of each row.
     """
 
     divergence: float
@@ -45,11 +47,11 @@ def agreement(
     """Compare the next-token distributions of two checkpoints of one vocabulary.
 
     Args:
-        original: the checkpoint that is right.
-        other: the checkpoint in question.
+        original: the reference checkpoint.
+        other: the checkpoint to measure.
         batches: token ids [rows, length], of one length.
         runtime: where to compute.
-        work: a folder for these checkpoints and batches alone, in which walks that were killed go on; None for none.
+        work: a folder for these checkpoints and batches alone, from which killed walks continue; None for no folder.
     """
     checkpoints, titles = (original, other), ("reference for the check", "check")
     folders = (None, None) if work is None else (work / "original", work / "other")
@@ -72,14 +74,16 @@ def agreement(
             centred = [values - values.mean(-1, keepdim=True) for values in logits]
             difference += float((centred[1] - centred[0]).square().sum())
             size += float(centred[0].square().sum())
+            del centred
             expected, found = (values.log_softmax(-1) for values in logits)
             divergence.append((expected.exp() * (expected - found)).sum(-1))
             same.append(expected.argmax(-1) == found.argmax(-1))
+            del logits, expected, found  # or they would be there beside the next ones
         rows = len(pair[0])
         row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
         row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()
     return Agreement(
-        divergence=max(fmean(row_divergence), 0.0),  # rounding may leave less; NaN stays
+        divergence=max(fmean(row_divergence), 0.0),  # rounding may give a negative value; NaN stays
         logit_error=difference / max(size, 1e-30),
         top1=fmean(row_top1),
         tokens=sum(batch.numel() for batch in batches),
@@ -89,7 +93,7 @@ def agreement(
 
 
 def _logits(states: list[torch.Tensor], heads: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The logits of each checkpoint; a head that both have is converted once for both."""
+    """The logits of each checkpoint. A shared head is converted once for both."""
     if heads[0] is heads[1]:
         return list(logits_of(torch.cat(states), heads[0]).split(len(states[0])))
     return [logits_of(hidden, head) for hidden, head in zip(states, heads, strict=True)]

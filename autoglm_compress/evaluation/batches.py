@@ -1,4 +1,4 @@
-"""Rows of tokens as batches: those that begin alike share what they have in common, the others are padded."""
+"""Rows of tokens as batches. Rows with a common beginning share it; other rows are padded."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from autoglm_compress.forward.one_layer_model import Fork
 Row = tuple[int, ...]
 
 WORTH_SHARING = 0.5
-"""The part of a row that it must have in common with others to be sent through the model as a branch of theirs."""
+"""The share of a row that must equal other rows' beginning for the row to become a branch of the same sequence."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Batch:
         return Fork(self.shared, tuple(len(row) - self.shared for row in self.rows)) if self.shared else None
 
     def spot(self, line: int, place: int) -> tuple[int, int]:
-        """Where in `tokens` a place of a row is."""
+        """The index in `tokens` of a row's position."""
         if not self.shared:
             return line, place
         if place < self.shared:
@@ -56,7 +56,8 @@ class Batch:
 
 
 def in_batches(rows: Iterable[Row], budget: int, window: int | None) -> Iterator[Batch]:
-    """Batches of at most `budget` tokens, or of one row, or twice as long as what their rows have in common.
+    """Batches of at most `budget` tokens. A batch of a single row, or up to twice the rows' common beginning, may be
+    larger.
 
     Args:
         rows: in any order.

@@ -1,8 +1,8 @@
-"""Evaluating a checkpoint out of a recipe, into one file that `compare` reads."""
+"""Evaluating a checkpoint without a recipe, into one file that `compare` reads."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
+from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.agreement import Agreement, agreement
@@ -28,21 +29,18 @@ from autoglm_compress.runtime import Runtime
 from autoglm_compress.versions import package_versions
 
 SEED = 0
-"""Decides which rows of text, as the default of a recipe does."""
+"""The seed that selects rows of text, as in a recipe by default."""
 AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the command line asks for. `mmlu` and `text` hold the options that were given, by the names they have in a
-    recipe's `evaluation.mmlu` and `evaluation.perplexity`.
-    """
+    """The request of an evaluation. Only the requested fields of `options` are set."""
 
     checkpoint: Path
     tasks: Sequence[str]
     output: Path
-    mmlu: Mapping[str, Any] = field(default_factory=dict)
-    text: Mapping[str, Any] = field(default_factory=dict)
+    options: EvaluationOptions
     against: Path | None = None
     device: str = "auto"
     family: Family | None = None
@@ -52,10 +50,10 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     """Evaluate, and write `request.output`, whole or not at all; returns what was written.
 
     Raises:
-        UserError: an option cannot be, or something that it names is not there or not as it should be.
+        UserError: an option is not valid, or something that it names is missing or malformed.
     """
     _check_request(request)
-    options = EvaluationOptions.model_validate({"mmlu": request.mmlu, "perplexity": request.text})
+    options = request.options
     text = locate(options.perplexity.source or PYTHON_DOCS, [Path.cwd()], "--text")
     questions = _questions(options.mmlu.data)
     device = choose_device(request.device)
@@ -64,14 +62,16 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     if checkpoint.left_out:
         progress.note(f"left out, as the model does not use them: {listed(checkpoint.left_out)}")
     require_used(request.family, checkpoint.family, "--family", str(request.checkpoint / "config.json"))
+    require_loadable(checkpoint)
     longest = getattr(checkpoint.model_config, "max_position_embeddings", None)
     options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)
     if original is not None:
+        require_loadable(original)
         _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
-    identity, against = _identity(checkpoint), original and _identity(original)
+    identity, against = _identity(checkpoint), None if original is None else _identity(original)
     works = request.output.with_name(f".{request.output.name}.work")
     work = evaluation_work(works, [identity["files"], against and against["files"], str(device)])
     if work.exists():
@@ -86,8 +86,8 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
             runtime=runtime,
             work=work,
         )
-        del results["versions"]  # they are among those of all packages
-        if original is not None:
+        del results["versions"]  # they are among the versions of all packages
+        if original is not None and against is not None:
             found = agreement(original, checkpoint, batched(text_rows()), runtime, work / "agreement")
             results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}
@@ -113,7 +113,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
 def _rows(
     checkpoint: Checkpoint, text: Path | None, options: PerplexityOptions, progress: Progress | None = None
 ) -> torch.Tensor:
-    """The text as a checkpoint reads it, token ids [samples, sequence_length]; too little of it is told."""
+    """The text as a checkpoint's token ids [samples, sequence_length]. Prints a warning if there is too little text."""
     found = token_rows(checkpoint.tokenizer(), text, "held-out", options.samples, options.sequence_length, SEED)
     if progress is not None and len(found) < options.samples:
         progress.note(f"warning: the text fills only {len(found)} of {options.samples} samples")
@@ -121,7 +121,7 @@ def _rows(
 
 
 def _agreement_result(found: Agreement, rows: torch.Tensor, against: str) -> dict[str, Any]:
-    """`rows` has what the means are of, row by row."""
+    """`rows` has the values of each row, whose means are the results."""
     return {
         "divergence": found.divergence,
         "logit_error": found.logit_error,
@@ -147,9 +147,9 @@ def _check_request(request: EvaluationRequest) -> None:
     if not all(request.tasks):
         raise UserError(f"--tasks: given {','.join(request.tasks)!r}: expected names with commas between them.")
     check_tasks(request.tasks)
-    if request.mmlu and "mmlu" not in request.tasks:
+    if request.options.mmlu.model_fields_set and "mmlu" not in request.tasks:
         raise UserError("--mmlu, --subjects, --limit and --num-fewshot are for the task mmlu: add it to --tasks.")
-    if request.text and "perplexity" not in request.tasks and request.against is None:
+    if request.options.perplexity.model_fields_set and "perplexity" not in request.tasks and request.against is None:
         raise UserError(
             "--text, --samples and --sequence-length are for the task perplexity and for --against: "
             "add perplexity to --tasks."

@@ -32,8 +32,7 @@ BOOTSTRAP_SAMPLES = 1_000
 class PerplexityOptions(BaseModel):
     """The text perplexity is measured on.
 
-    `source` is a text source as the calibration has them, and its held-out split is what counts; None is the first
-    source of the calibration.
+    `source` is a text source as in the calibration; its held-out split is used. None is the calibration's first source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +54,7 @@ class MmluOptions(BaseModel):
 
 
 class EvaluationOptions(BaseModel):
-    """What is evaluated after every stage, and how."""
+    """The tasks after every stage, and the settings of all evaluations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -112,7 +111,7 @@ def evaluate(
     Args:
         checkpoint: the model and its tokenizer.
         tasks: `perplexity`, `mmlu` and names of lm-eval tasks, groups or tags.
-        options: how; `options.mmlu.data` is not looked at, `mmlu_folder` is where it leads.
+        options: the settings. `options.mmlu.data` is ignored; `mmlu_folder` is its resolved folder.
         perplexity_rows: gives the token ids [samples, sequence_length] for perplexity.
         mmlu_folder: the MMLU questions as CSV files, or None for those of the hub.
         runtime: where layers run.
@@ -127,13 +126,13 @@ def evaluate(
     Raises:
         UserError: a task is unknown or cannot be run here, or its data is missing or malformed.
     """
-    # lm-eval takes seconds to import, and most commands never get here.
+    # lm-eval takes seconds to import, and most commands do not need it.
     from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
     from autoglm_compress.evaluation.perplexity import perplexity
 
     check_tasks(tasks)
     lm = LayerwiseLM(checkpoint, runtime=runtime, title="evaluate", work=work)
-    # What is wrong with the data of a task is said before another is measured.
+    # Errors in a task's data are reported before any task is measured.
     questions = _load_questions(tasks, options.mmlu, mmlu_folder) if set(tasks) - {"perplexity"} else None
     rows = perplexity_rows() if "perplexity" in tasks else None
     result: dict[str, Any] = {}

@@ -14,16 +14,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
+from autoglm_compress.evaluation.costs import HIDDEN_STATE_BYTES, TOKEN_BUDGET
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
 from autoglm_compress.forward.one_layer_model import compute_dtype
+from autoglm_compress.forward.rotary import by_frequencies
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
-
-TOKEN_BUDGET = 1_024
-"""Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
-HIDDEN_STATE_BYTES = 1 << 30
-"""Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,11 @@ class LayerwiseLM(TemplateLM):
         checkpoint: the model; quantized weights are dequantized once per walk.
         runtime: where layers run.
         progress: shows the walks.
-        title: what the walks are called in the progress display.
+        title: the name of the walks in the progress display.
         token_budget: the most tokens in a batch, padding included (a longer row is a batch of its own).
-        work: where walks leave what lets an evaluation that was killed go on at the layer it had reached; a folder of
-            this checkpoint, device and versions alone, since only requests are told apart in it. None for memory only.
+        work: a folder from which a killed evaluation continues at the layer it had reached. It must be for this
+            checkpoint, device and versions alone, because only requests are distinguished in it. None keeps everything
+            in memory.
 
     Raises:
         UserError: the folder has no tokenizer that `transformers` can load, or it has neither a BOS nor an EOS token.
@@ -105,7 +103,8 @@ class LayerwiseLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood in nats of each whole text, in windows of `max_length` where it is longer."""
-        windows, owners = [], []
+        windows: list[tuple[list[int], list[int]]] = []
+        owners: list[int] = []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
@@ -139,15 +138,22 @@ class LayerwiseLM(TemplateLM):
             UserError: a continuation is empty or longer than the model reads, or a token is not in the vocabulary.
         """
         requests = [self._request(context, continuation) for context, continuation in pairs]
-        rows, row_of = _distinct_rows({request.read for request in requests})
+        reads = {request.read for request in requests}
+        config = self.checkpoint.model_config
+        groups: list[list[Row]] = []
+        row_of: dict[Row, Row] = {}
+        for alike in by_frequencies(reads, config):
+            rows, found = _distinct_rows(alike)
+            groups.append(rows)
+            row_of |= found
         numbers_by_row: dict[Row, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             numbers_by_row[row_of[request.read]].append(number)
         scores: dict[int, tuple[float, bool]] = {}
-        window = getattr(self.checkpoint.model_config, "sliding_window", None)
+        window = getattr(config, "sliding_window", None)
         if self.checkpoint.family.layer_kinds is not None:
-            window = 0  # layers other than attention know no mask that keeps branches apart
-        walks = list(self._walks(in_batches(rows, self._token_budget, window)))
+            window = 0  # layers other than attention have no mask to separate branches
+        walks = list(self._walks(batch for rows in groups for batch in in_batches(rows, self._token_budget, window)))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
             asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]
@@ -192,7 +198,7 @@ class LayerwiseLM(TemplateLM):
     def _scored_before_or_now(
         self, batches: list[Batch], asked: list[Asked], row_of: dict[Row, Row], title: str
     ) -> dict[int, tuple[float, bool]]:
-        """The scores of a walk, from the work folder if one that was killed since had finished it."""
+        """The scores of a walk, read from the work folder if an earlier process finished it."""
         if self._work is None:
             return self._score_walk(batches, asked, row_of, title, None)
         store = WalkStore(self._work, batches, [[(n, r.read, r.continuation) for n, r in part] for part in asked])
@@ -221,7 +227,8 @@ class LayerwiseLM(TemplateLM):
             folder=folder,
             forks=[batch.fork for batch in batches],
         )
-        hidden, positions, tokens = [], [], []
+        hidden, positions = [], []
+        tokens: list[int] = []
         count = 0
         for batch, requests, states in zip(batches, asked, last, strict=True):
             line_of = {row: line for line, row in enumerate(batch.rows)}
@@ -272,7 +279,7 @@ def _distinct_rows(
     """
     rows: list[Row] = []
     row_of = {}
-    # In descending order a prefix comes right after what extends it.
+    # In descending order, a prefix directly follows the rows that extend it.
     for read in sorted(reads, reverse=True):
         if not rows or rows[-1][: len(read)] != read:
             rows.append(read)

@@ -1,7 +1,7 @@
 """MMLU as lm-eval defines it, with the questions from the hub or from a folder of CSV files.
 
-Prompts, few-shot sampling and metric are those of lm-eval's own task files; here is only where the questions come
-from, and which of them are asked. `mmlu_result.py` has what comes of it.
+Prompts, few-shot sampling and metric are those of lm-eval's own task files. This module only decides where questions
+come from and which are asked; `mmlu_result.py` makes the results.
 
 A folder has the layout of the original MMLU archive: `test/<subject>_test.csv` and `dev/<subject>_dev.csv` (or just
 `<subject>.csv`), no header, six fields a row: question, A, B, C, D, letter of the answer. Any subjects will do.
@@ -71,7 +71,7 @@ def _check_subjects(subjects: Sequence[str], known: Collection[str], where: str)
 
 
 def chosen_questions(group: Group, limit: int | None) -> dict[str, list[int]]:
-    """The indices of the questions asked of each task: a fixed random choice, of which a smaller limit takes a part."""
+    """The indices of the questions asked of each task: a fixed random choice. A smaller limit takes a subset of it."""
     chosen = {}
     for task in group.get_all_tasks():
         order = list(range(len(task.eval_docs)))

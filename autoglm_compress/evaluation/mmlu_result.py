@@ -1,4 +1,4 @@
-"""What MMLU gave: a record of every question, and accuracies by subject, by category and in all."""
+"""The result of MMLU: a record of every question, and accuracies by subject, by category and in total."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from autoglm_compress.evaluation.mmlu import LETTERS, PREFIX, TASK_FILES, stock_
 from autoglm_compress.hashing import hash_of
 
 DIGITS = 6
-"""Digits after the point that log-likelihoods are recorded with; what floats leave to chance is about as large."""
+"""Decimals of recorded log-likelihoods. Floating-point noise is about as large as the last one."""
 HASH_LENGTH = 12
 
 
@@ -112,7 +112,7 @@ def _pooled(subjects: Sequence[dict[str, Any]]) -> float | None:
 @cache
 def category_of_subject() -> dict[str, str]:
     """The category of each of MMLU's subjects, as the tags and groups in lm-eval's task files have it."""
-    category_of_tag = {}
+    category_of_tag: dict[str, str] = {}
     for path in TASK_FILES.glob("_mmlu_*.yaml"):
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
         category_of_tag |= dict.fromkeys(described["task"], described["group_alias"])

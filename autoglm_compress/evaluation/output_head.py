@@ -1,13 +1,10 @@
-"""From the last hidden states to log-probabilities, without ever holding [positions, vocabulary]."""
+"""From the last hidden states to log-probabilities, without a tensor of [positions, vocabulary]."""
 
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.evaluation.costs import POSITION_SLICE, VOCAB_SLICE
 from autoglm_compress.forward.one_layer_model import compute_dtype, final_norm
-
-VOCAB_SLICE = 16_384
-POSITION_SLICE = 2_048
-"""Logits of one slice: 2,048 x 16,384 x 4 bytes = 128 MiB."""
 
 
 class OutputHead:

@@ -38,5 +38,5 @@ def perplexity(lm: LayerwiseLM, rows: torch.Tensor) -> dict[str, Any]:
 
 
 def hash_of_rows(rows: torch.Tensor) -> str:
-    """What token ids [samples, sequence_length] are known by."""
+    """A hash of token ids [samples, sequence_length]."""
     return hash_of(json.dumps(rows.tolist()))

@@ -37,18 +37,19 @@ class EvaluationData:
     questions: Path | None
 
 
-def find_data(options: EvaluationOptions, bases: list[Path], default_text: str) -> EvaluationData:
+def find_data(options: EvaluationOptions, bases: list[Path], default_text: Path | None) -> EvaluationData:
     """Locate what evaluations read.
 
     Args:
         options: the recipe's.
         bases: the folders in which relative paths are looked up, in order.
-        default_text: the text source where the options name none.
+        default_text: the file of the text where the options name none, None for the built-in one.
 
     Raises:
-        UserError: a file or folder that the options name is not there.
+        UserError: a file or folder that the options name does not exist.
     """
-    text = locate(options.perplexity.source or default_text, bases, "evaluation.perplexity.source")
+    source = options.perplexity.source
+    text = default_text if source is None else locate(source, bases, "evaluation.perplexity.source")
     if options.mmlu.data is None:
         return EvaluationData(text, None)
     questions = local_folder(options.mmlu.data, bases)
@@ -71,13 +72,13 @@ class Evaluations:
         seed: int,
         runtime: Runtime,
     ) -> None:
-        """Look at what results depend on.
+        """Hash everything that results depend on.
 
         Args:
-            options: what is asked, and how.
+            options: the tasks and their settings.
             data: the files that are read.
             folder: where results are kept.
-            work: where lies what lets a killed evaluation go on.
+            work: the folder from which a killed evaluation continues.
             seed: decides which rows of text.
             runtime: where layers run.
         """
@@ -98,9 +99,9 @@ class Evaluations:
         }
 
     def known(self, name: str, key: str) -> dict[str, Any]:
-        """The results of a checkpoint by task, as far as they were measured with the settings of now.
+        """The known results of a checkpoint by task, as far as they were measured with the present settings.
 
-        What they say of single questions and rows stays in the file.
+        Results of single questions and rows are left out; the file has them.
         """
         return without_records(self._kept(name, key))
 
@@ -118,13 +119,13 @@ class Evaluations:
         return {task: kept.result for task, kept in record.tasks.items() if kept.settings == self.settings_key(task)}
 
     def settings_key(self, task: str) -> str:
-        """What the result of a task depends on beside the checkpoint, as a hash."""
+        """A hash of everything but the checkpoint that a task's result depends on."""
         return key_of([SCHEMA_VERSION, self._settings.get(task), version("lm_eval")])
 
     def results(
         self, name: str, key: str, open_checkpoint: Callable[[], Checkpoint], tasks: Sequence[str]
     ) -> dict[str, Any]:
-        """The results of a checkpoint by task, as `known` gives them; only what is not known is measured."""
+        """The results of a checkpoint by task, as `known` gives them. Missing results are measured."""
         known = self._kept(name, key)
         missing = [task for task in tasks if task not in known]
         if missing:

@@ -32,8 +32,8 @@ def evaluation_table(record: EvaluationRecord) -> Table:
         else:
             for metric, value in without_records(result).items():
                 if "_stderr" not in metric:
-                    spread = result.get(_stderr_name(metric))
-                    table.add_row(escape(f"{task} {metric}"), f"{value:.4f}", "" if spread is None else f"{spread:.4f}")
+                    stderr = result.get(_stderr_name(metric))
+                    table.add_row(escape(f"{task} {metric}"), f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}")
     return table
 
 

@@ -1,4 +1,4 @@
-"""What a task of lm-eval other than MMLU gave: its metrics, and their values for every document."""
+"""The result of an lm-eval task other than MMLU: its metrics, and their values for every document."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def task_result(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _values(samples: Sequence[dict[str, Any]], metrics: dict[str, float]) -> dict[str, list[float]]:
-    """The value for each document of the metrics that are means of such."""
+    """The value for each document, for metrics that are means over documents."""
     found = {}
     for metric, mean in metrics.items():
         name, _, chosen = metric.partition(",")

@@ -1,4 +1,4 @@
-"""What an evaluation keeps on disk until it is whole: the states of the walk it is in, the scores of those before."""
+"""Work of an unfinished evaluation on disk: the states of the present walk, and the scores of earlier walks."""
 
 import json
 import shutil
@@ -13,21 +13,21 @@ from autoglm_compress.hashing import hash_of, key_of
 from autoglm_compress.versions import package_versions
 
 SPARE = 4
-"""How many times the bytes of the states must be free for them to go to the disk."""
+"""States go to the disk only if this many times their bytes are free."""
 
 
 def evaluation_work(folder: Path, evaluated: Any) -> Path:
-    """Where an evaluation leaves what lets it go on after a kill with the same scores as if nothing had happened.
+    """The folder from which a killed evaluation continues, with the same scores as without the kill.
 
     Args:
         folder: where work lies.
-        evaluated: what is evaluated and on what device, as plain data. Versions and threads count besides it.
+        evaluated: the checkpoint and device, as plain data. Versions and threads count too.
     """
     return folder / f"evaluation-{key_of([evaluated, package_versions(), torch.get_num_threads()])}"
 
 
 class WalkStore:
-    """One walk within a work folder, known by a hash of its batches and of what is asked of them."""
+    """One walk within a work folder, identified by a hash of its batches and of the requests."""
 
     def __init__(self, work: Path, batches: list[Batch], asked: list[Any]) -> None:
         described = json.dumps([[[batch.shared, batch.rows] for batch in batches], asked])
@@ -37,9 +37,9 @@ class WalkStore:
         self._scores = work / f"walk-{name}.json"
 
     def states(self, nbytes: int) -> Path | None:
-        """Where the walk keeps so many bytes of states; None, so that they stay in memory, if the disk is nearly full.
+        """The folder for so many bytes of states. None if the disk is nearly full: then they stay in memory.
 
-        A walk that cannot go on is better than none.
+        A walk that cannot be continued is better than none.
         """
         self._work.mkdir(parents=True, exist_ok=True)
         return self._states if shutil.disk_usage(self._work).free > SPARE * nbytes else None
@@ -52,6 +52,6 @@ class WalkStore:
         return {number: (value, greedy) for number, value, greedy in found}
 
     def keep(self, scores: dict[int, tuple[float, bool]]) -> None:
-        """Write the scores of a finished walk, and let go of its states."""
+        """Write the scores of a finished walk, and delete its states."""
         write_json(self._scores, [[number, *score] for number, score in scores.items()], indent=None)
         shutil.rmtree(self._states, ignore_errors=True)

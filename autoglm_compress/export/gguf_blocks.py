@@ -56,25 +56,20 @@ def pack_blocks(
         zeros: int8 [out, groups], or None.
         rows: the order that the engine has rows in, int64 [out]; None for the checkpoint's.
     """
+    kinds = {"scales": scales} | ({} if zeros is None else {"minima": _minima(scales, zeros)})
+    halves = {kind: values.to(torch.float16) for kind, values in kinds.items()}
+    changed = {kind: _changed(halves[kind], values) for kind, values in kinds.items()}
     parts, difference, size = [], 0.0, 0.0
-    halves = scales.to(torch.float16)
-    minima = None if zeros is None else _minima(scales, zeros)
-    stored_minima = None if minima is None else minima.to(torch.float16)
-    exact = _same(halves, scales) and (minima is None or _same(stored_minima, minima))
     for part in row_slices(len(integers)):
         chosen = part if rows is None else rows[part]
-        q, d = integers[chosen], halves[chosen]
-        m = None if stored_minima is None else stored_minima[chosen]
-        if not exact:
-            true = _weights(q, scales[chosen].float(), None if minima is None else minima[chosen].float())
-            found = _weights(q, d.float(), None if m is None else m.float())
-            difference += float((found - true).double().square().sum())
+        q, stored = integers[chosen], {kind: values[chosen] for kind, values in halves.items()}
+        if any(changed.values()):
+            true = _weights(q, {kind: values[chosen] for kind, values in kinds.items()})
+            difference += float((_weights(q, stored) - true).double().square().sum())
             size += float(true.double().square().sum())
-        parts.append(_blocks(q, d, m, scheme.bits))
+        parts.append(_blocks(q, list(stored.values()), scheme.bits))
     error = relative_error(difference, size)
-    roundings = {"scales": Rounding(scales.numel(), _changed(halves, scales), error)}
-    if minima is not None:
-        roundings["minima"] = Rounding(minima.numel(), _changed(stored_minima, minima), error)
+    roundings = {kind: Rounding(values.numel(), changed[kind], error) for kind, values in kinds.items()}
     return Packed(np.concatenate(parts), roundings)
 
 
@@ -83,22 +78,21 @@ def _minima(scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
     return -scales.float() * (zeros.float() + OFFSET)
 
 
-def _weights(integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None) -> torch.Tensor:
+def _weights(integers: torch.Tensor, kinds: dict[str, torch.Tensor]) -> torch.Tensor:
     """The weights that integers stand for, fp32 [out, groups, inputs of a group]."""
+    scales = kinds["scales"].float().unsqueeze(-1)
     grouped = integers.float().unflatten(1, (scales.shape[1], -1))
-    if minima is None:
-        return grouped * scales.unsqueeze(-1)
-    return (grouped + OFFSET) * scales.unsqueeze(-1) + minima.unsqueeze(-1)
+    if "minima" not in kinds:
+        return grouped * scales
+    return (grouped + OFFSET) * scales + kinds["minima"].float().unsqueeze(-1)
 
 
-def _blocks(integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None, bits: int) -> np.ndarray:
-    """Some rows of blocks: uint8 [out, in / 32 * bytes of a block]."""
+def _blocks(integers: torch.Tensor, kinds: list[torch.Tensor], bits: int) -> np.ndarray:
+    """Some rows of blocks, uint8 [out, in / 32 * bytes of a block], with fp16 scales and minima [out, groups]."""
     rows, columns = integers.shape
-    per_group = columns // BLOCK // scales.shape[1]
+    per_group = columns // BLOCK // kinds[0].shape[1]
     heads = [
-        each.repeat_interleave(per_group, dim=1).contiguous().view(torch.uint8).view(rows, -1, 2)
-        for each in (scales, minima)
-        if each is not None
+        each.repeat_interleave(per_group, dim=1).contiguous().view(torch.uint8).view(rows, -1, 2) for each in kinds
     ]
     blocks = integers.view(rows, -1, BLOCK)
     if bits == 8:
@@ -107,10 +101,6 @@ def _blocks(integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor |
         nibbles = (blocks + OFFSET).view(torch.uint8)
         body = nibbles[..., : BLOCK // 2] | (nibbles[..., BLOCK // 2 :] << 4)
     return torch.cat([*heads, body], dim=-1).view(rows, -1).numpy()
-
-
-def _same(stored: torch.Tensor, exact: torch.Tensor) -> bool:
-    return torch.equal(stored.to(exact.dtype), exact)
 
 
 def _changed(stored: torch.Tensor, exact: torch.Tensor) -> int:

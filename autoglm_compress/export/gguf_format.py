@@ -1,6 +1,7 @@
 """GGUF, which llama.cpp and what is built on it run."""
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
 """With integers as weights, llama.cpp rounds activations to 8 bits."""
+UNPACKING = 8
+"""Bytes for each integer while packed ones are taken apart."""
 
 
 class GgufFormat:
@@ -73,12 +76,13 @@ class GgufFormat:
 
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
         """The largest tensor as it is and as it is stored, with what unpacking its integers takes."""
-        largest = 0
-        for tensor in stored_tensors(shape, options.embedding_bits):
-            values = tensor.shape[0] * tensor.shape[-1]
-            unpacking = 6 if tensor.type.startswith("Q") and tensor.name.startswith(shape.family.prefix) else 0
-            largest = max(largest, tensor.nbytes + values * (shape.element_bytes + unpacking))
-        return largest
+        integers = shape.quantization.schemes if shape.quantization else {}
+        return max(
+            tensor.nbytes
+            + prod(tensor.shape)
+            * (UNPACKING if tensor.name.removesuffix(".weight") in integers else shape.element_bytes)
+            for tensor in stored_tensors(shape, options.embedding_bits)
+        )
 
     def file(self, job: ExportJob) -> Path:
         """Named as is usual: model and type."""

@@ -104,7 +104,10 @@ def _named(tensors: Iterable[StoredTensor], shape: ModelShape) -> Iterator[Store
     number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, shape.num_hidden_layers)
     for tensor in tensors:
-        yield replace(tensor, engine_name=names.get_name(tensor.engine_name, try_suffixes=(".weight", ".bias")))
+        name = names.get_name(tensor.engine_name, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise ValueError(f"{tensor.name}: the gguf package has no name for it in {architecture}")
+        yield replace(tensor, engine_name=name)
 
 
 def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactness) -> np.ndarray:
@@ -117,8 +120,9 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
     order = row_order(checkpoint.shape, module)
     schemes = checkpoint.shape.quantization.schemes if checkpoint.shape.quantization else {}
     if len(tensor.shape) > 1 and module in schemes and tensor.name not in checkpoint.infos:
-        parts = [None if part is None else part[tensor.rows] for part in checkpoint.read_integers(module)]
-        packed = pack_blocks(schemes[module], *parts, order)
+        integers, scales, zeros = checkpoint.read_integers(module)
+        zeros = None if zeros is None else zeros[tensor.rows]
+        packed = pack_blocks(schemes[module], integers[tensor.rows], scales[tensor.rows], zeros, order)
         for kind, rounding in packed.roundings.items():
             exactness.add(tensor.name, kind, rounding)
         return packed.data
@@ -137,11 +141,12 @@ def _matrix(tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | No
     for part in row_slices(len(values)):
         chosen = values[part if order is None else order[part]]
         if tensor.type == "F16" and chosen.dtype != torch.float16:
-            exact, chosen = chosen.float(), chosen.to(torch.float16)
-            off = chosen.float() != exact
-            changed += int(off.sum())
-            difference += float((chosen.double()[off] - exact.double()[off]).square().sum())
-            size += float(exact.square().sum())
+            exact, chosen = chosen, chosen.to(torch.float16)
+            off = chosen.to(exact.dtype) != exact  # what fp16 keeps of a number of bf16, bf16 has too
+            if bool(off.any()):
+                changed += int(off.sum())
+                difference += float((chosen[off].double() - exact[off].double()).square().sum())
+            size += float(torch.linalg.vector_norm(exact, dtype=torch.float32)) ** 2
         numbers = chosen.numpy() if chosen.dtype == torch.float16 else chosen.float().numpy()
         found[part] = quantize(numbers, GGMLQuantizationType[tensor.type]).view(np.uint8)
     if tensor.type == "F16":

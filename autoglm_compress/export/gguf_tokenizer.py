@@ -89,7 +89,7 @@ def engine_tokenizer(tokenizer: Any, vocab_size: int, where: str) -> EngineToken
             "token without a row of the embedding. Remove the added tokens that the model does not know."
         )
     splits = _splits(described["pre_tokenizer"])
-    common = {
+    common: dict[str, Any] = {
         "special": _special_ids(tokenizer, vocab_size),
         **_added_around(tokenizer),
         "chat_template": _chat_template(tokenizer),

@@ -1,1 +1,1 @@
-"""Fitting the weights that are left to what the original computes."""
+"""Fitting the remaining weights to the original model's outputs."""

@@ -1,7 +1,7 @@
-"""Fits by gradient, for what least squares does not reach: a block as a whole, and the next-token distribution.
+"""Fits by gradient descent for goals that least squares cannot reach: a whole block, and the next-token distribution.
 
-They start from the ridge fits, go over the same calibration tokens a few times, and count only if they are better on
-the rows held out. Adafactor (Shazeer & Stern 2018) keeps one number per row and column beside a weight, so a head of
+They start from the ridge fits, go over the same calibration tokens a few times, and are kept only if they are better on
+deciding rows. Adafactor (Shazeer & Stern 2018) keeps one number per row and column beside a weight, so a head of
 151,552 x 4,096 can be fitted where Adam's moments would not fit; and its steps are relative to the size of the weight,
 so that one rate serves all.
 """
@@ -21,8 +21,9 @@ RATE = 3e-2
 """The first step's size, relative to the root mean square of what is fitted."""
 
 EPSILONS = (1e-18, 1e-3)
-"""Below which Adafactor takes a squared gradient, and the size of a weight, for that. The paper's first, 1e-30, is no
-number in fp32 when squared; torch's own is above what gradients of a wide model are, and would decide all steps."""
+"""Adafactor's lower bounds for a squared gradient and for the size of a weight. The paper's first value, 1e-30,
+underflows in fp32 when squared. torch's default exceeds the gradients of a wide model and would dominate all steps.
+"""
 
 LEAST_GAIN = 1e-4
 
@@ -31,52 +32,52 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _ignore(_: int) -> None:
-    """No progress is shown."""
+    """Progress that is not shown."""
 
 
 class Batch(Protocol):
-    """What a step is fitted to: states of some rows, of which some are held out."""
+    """The data of a step: states of some rows, some of which decide instead."""
 
     @property
     def held_out(self) -> torch.Tensor:
         """Which of the rows [rows] decide instead of being fitted to."""
 
     def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """What the loss is given, of the rows to fit to or of those that decide."""
+        """The inputs of the loss, for the rows to fit to or for the rows that decide."""
 
 
 @dataclass(frozen=True)
 class PairedStates:
-    """Hidden states [rows, length, hidden_size] of a batch in both models, and which of its rows are held out.
+    """What gives the hidden states [rows, length, hidden_size] of a batch in both models; which rows are held out.
 
-    Of several processes each has its rows of every batch, which may be none.
+    With several processes, each has its rows of every batch, possibly none.
     """
 
-    ours: torch.Tensor
-    original: torch.Tensor
+    ours: Callable[[], torch.Tensor]
+    original: Callable[[], torch.Tensor]
     held_out: torch.Tensor
 
     def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows to fit to, or those that decide, in fp32."""
         rows = self.held_out if held_out else ~self.held_out
-        return self.ours[rows].to(device).float(), self.original[rows].to(device).float()
+        return self.ours()[rows].to(device).float(), self.original()[rows].to(device).float()
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Mean loss over the held-out rows before and after; what was fitted is not to be used if it did not fall."""
+    """Mean loss over the deciding rows before and after. The fit must not be used if the loss did not fall."""
 
     before: float
     after: float
 
     @property
     def improved(self) -> bool:
-        """Whether the loss fell, by more than what rounding to 16 bits can undo."""
+        """Whether the loss fell by more than rounding to 16 bits can undo."""
         return self.after < self.before * (1 - LEAST_GAIN)
 
 
 Loss = Callable[..., float]
-"""The mean loss for what a batch gives, and a flag: whether its gradient is added to the parameters'."""
+"""The mean loss of a batch. The flag says whether its gradient is added to the parameters' gradients."""
 
 
 def descend(
@@ -87,7 +88,7 @@ def descend(
     processes: Processes = ALONE,
     advance: Advance = _ignore,
 ) -> Descent:
-    """Lower a loss by changing fp32 parameters in place, a step for each batch, in order, and so many passes.
+    """Lower a loss by changing fp32 parameters in place: one step per batch, in order, for a number of passes.
 
     Several processes, which begin with the same parameters, take their rows of each step and add up the gradients.
     `advance` is called with 1 after each pass.
@@ -95,7 +96,7 @@ def descend(
     device = parameters[0].device
     own = torch.stack([torch.stack([(~batch.held_out).sum(), batch.held_out.sum()]) for batch in batches]).double()
     total = processes.add_up(own.clone())
-    shares = own / total  # of the rows of all processes that a step is fitted to, and of those that decide
+    shares = own / total  # numbers of the rows, in all processes, that a step is fitted to and that decide
 
     def held_out_loss() -> float:
         found = torch.zeros((), dtype=torch.float64)
@@ -122,6 +123,7 @@ def descend(
             if share:
                 loss(*batches[number].take(False, device), True)
             for parameter in parameters if processes.count > 1 else ():
+                assert parameter.grad is not None  # given above, and zeroed in place
                 processes.add_up(parameter.grad.mul_(share))
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
@@ -209,7 +211,7 @@ def distil_head(
         processes: those that have a share of every batch.
     """
 
-    # In slices, so that what the optimizer makes of a gradient is never as large as all of it.
+    # In slices, so that the optimizer's copies of a gradient are never as large as the whole gradient.
     gradient = torch.zeros_like(head)
     slices = [head[rows] for rows in row_slices(len(head))]
     for part, rows in zip(slices, row_slices(len(head)), strict=True):

@@ -1,6 +1,6 @@
-"""What goes on record of fits: for each linear, and as entries for a table of all linears."""
+"""Records of fits: for each linear, and as entries for a table of all linears."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autoglm_compress.fitting.descent import Descent
@@ -10,10 +10,15 @@ WHOLE_LAYER, HEAD = "whole layer", "head"
 
 
 def losses_record(descent: Descent | None) -> dict[str, float] | None:
-    """The losses that gradient descent began and ended with, if it was done."""
+    """The losses before and after gradient descent, if there was any."""
     if descent is None:
         return None
     return {"loss_before": float(f"{descent.before:.4g}"), "loss_after": float(f"{descent.after:.4g}")}
+
+
+def has_changed(fits: Iterable[dict[str, Any]], descent: Descent | None) -> bool:
+    """Whether any fit, by its record, or gradient descent improved on the weights before."""
+    return any(fit["strength"] is not None for fit in fits) or (descent is not None and descent.improved)
 
 
 def fit_record(fit: Fit) -> dict[str, Any]:

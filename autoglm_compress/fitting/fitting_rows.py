@@ -1,30 +1,26 @@
-"""The rows of calibration tokens that a refit works with: which are fitted to, and which decide about the fits."""
+"""The calibration rows of a refit: rows to fit to, and rows that decide about the fits."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.fitting.descent import PairedStates
+from autoglm_compress.forward.state_buffer import StateBuffer
 from autoglm_compress.processes import Processes
-
-HELD_OUT_EVERY = 8
-"""One row of tokens in so many decides about a fit instead of being fitted to."""
 
 
 class FittingRows:
-    """This process's share of the rows, of which one in HELD_OUT_EVERY decides, and the last one of all at least.
+    """This process's share of the rows.
 
-    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. Which row of all it is
-    that decides, and how many tokens there are, does not depend on the number of processes.
+    `batches` are its token ids [rows, length], and `held_out` says which of their rows decide. The choice of deciding
+    rows and the number of tokens do not depend on the number of processes.
     """
 
-    def __init__(self, batches: Sequence[torch.Tensor], processes: Processes) -> None:
-        """Batches of token ids [rows, length], the same in all processes."""
-        total = sum(len(batch) for batch in batches)
-        chosen = torch.arange(total) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        chosen[-1] |= not chosen.any()
-        decide = chosen.split([len(batch) for batch in batches])
-        self._deciding = sum(int(rows.sum()) * batch.shape[1] for batch, rows in zip(batches, decide, strict=True))
+    def __init__(self, rows: DividedRows, processes: Processes) -> None:
+        """All rows, the same in all processes."""
+        batches, decide = rows.batches, rows.deciding
+        self._deciding = sum(int(chosen.sum()) * batch.shape[1] for batch, chosen in zip(batches, decide, strict=True))
         self._fitted_to = sum(batch.numel() for batch in batches) - self._deciding
         self.batches, self.held_out = processes.share(batches), processes.share(decide)
         numbers = [torch.full((len(batch),), number) for number, batch in enumerate(batches)]
@@ -35,10 +31,11 @@ class FittingRows:
         """Whether all processes have fewer tokens to fit to, or to decide, than a linear has inputs."""
         return (self._deciding if held_out else self._fitted_to) < inputs
 
-    def paired(self, ours: Sequence[torch.Tensor], originals: Sequence[torch.Tensor]) -> list[PairedStates]:
+    def paired(self, ours: StateBuffer, originals: StateBuffer) -> list[PairedStates]:
         """States of both models, given by batch, for every batch of all: without rows where this process has none."""
-        none = PairedStates(ours[0][:0], originals[0][:0], self.held_out[0][:0])
-        found = [none] * self._steps
-        for number, *states in zip(self._batch_of, ours, originals, self.held_out, strict=True):
-            found[number] = PairedStates(*states)
+        nothing = PairedStates(lambda: ours[0][:0], lambda: originals[0][:0], self.held_out[0][:0])
+        found = [nothing] * self._steps
+        for number, batch in enumerate(self._batch_of):
+            states = partial(ours.__getitem__, number), partial(originals.__getitem__, number)
+            found[batch] = PairedStates(*states, self.held_out[number])
         return found

@@ -1,4 +1,4 @@
-"""How far one model's next-token distributions are from another's, with gradients, a few tokens at a time.
+"""The divergence between two models' next-token distributions, with gradients, a few tokens at a time.
 
 [tokens, vocab_size] never exists as a whole: the gradient with respect to states and head is made chunk by chunk in
 the same pass that measures the loss, so that a vocabulary of 151,552 costs no more memory than a small one.
@@ -14,16 +14,16 @@ from autoglm_compress.forward.logits import logits_of, token_slices
 
 UNLABELLED = -1
 LEAST_TAIL = 1e-6
-"""The least probability of all tokens beyond the likeliest few: rounding may leave less, even a negative one."""
+"""The least total probability of all tokens beyond the likeliest few. Rounding could make it smaller, even negative."""
 
 
 class NextTokens(Protocol):
-    """What the teacher expects after each of a row of tokens."""
+    """The teacher's distributions after each token of a row."""
 
     def log_probabilities(self, tokens: slice, ours: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [tokens, vocab_size] of some of the tokens.
+        """Log-probabilities [tokens, vocab_size] of some of the tokens, in memory that the caller may change.
 
-        What the teacher does not say is taken from `ours`, the student's log-probabilities of the same tokens.
+        Values that the teacher does not give are taken from `ours`, the student's log-probabilities of the same tokens.
         """
 
 
@@ -83,27 +83,45 @@ def next_token_loss(
     """
     total = 0.0
     for tokens in token_slices(len(states), len(head)):
-        found = logits_of(states[tokens], head).float().log_softmax(-1)
-        expected = target.log_probabilities(tokens, found)
-        probability = expected.exp()
-        losses = (probability * (expected - found)).sum(-1)
-        if labels is not None and label_share:
-            losses, probability = _with_labels(losses, probability, found, labels[tokens], label_share)
-        total += float(losses.sum())
-        if states_gradient is None and head_gradient is None:
-            continue
-        by_logit = found.exp_().sub_(probability).div_(len(states)).to(states.dtype)
+        labelled = labels[tokens] if labels is not None and label_share else None
+        loss, by_logit = _of_slice(states, head, target, tokens, labelled, label_share)
+        total += loss
+        if states_gradient is not None or head_gradient is not None:
+            by_logit = by_logit.div_(len(states)).to(states.dtype)
         if states_gradient is not None:
             states_gradient[tokens] += by_logit @ head.to(by_logit)
         if head_gradient is not None:
             head_gradient.addmm_(by_logit.T.to(head_gradient), states[tokens].to(head_gradient))
+        del by_logit  # or it would be there beside the next slice's logits
     return total / len(states)
+
+
+def _of_slice(
+    states: torch.Tensor,
+    head: torch.Tensor,
+    target: NextTokens,
+    tokens: slice,
+    labels: torch.Tensor | None,
+    label_share: float,
+) -> tuple[float, torch.Tensor]:
+    """The sum of some tokens' losses, and its gradient with respect to their logits [tokens, vocab_size].
+
+    Each tensor takes as much as LOGITS_AT_ONCE, so what can be is done in place.
+    """
+    found = logits_of(states[tokens], head).float().log_softmax(-1)
+    expected = target.log_probabilities(tokens, found)
+    probability = expected.exp()
+    losses = expected.sub_(found).mul_(probability).sum(-1)
+    del expected
+    if labels is not None:
+        losses, probability = _with_labels(losses, probability, found, labels, label_share)
+    return float(losses.sum()), found.exp_().sub_(probability)
 
 
 def _with_labels(
     losses: torch.Tensor, probability: torch.Tensor, found: torch.Tensor, labels: torch.Tensor, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and what the gradient pulls towards, each mixed with that of the labels."""
+    """Losses and target distributions, each mixed with those of the labels."""
     shares = torch.where(labels == UNLABELLED, 0.0, share)
     wanted = labels.clamp_min(0)[:, None]
     losses = (1 - shares) * losses - shares * found.gather(-1, wanted)[:, 0]
@@ -125,7 +143,7 @@ class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         by_states, by_head = ctx.saved_tensors
-        # In place, since the head's is large: nobody else has them.
+        # In place, because the head's gradient is large. Nothing else holds these tensors.
         scaled = (None if part is None else part.mul_(gradient.to(part)) for part in (by_states, by_head))
         return (*scaled, None, None)
 

@@ -1,7 +1,7 @@
-"""The paired walk: original and compressed model in lock-step, one layer of each in memory; the latter is refitted.
+"""The paired walk: original and compressed model in lock-step, one layer of each in memory. The latter is refitted.
 
-Within a layer, the linears that share an input are fitted in the order in which they run, on the inputs that the
-compressed model really gives them by then:
+Within a layer, linears that share an input are fitted in the order in which they run, on the inputs that they get in
+the compressed model by then:
 
 - readers of a norm (q, k, v; gate, up) to the original's outputs for the heads and neurons that are left;
 - writers (o, down) to what is missing between the compressed residual stream and the original's, at the same place or,
@@ -11,11 +11,11 @@ compressed model really gives them by then:
 After that a layer may be fitted by gradient as a whole to the same target, the last one before tied embeddings to the
 original's next-token distribution, and so may a head of its own.
 
-Several processes each walk a share of the rows. Sums over tokens are added up, the first fits, and all go on with what
-it found.
+With several processes, each walks a share of the rows. Sums over tokens are added up, the first process fits, and all
+continue with its weights.
 
-In a writer's fit a token counts by 1 / mean square of the original's residual: all that reads the stream is normalised,
-and a few tokens with massive activations would decide the fit otherwise.
+In a writer's fit, a token has the weight 1 / mean square of the original's residual. All readers of the stream
+normalise it, and without this weight a few tokens with massive activations would dominate the fit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, slice_axes
@@ -39,7 +40,9 @@ from autoglm_compress.fitting.descent import (
     distil_last_layer,
     distil_layer,
 )
+from autoglm_compress.fitting.fit_records import fit_record
 from autoglm_compress.fitting.fitting_rows import FittingRows
+from autoglm_compress.fitting.refit_costs import HEAD_SAMPLE
 from autoglm_compress.fitting.ridge import (
     Examples,
     Fit,
@@ -50,25 +53,27 @@ from autoglm_compress.fitting.ridge import (
     fit,
     ridge,
 )
-from autoglm_compress.forward.activations import capture_input, copy_input
+from autoglm_compress.forward.activations import capture_input, copy_input, linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
+from autoglm_compress.memory import give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
 
-HEAD_SAMPLE = 4096
-"""Rows of the head that decide how all of it is fitted."""
-
 NEGLIGIBLE_GAIN = 1e-2
-"""Gains of a norm after a writer, relative to its largest, below which a target is not divided by them."""
+"""Targets are not divided by gains of a norm after a writer that are below this share of its largest gain."""
 
 
 @dataclass(frozen=True)
 class RefitLayer:
-    """A layer's tensors after the refit, by names relative to it, the fit of each linear, and that of them together."""
+    """A layer's tensors after the refit, by names relative to it, the record of each linear's fit, and the fit of the
+    whole layer.
+
+    The fits of linears are not kept: their weights are as large as the layer.
+    """
 
     weights: dict[str, torch.Tensor]
-    fits: dict[str, Fit]
+    fits: dict[str, dict[str, Any]]
     descent: Descent | None
 
 
@@ -79,10 +84,10 @@ class PairedWalk:
         original: the checkpoint whose activations are the target.
         compressed: the checkpoint to refit.
         lineage: which parts of the original the compressed one has.
-        batches: token ids [batch, length] each, the same in all processes.
-        folder: where the hidden states live, so that a killed walk goes on at the layer it had reached.
+        rows: token ids to fit to and to decide by, the same in all processes.
+        folder: the folder of the hidden states, so that a killed walk continues at the layer it had reached.
         layer_passes: how often gradient descent goes over the tokens for each layer after its linears are fitted.
-        logit_passes: the same for what stands last before the logits: the head, or the last layer if it is tied.
+        logit_passes: the same for the last part before the logits: the head, or the last layer if the head is tied.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class PairedWalk:
         original: Checkpoint,
         compressed: Checkpoint,
         lineage: Lineage,
-        batches: list[torch.Tensor],
+        rows: DividedRows,
         *,
         runtime: Runtime,
         folder: Path,
@@ -101,7 +106,7 @@ class PairedWalk:
         self.original, self.compressed, self.lineage = original, compressed, lineage
         self.family = original.family
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
-        self.rows = FittingRows(batches, runtime.processes)
+        self.rows = FittingRows(rows, runtime.processes)
         dtype = compute_dtype(original, runtime.device)
         self.teacher_model = OneLayerModel(original, runtime.device, dtype)
         self.student_model = OneLayerModel(compressed, runtime.device, dtype)
@@ -111,13 +116,13 @@ class PairedWalk:
         self.student = HiddenStates(
             self.rows.batches, compressed.shape.hidden_size, dtype, folder / "compressed", runtime.processes
         )
-        # Killed between the two commits of a step, one stream is ahead; what it had before is in its other buffer.
+        # A kill between the two commits of a step leaves one stream ahead. Its earlier states are in its other buffer.
         self.student.done = self.teacher.done = min(self.student.done, self.teacher.done)
         self.final_norms = final_norm(compressed, runtime.device), final_norm(original, runtime.device)
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[int, RefitLayer]]:
-        """Refit layer after layer; a layer counts as done when the next one is asked for."""
+        """Refit layer after layer. A layer counts as done when the next one is requested."""
         layers = self.compressed.shape.num_hidden_layers
         streams, reached = (self.student, self.teacher), self.student.layers_done
         with self.progress.task("refit", total=layers, unit="layers", reached=reached) as advance:
@@ -125,30 +130,34 @@ class PairedWalk:
                 with self._located(f"layer {layer}"):
                     refitted = self._refit_layer(layer)
                 yield layer, refitted
+                del refitted  # or its weights would be there beside the next layer's
                 advance(1)
 
     @torch.no_grad()
     def refit_head(self) -> tuple[torch.Tensor, Fit, Descent | None]:
         """The head [vocab_size, hidden_size] in its stored dtype, fitted to the original's logits.
 
-        To be called when all layers are done. Of the ridge fit, an even choice of HEAD_SAMPLE rows decides about the
-        strength for all of them, and the fit returned is theirs; then comes the descent, if there is to be one.
+        Call it when all layers are done. HEAD_SAMPLE evenly spaced rows of the head decide the ridge strength for all
+        rows, and the returned fit is that of these rows. Gradient descent follows, if any passes are asked for.
         """
         self.teacher_model.release()
         self.student_model.release()
+        give_back_freed_memory()
         target = self.original.head_weight()
         head, chosen = self._ridge_head(target)
         if not self.logit_passes:
             return head, chosen, None
+        give_back_freed_memory()
         fitted = head.to(self.device).float()
         with self.progress.task("fit the head to next tokens", total=self.logit_passes, unit="passes") as advance:
-            states = [[states for states, _ in stream.pairs()] for stream in (self.student, self.teacher)]
-            batches = self.rows.paired(*states)
+            batches = self.rows.paired(self.student.before, self.teacher.before)
             descent = distil_head(fitted, batches, self.final_norms, target, self.logit_passes, self.processes, advance)
         return (fitted.to(head).cpu() if descent.improved else head), chosen, descent
 
     def _ridge_head(self, target: torch.Tensor) -> tuple[torch.Tensor, Fit]:
-        """The head by ridge towards the original's; a function, since with a large vocabulary much goes with it."""
+        """Fit the head by ridge towards the original's. A separate function, so that its large tensors are freed at the
+        end.
+        """
         prior = self.compressed.head_weight()
         sample = torch.arange(0, len(prior), max(1, len(prior) // HEAD_SAMPLE))
         train, held_out = self._input_moments(self._last_normed())
@@ -164,8 +173,8 @@ class PairedWalk:
         return self.processes.copy_first(head), chosen
 
     def _last_normed(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """For each batch the states as the heads get them, ours and the original's."""
-        for (ours, _), (original, _) in zip(self.student.pairs(), self.teacher.pairs(), strict=True):
+        """For each batch the inputs of the heads, ours and the original's."""
+        for ours, original in zip(self.student.before, self.teacher.before, strict=True):
             yield self.final_norms[0](ours.to(self.device)), self.final_norms[1](original.to(self.device))
 
     @contextmanager
@@ -182,10 +191,10 @@ class PairedWalk:
         self._skip(range(self.lineage.layers[0]))
 
     def _skip(self, layers: range) -> None:
-        """Send what is to be the original's next states through layers that the compressed model does not have."""
+        """Send the original's states through the layers that the compressed model does not have."""
         for layer in layers:
             _, run = self.teacher_model.load(layer)
-            for _, after in self.teacher.pairs():
+            for after in self.teacher.after:
                 after.copy_(run(after))
 
     def _refit_layer(self, layer: int) -> RefitLayer:
@@ -196,14 +205,13 @@ class PairedWalk:
         (first, first_readers), (second, second_readers) = self.family.norm_readers.items()
         attention, mlp = self.family.attention_output, self.family.mlp_output
         cut = self._cut(layer)
-        fits: dict[str, Fit] = {}
+        fits: dict[str, dict[str, Any]] = {}
 
         def normed(norm: str, originals: Iterable[torch.Tensor], ours: Iterable[torch.Tensor]) -> Iterator[Any]:
             for t, s in zip(originals, ours, strict=True):
                 yield student.get_submodule(norm)(s.to(self.device)), teacher.get_submodule(norm)(t.to(self.device))
 
-        inputs = [before for before, _ in self.student.pairs()]
-        originals = [before for before, _ in self.teacher.pairs()]
+        inputs, originals = self.student.before, self.teacher.before
         fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
         for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
             with copy_input(teacher.get_submodule(second), middle):
@@ -222,21 +230,19 @@ class PairedWalk:
             capture_input(student.get_submodule(mlp), block, student.get_submodule(second)(middle.to(self.device)))
             for middle in self.student.middle
         )
-        fits[mlp] = self._fit_writer(mlp, student, written, [t for _, t in self.teacher.pairs()], self.student.middle)
+        fits[mlp] = self._fit_writer(mlp, student, written, self.teacher.after, self.student.middle)
         descent = self._distil(layer, student, run_student)
         for before, after in self.student.pairs():
             after.copy_(run_student(before))
         return RefitLayer(dict(student.named_parameters()), fits, descent)
 
     def _distil(self, layer: int, student: nn.Module, run: Run) -> Descent | None:
-        """Fit a layer as a whole, if that is asked for, and keep the fit if the held-out rows say so."""
+        """Fit a layer as a whole if any passes are asked for. Keep the fit if it is better on deciding rows."""
         last = layer == self.compressed.shape.num_hidden_layers - 1
         to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0
         if not (to_logits or self.layer_passes):
             return None
-        batches = self.rows.paired(
-            [ours for ours, _ in self.student.pairs()], [after for _, after in self.teacher.pairs()]
-        )
+        batches = self.rows.paired(self.student.before, self.teacher.after)
         before = {name: weight.clone() for name, weight in student.state_dict().items()}
         student.float()
         if to_logits:
@@ -265,22 +271,25 @@ class PairedWalk:
         student: nn.Module,
         cut: Cut,
         examples: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    ) -> dict[str, Fit]:
-        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first."""
-        has_bias = student.get_submodule(readers[0]).bias is not None
+    ) -> dict[str, dict[str, Any]]:
+        """Fit linears that read one input to the original's outputs; examples are inputs of both, ours first.
+
+        Returns the records of the fits.
+        """
+        has_bias = linear_of(student, readers[0]).bias is not None
         train, held_out = self._input_moments(
             (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
         )
         targets = []
         for reader in readers:
             rows = self.family.layer_tensors[f"{reader}.weight"].axes[:1]
-            targets.append(slice_axes(_affine(teacher.get_submodule(reader)), rows, cut))
-        priors = [_affine(student.get_submodule(reader)) for reader in readers]
+            targets.append(slice_axes(_affine(linear_of(teacher, reader)), rows, cut))
+        priors = [_affine(linear_of(student, reader)) for reader in readers]
         target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
         found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
         for reader, one in zip(readers, found, strict=True):
-            self._replace(student.get_submodule(reader), one.weight)
-        return dict(zip(readers, found, strict=True))
+            self._replace(linear_of(student, reader), one.weight)
+        return {reader: fit_record(one) for reader, one in zip(readers, found, strict=True)}
 
     def _input_moments(
         self, examples: Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -306,7 +315,7 @@ class PairedWalk:
         prior: torch.Tensor,
         groups: Sequence[slice] = (slice(None),),
     ) -> list[Fit]:
-        """What `fit` finds in the first process; the others get its weights, and know nothing of errors."""
+        """The result of `fit` in the first process. The other processes get its weights, without the errors."""
         if self.processes.is_first:
             found = fit(train, held_out, prior, groups)
         else:
@@ -322,13 +331,16 @@ class PairedWalk:
         inputs: Iterable[torch.Tensor],
         originals: Iterable[torch.Tensor],
         residuals: Iterable[torch.Tensor],
-    ) -> Fit:
-        """Fit a linear to what its inputs should add to our residual stream to make it the original's."""
-        module = student.get_submodule(writer)
+    ) -> dict[str, Any]:
+        """Fit a linear to the difference between the original's residual stream and ours.
+
+        Returns the record of the fit.
+        """
+        module = linear_of(student, writer)
         has_bias, prior = module.bias is not None, _affine(module)
         norm = self.family.writer_norms.get(writer)
-        gain = student.get_submodule(norm).weight if norm else None
-        sums = [
+        gain = student.get_parameter(f"{norm}.weight") if norm else None
+        train, held_out = sums = [
             Examples()
             if self.rows.few(prior.shape[1], kind)
             else Moments.zeros(prior.shape[1], len(prior), prior.device)
@@ -346,12 +358,12 @@ class PairedWalk:
                 moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
         for moments in sums:
             moments.add_up(self.processes)
-        [found] = self._fit(*sums, prior)
+        [found] = self._fit(train, held_out, prior)
         self._replace(module, found.weight)
-        return found
+        return fit_record(found)
 
     def _replace(self, linear: nn.Linear, weight: torch.Tensor) -> None:
-        """Give a linear its fitted weight (and bias, the last column) as the checkpoint will hold it."""
+        """Set a linear's weight (and bias, the last column) to the fit, rounded as the checkpoint will hold it."""
         stored = weight.to(self.compressed.dtype).to(linear.weight.dtype)
         if linear.bias is not None:
             linear.bias = nn.Parameter(stored[:, -1].contiguous(), requires_grad=False)
@@ -371,7 +383,9 @@ def _with_one(inputs: torch.Tensor, has_bias: bool) -> torch.Tensor:
 
 
 def _before_norm(target: torch.Tensor, gain: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """What a writer should give so that the norm after it gives the target: its direction, at the length it has now."""
+    """The writer's output for which the norm after it gives the target: the target's direction, at the present
+    length.
+    """
     gain = torch.where(gain.abs() < NEGLIGIBLE_GAIN * gain.abs().max(), torch.inf, gain.float())
     direction = nn.functional.normalize(target / gain, dim=-1)
     return direction * output.norm(dim=-1, keepdim=True)

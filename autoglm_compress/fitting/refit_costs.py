@@ -1,26 +1,108 @@
 """Memory and disk that a refit takes, from shapes alone."""
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.calibration.tokens import BATCH_TOKENS
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.calibration.divided_rows import deciding_rows
+from autoglm_compress.calibration.tokens import CalibrationOptions
+from autoglm_compress.forward.costs import (
+    FP32,
+    head_elements,
+    largest_of_layer,
+    layer_memory,
+    pass_memory,
+    reading_memory,
+    training_memory,
+    walk_memory,
+)
+from autoglm_compress.forward.logits import logits_memory
+from autoglm_compress.slices import SLICE_ROWS
 
-FP32 = 4
+HEAD_SAMPLE = 4096
+"""Rows of the head that decide how all of it is fitted; an even choice of so many at least, and fewer than twice."""
+FIT_COPIES = 6
+"""Weights that `fit` holds: what is missing, the solution, the sum, those of the strength before and the best, and the
+prior where that is put together of several."""
 
 
-def refit_memory(shape: ModelShape, *, layer_passes: int, logit_passes: int) -> int:
-    """Bytes of the most that a step holds: sums over tokens, a layer and its gradients, or a head and its gradient."""
-    needed = 0
-    for rows, columns in shape.layer_linears().values():
-        # Sums over the tokens of the widest fit, twice, its factor, and the weight before and after.
-        needed = max(needed, 4 * columns**2 + 5 * rows * columns)
-    layer, head = shape.layer_bytes() // shape.element_bytes, shape.vocab_size * shape.hidden_size
-    fits = needed + layer
-    activations = BATCH_TOKENS * (10 * shape.hidden_size + 5 * shape.intermediate_size)
-    whole_layer = 3 * layer + activations if layer_passes or shape.tie_word_embeddings else 0
-    to_logits = 0
-    if logit_passes:
-        to_logits = 5 * LOGITS_AT_ONCE + (head + whole_layer if shape.tie_word_embeddings else 3 * head)
-    return FP32 * max(fits, whole_layer, to_logits)
+def refit_memory(
+    shape: ModelShape, source: ModelShape, calibration: CalibrationOptions, *, layer_passes: int, logit_passes: int
+) -> int:
+    """Bytes of the most that a step holds: a layer of both models and a fit or gradients, or the head and those."""
+    tokens = calibration.batch_tokens
+    states = 2 * FP32 * tokens * (shape.hidden_size + source.hidden_size)  # of a batch, in the middle of a layer too
+    layers = layer_memory(source) + layer_memory(shape)
+    passing = max(pass_memory(model, tokens) for model in (shape, source))
+    step = max(_fits_memory(shape, source, calibration), passing, reading_memory(source))
+    tied_to_logits = bool(logit_passes) and shape.tie_word_embeddings
+    if layer_passes or tied_to_logits:
+        step = max(step, _layer_descent_memory(shape, source, tokens))
+    if tied_to_logits:
+        heads = FP32 * head_elements(shape) + source.element_bytes * head_elements(source)
+        step = max(step, heads + _layer_descent_memory(shape, source, tokens) + logits_memory(tokens, shape.vocab_size))
+    head = 0 if shape.tie_word_embeddings else _head_memory(shape, source, calibration, logit_passes)
+    return max(layers + states + step, head, walk_memory(source, tokens))
+
+
+def _fits_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
+    """Bytes of the largest fit: of linears that read one input, or of one that writes to the residual stream."""
+    linears = shape.layer_linears()
+    found = 0
+    for readers in shape.family.norm_readers.values():
+        rows = sum(linears[reader][0] for reader in readers if reader in linears)
+        found = max(found, _reader_fit(rows, shape.hidden_size, source.hidden_size, calibration))
+    for writer in (shape.family.attention_output, shape.family.mlp_output):
+        rows, columns = linears[writer]
+        train, deciding = (
+            min(columns**2 + rows * columns, tokens * (columns + rows))
+            for tokens in _fitted_to_and_deciding(calibration)
+        )
+        # While sums are taken: the inputs, those of some rows, the same weighted, and five times the targets.
+        summing = calibration.batch_tokens * (3 * columns + 5 * rows)
+        solving = 2 * min(columns, calibration.tokens) ** 2 + (FIT_COPIES - 1) * rows * columns
+        found = max(found, FP32 * (train + deciding + max(summing, solving)))
+    return found
+
+
+def _reader_fit(rows: int, columns: int, other: int, calibration: CalibrationOptions) -> int:
+    """Bytes of a fit of linears [rows, columns] to those of the original [rows, other]: `InputMoments` and `fit`.
+
+    Sums over the tokens that are fitted to and over those that decide, or the tokens, if they are fewer; the same for
+    targets, which are there twice while they are put together; a damped Gram matrix and its factor; and weights.
+    """
+    train, deciding = _fitted_to_and_deciding(calibration)
+    sums = min(columns * (columns + other), train * (columns + other))
+    sums += min(columns * (columns + other) + other**2, deciding * (columns + other))
+    crosses = rows * (min(columns, train) + min(columns, deciding))
+    return FP32 * (sums + crosses + 2 * rows * other + 2 * min(columns, train) ** 2 + FIT_COPIES * rows * columns)
+
+
+def _fitted_to_and_deciding(calibration: CalibrationOptions) -> tuple[int, int]:
+    deciding = deciding_rows(calibration.samples) * calibration.sequence_length
+    return calibration.tokens - deciding, deciding
+
+
+def _layer_descent_memory(shape: ModelShape, source: ModelShape, tokens: int) -> int:
+    """Bytes beside both models' layers: the weights before and gradients, with a batch's graph or the better weights.
+
+    A batch is copied from both streams, and the target is projected, weighted and squared.
+    """
+    layer = layer_memory(shape)
+    batch = FP32 * tokens * (3 * shape.hidden_size + source.hidden_size)
+    return 2 * layer + max(batch + training_memory(shape, tokens), layer, FP32 * largest_of_layer(shape))
+
+
+def _head_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions, logit_passes: int) -> int:
+    """Bytes of the fit of a head that is not the embedding, when the layers are let go of."""
+    ours, original = (model.element_bytes * head_elements(model) for model in (shape, source))
+    rows = min(2 * HEAD_SAMPLE, SLICE_ROWS, shape.vocab_size)
+    ridge = 2 * ours + original + _reader_fit(rows, shape.hidden_size, source.hidden_size, calibration)
+    if not logit_passes:
+        return ridge
+    tokens = calibration.batch_tokens
+    # The head and its gradient in fp32; a batch of both streams, as copied, as normalised and on the way there.
+    trained = 2 * FP32 * head_elements(shape) + FP32 * 4 * tokens * (shape.hidden_size + source.hidden_size)
+    slices = FP32 * min(SLICE_ROWS, shape.vocab_size) * source.hidden_size
+    descent = ours + original + trained + slices + logits_memory(tokens, shape.vocab_size)
+    return max(ridge, descent)
 
 
 def refit_scratch(shape: ModelShape, source: ModelShape, tokens: int) -> int:

@@ -5,8 +5,8 @@ needs. Ridge pulls towards the weight that is there, never towards zero:
 
     W = (C + mu W0) (G + mu I)^-1,  mu = strength * mean(diag G)
 
-so directions that calibration hardly excites keep what they had. Where there are fewer tokens than inputs, it is the
-tokens X [tokens, in] and residuals E = Y - X W0^T that are kept, and the same weight is found among them:
+so directions that calibration hardly excites keep their present weights. With fewer tokens than inputs, the tokens X
+[tokens, in] and residuals E = Y - X W0^T are kept instead of the sums, and give the same weight:
 
     W = W0 + E^T (X X^T + mu I)^-1 X
 """
@@ -21,11 +21,11 @@ from autoglm_compress.processes import Processes
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 SMALLEST_STRENGTH = 1e-6
 SMALLEST_GAIN = 1e-6
-"""What a fit must gain in relative error; less is rounding, and the weight stays as it is."""
+"""The least improvement of the relative error. A smaller one may be rounding, so the weight is kept."""
 
 
 class NotFiniteError(ArithmeticError):
-    """Sums over tokens that nothing can be fitted to."""
+    """The sums over tokens are not finite, so nothing can be fitted."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Moments:
 
     gram: torch.Tensor
     cross: torch.Tensor
-    target_square: torch.Tensor | None
+    squares: torch.Tensor | None
 
     @classmethod
     def zeros(cls, in_features: int, out_features: int, device: torch.device) -> "Moments":
@@ -49,25 +49,32 @@ class Moments:
         weighted = inputs * weights[:, None]
         self.gram.addmm_(weighted.T, inputs)
         self.cross.addmm_(targets.T, weighted)
-        self.target_square += weights @ targets.square()
+        self.target_square.add_(weights @ targets.square())
 
     def add_up(self, processes: Processes) -> None:
         """Make them those of the tokens of all processes."""
         for total in (self.gram, self.cross, self.target_square):
             processes.add_up(total)
 
+    @property
+    def target_square(self) -> torch.Tensor:
+        """Sum w y^2 per output, [out]."""
+        assert self.squares is not None  # only moments that decide are asked for errors
+        return self.squares
+
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
-        return self.target_square + ((weight @ self.gram - 2 * self.cross) * weight).sum(1)
+        return self.target_square + (weight @ self.gram).sub_(self.cross, alpha=2).mul_(weight).sum(1)
 
     def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
         """What ridge of some strength adds to a prior [out, in]."""
-        missing, scale = self.cross - prior @ self.gram, self.gram.diagonal().mean()
+        missing, scale = prior @ self.gram, self.gram.diagonal().mean()
+        torch.sub(self.cross, missing, out=missing)
         return lambda strength: torch.cholesky_solve(missing.T, _factor(self.gram, missing, strength, scale)).T
 
 
 class InputMoments:
-    """The same for targets y = V t that are linear in the inputs t of another model: V may be large or come later.
+    """The same for targets y = V t that are linear in the inputs t of another model. V may be large, or known later.
 
     Sums over tokens of x x^T [in, in], t x^T [other, in] and, where errors are to be known, t t^T [other, other].
     """
@@ -98,11 +105,11 @@ class InputMoments:
 class Examples:
     """Inputs x [tokens, in], targets y [tokens, out] and weights w [tokens] themselves.
 
-    Where there are fewer tokens than inputs they take less room than sums over them, and fits and errors less time.
+    With fewer tokens than inputs they need less memory than sums over them, and fits and errors take less time.
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._parts: list[tuple[torch.Tensor, ...]] = []
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], targets [tokens, out], weights [tokens]."""
@@ -115,11 +122,11 @@ class Examples:
     @property
     def target_square(self) -> torch.Tensor:
         """Sum w y^2 per output, [out]."""
-        return sum(w @ y.square() for _, y, w in self._parts)
+        return sum((w @ y.square() for _, y, w in self._parts), torch.zeros(()))
 
     def errors(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum w (y - W x)^2 per output, [out], for W [out, in]."""
-        return sum(w @ (y - x @ weight.T).square_() for x, y, w in self._parts)
+        return sum((w @ (y - x @ weight.T).square_() for x, y, w in self._parts), torch.zeros(()))
 
     def updates(self, prior: torch.Tensor) -> Callable[[float], torch.Tensor]:
         """What ridge of some strength adds to a prior [out, in]."""
@@ -133,7 +140,7 @@ class InputExamples:
     """The same for targets y = V t that are linear in the inputs t of another model."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._parts: list[tuple[torch.Tensor, ...]] = []
 
     def add(self, inputs: torch.Tensor, other: torch.Tensor) -> None:
         """Add tokens: inputs [tokens, in], the other model's inputs [tokens, other]."""
@@ -160,7 +167,7 @@ def _of_all(parts: list[tuple[torch.Tensor, ...]], processes: Processes) -> list
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted weight [out, in]; the strength it was fitted with (None: the weight was kept); relative errors."""
+    """A fitted weight [out, in], its ridge strength (None: the weight was kept), and relative errors."""
 
     weight: torch.Tensor
     strength: float | None
@@ -169,7 +176,7 @@ class Fit:
 
 
 def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> torch.Tensor:
-    """The weight [out, in] that fits what there is to fit to, pulled towards a prior [out, in].
+    """The weight [out, in] that fits the tokens, pulled towards a prior [out, in].
 
     A Gram matrix that is not positive definite in fp32 (dead or dependent inputs) gets ten times the pull until it is.
 
@@ -180,7 +187,7 @@ def ridge(train: Moments | Examples, prior: torch.Tensor, strength: float) -> to
 
 
 def _factor(gram: torch.Tensor, missing: torch.Tensor, strength: float, scale: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of G + strength * scale * I; `missing` is only looked at for what is not finite."""
+    """The Cholesky factor of G + strength * scale * I; `missing` is only checked for values that are not finite."""
     if not (torch.isfinite(gram.diagonal()).all() and torch.isfinite(missing).all()):
         raise NotFiniteError("activations are NaN or infinite for some calibration tokens")
     while True:
@@ -199,13 +206,13 @@ def fit(
     groups: Sequence[slice] = (slice(None),),
     strengths: Sequence[float] = STRENGTHS,
 ) -> list[Fit]:
-    """Fit on some tokens and let others decide how much to pull, or whether to keep the prior.
+    """Fit on some tokens. Other tokens choose the ridge strength, or keep the prior.
 
     Args:
         train: the tokens to fit on, or sums over them.
         held_out: the same for those that decide.
         prior: the weight that is there, [out, in].
-        groups: rows that are decided about together; they share the work.
+        groups: rows that share one decision and the work for it.
         strengths: ridge strengths to try.
     """
     scales = [float(held_out.target_square[rows].sum().clamp_min(1e-30)) for rows in groups]

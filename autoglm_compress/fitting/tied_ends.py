@@ -1,9 +1,9 @@
 """The layers at both ends of a model, fitted to a matrix that has become embedding and head at once.
 
-Least squares finds the matrix that is nearest to both, and that is near to neither. But what stands between the two can
-stay as it is, if the first layers give the states that they gave before, and the last layers and the matrix turn the
-states before them into the same predictions. So those few layers, the matrix and the final norm are trained for that,
-against the untied checkpoint itself: a small part of what healing all layers costs per token.
+Least squares finds the matrix closest to both, which is close to neither. The layers between the ends can stay as they
+are if the first layers give the same states as before, and if the last layers and the matrix turn their states into the
+same predictions. Those few layers, the matrix and the final norm are therefore trained for that, against the untied
+checkpoint. Per token this costs a small part of healing all layers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,36 +15,42 @@ from safetensors.torch import load_file
 from torch import nn
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import Descent, descend
-from autoglm_compress.fitting.fitting_rows import FittingRows
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.forward.costs import FP32, graph_memory, head_elements, layer_memory, training_memory
+from autoglm_compress.forward.logits import logits_memory
 from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
-from autoglm_compress.processes import ALONE
 from autoglm_compress.progress import Progress
 from autoglm_compress.runtime import Runtime
 
 MOST_LAYERS = 2
-"""So many layers at each end are trained, at most half of all."""
+"""The number of layers trained at each end, at most half of all."""
 STORED = torch.bfloat16
-FP32 = 4
 
 
 def end_layers(layers: int) -> tuple[range, range]:
-    """The first and the last layers, of so many, that are trained."""
+    """The numbers of the first and the last layers to train."""
     number = min(MOST_LAYERS, layers // 2)
     return range(number), range(layers - number, layers)
 
 
-def ends_memory(shape: ModelShape) -> int:
-    """Bytes of what is trained and its gradients in fp32, of the two matrices it stands for, and of logits."""
-    pair, ends = shape.vocab_size * shape.hidden_size, sum(map(len, end_layers(shape.num_hidden_layers)))
-    trained = pair + ends * shape.layer_elements()
-    return FP32 * (2 * trained + 3 * LOGITS_AT_ONCE) + 2 * pair * shape.element_bytes
+def ends_memory(shape: ModelShape, tokens: int, at_once: int) -> int:
+    """Bytes of what is trained and its gradients in fp32, of three states of all tokens in 16 bits, and of a step.
+
+    A step has the untied head and the matrix that training began with as they are stored, the graph of a batch of
+    `at_once` tokens, logits, and the gradients of the matrix as an embedding and as a head before they are added up.
+    """
+    pair, ends = head_elements(shape), sum(map(len, end_layers(shape.num_hidden_layers)))
+    trained = 2 * FP32 * pair + 2 * ends * layer_memory(shape)
+    states = 3 * 2 * tokens * shape.hidden_size + 6 * FP32 * at_once * shape.hidden_size
+    graph = (ends - 1) * graph_memory(shape, at_once) + training_memory(shape, at_once)
+    step = 2 * FP32 * pair + graph + logits_memory(at_once, shape.vocab_size)
+    return trained + 2 * shape.element_bytes * pair + states + step
 
 
 def ends_scratch(shape: ModelShape, tokens: int) -> int:
@@ -54,7 +60,7 @@ def ends_scratch(shape: ModelShape, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class EndStates:
-    """What a batch is in the untied model; states are [rows, length, hidden_size].
+    """A batch in the untied model. States are [rows, length, hidden_size].
 
     `tokens` [rows, length], the states after the first layers, before the last ones and after those, and which of the
     rows are held out.
@@ -74,7 +80,7 @@ class EndStates:
 
 
 class _Recorder:
-    """The walk's visitor: keeps the states that leave some layers, in a file for each."""
+    """The walk's visitor: saves the outputs of some layers, one file each."""
 
     def __init__(self, folder: Path, layers: Iterable[int]) -> None:
         self.folder, self.layers = folder, set(layers)
@@ -95,22 +101,23 @@ class _Recorder:
             save_atomically(self.file(layer), {str(number): part for number, part in enumerate(self.found)})
 
 
-def record(checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, runtime: Runtime) -> list[EndStates]:
-    """Send token ids [rows, length] through an untied checkpoint, keeping in `folder` what its ends are fitted to.
+def record(checkpoint: Checkpoint, rows: DividedRows, folder: Path, runtime: Runtime) -> list[EndStates]:
+    """Send rows through an untied checkpoint and keep in `folder` the states that its ends are fitted to or judged by.
 
-    A walk that was killed goes on at the layer it had reached.
+    A killed walk continues at the layer it had reached.
 
     Raises:
         UserError: the states are not finite.
     """
     first, last = end_layers(checkpoint.shape.num_hidden_layers)
     recorder = _Recorder(folder, (first[-1], last[0] - 1))
-    hidden = walk(checkpoint, batches, recorder, runtime=runtime.alone(), title="untied model", folder=folder / "walk")
+    hidden = walk(
+        checkpoint, rows.batches, recorder, runtime=runtime.alone(), title="untied model", folder=folder / "walk"
+    )
     after_first, before_last = (load_file(recorder.file(layer)) for layer in (first[-1], last[0] - 1))
-    held_out = FittingRows(batches, ALONE).held_out
     found = [
         EndStates(tokens, after_first[str(number)], before_last[str(number)], final.to("cpu", STORED), decides)
-        for number, (tokens, final, decides) in enumerate(zip(batches, hidden, held_out, strict=True))
+        for number, (tokens, final, decides) in enumerate(zip(rows.batches, hidden, rows.deciding, strict=True))
     ]
     if not all(batch.final.isfinite().all() for batch in found):
         raise UserError(
@@ -121,7 +128,7 @@ def record(checkpoint: Checkpoint, batches: list[torch.Tensor], folder: Path, ru
 
 
 class TiedEnds:
-    """What is trained: the shared matrix [vocab_size, hidden_size], the final norm's gain and the layers at the ends.
+    """The trained parts: the shared matrix [vocab_size, hidden_size], the final norm's gain and the layers at the ends.
 
     All in fp32, beginning with the untied checkpoint's layers.
     """
@@ -130,8 +137,8 @@ class TiedEnds:
         self.untied, self.device = untied, device
         self.matrix = matrix.to(device, torch.float32, copy=True)
         self.norm = final_norm(untied, device).float()
-        self.norm.weight.copy_(gain)
-        # A model for each, since one exchanges its layer's weights.
+        self.norm.get_parameter("weight").copy_(gain)
+        # One model each, because a model exchanges its layer's weights.
         self.layers = {
             layer: OneLayerModel(untied, device, torch.float32).load(layer)
             for end in end_layers(untied.shape.num_hidden_layers)
@@ -139,7 +146,7 @@ class TiedEnds:
         }
 
     def fit(self, batches: list[EndStates], passes: int, progress: Progress) -> Descent:
-        """Train, going over the batches so many times.
+        """Train for a number of passes over the batches.
 
         The loss is the relative squared error of the states after the first layers, and the divergence KL(untied ||
         tied) in nats of what the last ones predict from the untied model's states before them, each averaged over
@@ -178,10 +185,10 @@ class TiedEnds:
         return states
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What was trained, by its names in a checkpoint."""
+        """The trained tensors, by their names in a checkpoint."""
         family = self.untied.family
         yield family.embedding, self.matrix
-        yield family.final_norm, self.norm.weight.detach()
+        yield family.final_norm, self.norm.get_parameter("weight").detach()
         for layer, (module, _) in self.layers.items():
             for name, weight in module.named_parameters():
                 yield family.layer_prefix(layer) + name, weight.detach()

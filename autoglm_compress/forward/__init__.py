@@ -1,1 +1,1 @@
-"""Hidden states through a model, one decoder layer at a time, and what is measured on the way."""
+"""Sending hidden states through a model, one decoder layer at a time, and measuring on the way."""

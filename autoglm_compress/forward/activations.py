@@ -1,4 +1,4 @@
-"""What a module within a layer is given when hidden states go through the layer."""
+"""The inputs of modules within a layer while hidden states go through the layer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,19 @@ import torch
 from torch import nn
 
 
-class _Captured(Exception):  # noqa: N818 - it is no error
-    """Ends a forward pass as soon as the activation asked for is there."""
+class _Captured(Exception):  # noqa: N818 - not an error
+    """Ends a forward pass as soon as the wanted activation is known."""
+
+
+def linear_of(module: nn.Module, name: str) -> nn.Linear:
+    """A linear within a module."""
+    linear = module.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
-    """The input that a module gets when hidden states are sent through what it is part of, and no further."""
+    """The input of a module when hidden states are sent through its layer. The forward pass ends there."""
     seen: list[torch.Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -32,7 +39,7 @@ def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden:
 
 @contextmanager
 def copy_input(module: nn.Module, place: torch.Tensor) -> Iterator[None]:
-    """Copy the input that a module gets meanwhile to another place."""
+    """Copy a module's input to another tensor while the context is open."""
 
     def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         place.copy_(inputs[0])

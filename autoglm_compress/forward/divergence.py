@@ -1,4 +1,4 @@
-"""How far next-token distributions are from a checkpoint's own."""
+"""The divergence of next-token distributions from a checkpoint's own."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,8 @@
 """The residual stream of every calibration token, between one layer and the next."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import nn
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
-from autoglm_compress.errors import UserError
+from autoglm_compress.forward.state_buffer import StateBuffer
 from autoglm_compress.processes import ALONE, Processes
 
 
@@ -26,11 +24,11 @@ def buffer_bytes(shape: ModelShape, tokens: int) -> int:
 class HiddenStates:
     """Hidden states [batch, length, hidden_size] of a list of token batches, in memory or in mapped files.
 
-    There are two buffers: a layer reads one and writes the other, and only then is the layer noted as done, so a
-    layer can be run again, and a walk killed with its buffers in files goes on at the layer it had reached.
+    There are two buffers. A layer reads one and writes the other, and only then counts as done. A layer can therefore
+    run again, and a killed walk with its buffers in files continues at the layer it had reached.
 
-    Where several processes walk, each has its share of the rows, and files of its own. They go on together: at the step
-    that all of them had reached, and only if there were as many of them before.
+    Where several processes walk, each has its share of the rows, and files of its own. They continue together, at the
+    step that all of them had reached, and only under the same number of processes.
     """
 
     def __init__(
@@ -42,7 +40,6 @@ class HiddenStates:
         processes: Processes = ALONE,
     ) -> None:
         self._shapes = [(*batch.shape, hidden_size) for batch in batches]
-        self._elements = sum(batch.numel() for batch in batches) * hidden_size
         self._dtype = dtype
         self._processes = processes
         if folder is not None and not processes.is_first:
@@ -54,12 +51,8 @@ class HiddenStates:
         self.done = self._read_progress()
         self._meet()
 
-    def _allocate(self, name: str) -> torch.Tensor:
-        if self.folder is None:
-            return torch.empty(self._elements, dtype=self._dtype)
-        path = self.folder / name
-        _reserve(path, self._elements * self._dtype.itemsize)
-        return torch.from_file(str(path), shared=True, size=self._elements, dtype=self._dtype)
+    def _allocate(self, name: str) -> StateBuffer:
+        return StateBuffer(self._shapes, self._dtype, None if self.folder is None else self.folder / name)
 
     def _read_progress(self) -> int:
         """The number of steps (0: nothing, 1: embedded, 1 + n: after n layers) that are complete."""
@@ -68,8 +61,8 @@ class HiddenStates:
         found = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
         if found["states"] == self._description():
             return int(found["done"])
-        # Another device computes in another dtype, another number of processes shares rows otherwise; and what is
-        # there is about to be overwritten.
+        # Another device computes in another dtype, and another number of processes shares rows differently. Also, the
+        # existing files are about to be overwritten.
         (self.folder / "progress.json").unlink()
         return 0
 
@@ -82,10 +75,9 @@ class HiddenStates:
         return [str(self._dtype), [list(shape) for shape in self._shapes], *shared]
 
     def _meet(self) -> None:
-        """Go back to the step that all processes have reached; who is ahead has it in the other buffer.
+        """Go back to the step that all processes have reached. A process that is ahead has it in its other buffer.
 
-        That is so because none begins a step before all have noted the one before it as done, and what was taken back
-        as not done.
+        No process is more than one step ahead: each begins a step only after all have finished the one before.
         """
         if self._processes.count > 1:
             self.done = self._processes.least(self.done)
@@ -94,28 +86,30 @@ class HiddenStates:
 
     @property
     def layers_done(self) -> int:
-        """How many layers all batches went through."""
+        """The number of layers that all batches went through."""
         return max(self.done - 1, 0)
 
+    @property
+    def before(self) -> StateBuffer:
+        """The states of each batch after the last step."""
+        return self._buffers[self.done % 2]
+
+    @property
+    def after(self) -> StateBuffer:
+        """For each batch the place for its states after the next step."""
+        return self._buffers[(self.done + 1) % 2]
+
     def pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """For each batch its states after the last step and the place for those after the next."""
-        before, after = self._buffers[self.done % 2], self._buffers[(self.done + 1) % 2]
-        return zip(self._batches(before), self._batches(after), strict=True)
+        """For each batch what `before` and `after` have."""
+        return zip(self.before, self.after, strict=True)
 
     @cached_property
-    def middle(self) -> list[torch.Tensor]:
-        """For each batch a place for states in the middle of a step, which does not outlast it."""
-        return list(self._batches(self._allocate("middle.bin")))
-
-    def _batches(self, buffer: torch.Tensor) -> Iterator[torch.Tensor]:
-        start = 0
-        for shape in self._shapes:
-            stop = start + prod(shape)
-            yield buffer[start:stop].view(shape)
-            start = stop
+    def middle(self) -> StateBuffer:
+        """For each batch a buffer for states within a step. Its content is lost after the step."""
+        return self._allocate("middle.bin")
 
     def embed(self, batches: list[torch.Tensor], checkpoint: Checkpoint) -> None:
-        """Let the first step, which is not done, give the embeddings of the token batches [batch, length]."""
+        """Run the first step: write the embeddings of the token batches [batch, length]."""
         embedding = checkpoint.read(checkpoint.family.embedding)
         for batch, (_, after) in zip(batches, self.pairs(), strict=True):
             after.copy_(nn.functional.embedding(batch, embedding))
@@ -128,9 +122,9 @@ class HiddenStates:
 
 
 def remaining_layers(streams: Sequence[HiddenStates], layers: int, embed: Callable[[], None]) -> Iterator[int]:
-    """The layers of a model that streams of states, which go in step, have still to go through.
+    """The remaining layers for streams of states that go in step.
 
-    A layer counts as done when the next one is asked for: what is to outlast a kill must be on disk by then.
+    A layer counts as done when the next one is requested. Results that must survive a kill must be on disk by then.
 
     Args:
         streams: the states of one model or of several.
@@ -145,13 +139,3 @@ def remaining_layers(streams: Sequence[HiddenStates], layers: int, embed: Callab
         yield layer
         for stream in streams:
             stream.commit()
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Take the disk space of a file now: a mapped file that finds none later kills the process without a word."""
-    try:
-        with path.open("ab") as stream:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, size)
-    except OSError as error:
-        raise UserError(f"{path}: no room for {size / 1e9:.2f} GB of hidden states: {error.strerror}.") from None

@@ -1,16 +1,25 @@
-"""From normalised final states to logits, for heads too large to convert whole."""
+"""From normalised final states to logits, for heads too large to convert at once."""
 
 import torch
 
 from autoglm_compress.slices import row_slices
 
 LOGITS_AT_ONCE = 2**25
-"""Elements of [tokens, vocab_size]: 128 MiB in fp32, of which a few are needed at once."""
+"""Elements of [tokens, vocab_size] in one slice: 128 MiB in fp32. A few such tensors exist at once."""
 
 
 def logits_of(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Logits [tokens, vocab_size] in the states' dtype, the head converted a slice of rows at a time."""
-    return torch.cat([states @ head[rows].to(states).T for rows in row_slices(len(head))], dim=1)
+    logits = states.new_empty(len(states), len(head))
+    for rows in row_slices(len(head)):
+        torch.mm(states, head[rows].to(states).T, out=logits[:, rows])
+    return logits
+
+
+def logits_memory(tokens: int, vocab_size: int) -> int:
+    """Bytes of the fp32 logits that a loss takes at once: two distributions, and one on the way there."""
+    at_once = max(1, LOGITS_AT_ONCE // vocab_size)
+    return 3 * 4 * min(tokens, at_once) * vocab_size
 
 
 def token_slices(tokens: int, vocab_size: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""A model of a single decoder layer, whose weights are exchanged, and what stands beside the layers.
+"""A model of a single decoder layer with exchangeable weights, and the parts outside the layers.
 
 The layer is `transformers`' own: a model of one layer is built on the meta device and given the weights of each layer
 in turn. Hidden states go in as `inputs_embeds`, so masks and rotary embeddings are `transformers`' too.
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Fork:
     branches: tuple[int, ...]
 
     def arguments(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What tells a model of `transformers` so: position ids and an additive mask [1, 1, length, length]."""
+        """The fork as inputs of a `transformers` model: position ids and an additive mask [1, 1, length, length]."""
         never = torch.finfo(like.dtype).min
         length = self.shared + sum(self.branches)
         mask = torch.full((length, length), never, dtype=like.dtype, device=like.device)
@@ -35,12 +37,14 @@ class Fork:
         return {"position_ids": torch.tensor([positions], device=like.device), "attention_mask": mask[None, None]}
 
 
-def text_model(config: Any, dtype: torch.dtype) -> nn.Module:
-    """The text tower that a config describes, without a head, on the meta device."""
-    from transformers import AutoModel
+def text_model(config: Any, family: Family, dtype: torch.dtype) -> Any:
+    """The text tower of a family that a config describes, without a head, on the meta device."""
+    import transformers
 
     with torch.device("meta"):
-        return AutoModel.from_config(config, dtype=dtype)
+        if family.text_class is not None:
+            return getattr(transformers, family.text_class)._from_config(config, dtype=dtype)
+        return transformers.AutoModel.from_config(config, dtype=dtype)
 
 
 def _small_config(checkpoint: Checkpoint, layers: range) -> Any:
@@ -61,26 +65,35 @@ class OneLayerModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self._models: dict[tuple[Any, ...], nn.Module] = {}
+        self._kind: tuple[Any, ...] | None = None
+        self._model: Any = None
 
-    def _build(self, layer: int) -> nn.Module:
+    def _build(self, layer: int) -> Any:
         """The one-layer model for the kind of layer (such as full or sliding attention) that this one is."""
         lists = self.checkpoint.lists_per_layer
         kind = tuple(entries[layer] for entries in lists.values())
-        if kind not in self._models:
+        if self._model is None or self._kind != kind:
+            self._kind, self._model = kind, None  # so that no layer of another kind stays in memory
             config = _small_config(self.checkpoint, range(layer, layer + 1))
-            model, roles = text_model(config, self.dtype), self.checkpoint.family.roles
+            model, roles = text_model(config, self.checkpoint.family, self.dtype), self.checkpoint.family.roles
             for module in (roles.embedding, roles.final_norm):
                 model.set_submodule(self.checkpoint.family.within_text(module), nn.Identity())
             model.rotary_emb = type(model.rotary_emb)(config=config).to(self.device)
-            self._models[kind] = model.eval()
-        return self._models[kind]
+            stored, built = self.checkpoint.shape.layer_tensors(layer).keys(), model.layers[0].state_dict().keys()
+            if stored != built:
+                raise ValueError(f"layer {layer}: the family and transformers differ in {sorted(stored ^ built)}")
+            self._model = model.eval()
+        return self._model
 
     def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
         """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
+        before = self._model
         model = self._build(layer)
-        weights = {k: self.to_compute(v) for k, v in self.checkpoint.read_layer(layer).items()}
-        model.layers[0].load_state_dict(weights, assign=True)
+        prefix = self.checkpoint.family.layer_prefix(layer)
+        # One by one, so that neither the layer before nor what is stored is in memory beside all of the new one.
+        for name in self.checkpoint.shape.layer_tensors(layer):
+            weight = {name: self.to_compute(self.checkpoint.read(prefix + name))}
+            model.layers[0].load_state_dict(weight, strict=False, assign=True)
         model.layers[0].requires_grad_(False)
 
         def run(hidden: torch.Tensor, fork: Fork | None = None) -> torch.Tensor:
@@ -88,11 +101,30 @@ class OneLayerModel:
             arguments = fork.arguments(hidden) if fork else {}
             return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
+        if model is not before:
+            self._try_out(layer, run)
         return model.layers[0], run
 
+    def _try_out(self, layer: int, run: Callable[..., torch.Tensor]) -> None:
+        """Send two tokens through a layer of another kind than the one before: configs can say what code cannot do.
+
+        Raises:
+            UserError: `transformers` builds the layer, and cannot run it.
+        """
+        try:
+            run(torch.zeros(1, 2, self.checkpoint.shape.hidden_size, dtype=self.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many kinds; the user needs one sentence
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(".")
+            raise UserError(
+                f"{self.checkpoint.folder}: transformers cannot run layer {layer}: {reason}. Correct what config.json "
+                "says of attention: rotary embeddings, sliding windows, kinds of layers."
+            ) from None
+
     def release(self) -> None:
-        """Let go of the layer's weights."""
-        self._models.clear()
+        """Free the layer's weights."""
+        self._model = None
 
     def to_compute(self, tensor: torch.Tensor) -> torch.Tensor:
         """A weight on the device and in the dtype that the walk computes in."""
@@ -102,7 +134,7 @@ class OneLayerModel:
 def final_norm(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The norm before the head, `transformers`' own of this family, with the checkpoint's weight."""
     dtype, family = compute_dtype(checkpoint, device), checkpoint.family
-    model = text_model(_small_config(checkpoint, range(0)), dtype)
+    model = text_model(_small_config(checkpoint, range(0)), family, dtype)
     norm = model.get_submodule(family.within_text(family.roles.final_norm))
     weight = checkpoint.read(checkpoint.family.final_norm).to(device=device, dtype=dtype)
     norm.load_state_dict({"weight": weight}, assign=True)
@@ -117,7 +149,11 @@ def compute_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
 def fast_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The dtype of a walk whose last bits do not matter: bf16 where the checkpoint and the CPU's instructions have it.
 
-    There it is several times faster than fp32; elsewhere a CPU would convert back and forth.
+    bf16 is several times faster than fp32 there. Other CPUs would convert back and forth.
     """
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native and checkpoint.dtype == torch.bfloat16 else compute_dtype(checkpoint, device)
+    return fast_cpu_dtype(checkpoint.dtype) if device.type == "cpu" else compute_dtype(checkpoint, device)
+
+
+def fast_cpu_dtype(stored: torch.dtype) -> torch.dtype:
+    """`fast_dtype` on this machine's CPU, of a checkpoint stored in such a dtype."""
+    return stored if stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() else torch.float32

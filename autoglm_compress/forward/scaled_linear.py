@@ -1,4 +1,4 @@
-"""A quantized linear whose integers stay and whose scales are trained."""
+"""A quantized linear with fixed integers and trained scales."""
 
 import torch
 from torch import nn
@@ -7,11 +7,14 @@ from autoglm_compress.checkpoint import Checkpoint
 
 
 class ScaledLinear(nn.Module):
-    """weight = (integers - zeros) * scales * gains: a gain of 1 to begin with for each scale is all that is trained.
+    """weight = (integers - zeros) * scales * gains. Only the gains, one per scale, are trained; they start at 1.
 
-    So the linear stays as it is stored, in as many bits, which is what plain training would lose (compare the scales
+    The linear therefore keeps its integers and its number of bits, which plain training would lose (compare the scales
     that LSQ trains, Esser et al. 2020).
     """
+
+    steps: torch.Tensor
+    scales: torch.Tensor
 
     def __init__(self, steps: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()

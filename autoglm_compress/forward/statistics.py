@@ -1,4 +1,4 @@
-"""What the structural stages need to know about a model's activations, measured in one walk over it.
+"""Statistics of a model's activations for all structural stages, measured in one walk.
 
 Per layer, in `layer-NNNNN.safetensors` (fp32 unless it says otherwise):
 
@@ -35,7 +35,7 @@ from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
 
 REVISION = 3
-"""Raised when the same walk would measure something else."""
+"""Raise it when the same walk would measure something else."""
 SAMPLE_TOKENS = 2048
 """Tokens, at most, whose states at every layer are kept."""
 
@@ -56,7 +56,7 @@ class Statistics:
 
 
 class StoredTensors(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for."""
+    """The tensors of a safetensors file. Each is read at first use."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
@@ -79,8 +79,8 @@ def measure(
 ) -> Statistics:
     """Walk token batches [batch, length] through a checkpoint and write its statistics into a folder.
 
-    A folder that is complete is used as it is; one whose walk was killed is gone on with. Of several processes all give
-    the same batches; each walks its share of the rows, and the first writes what all of them measured.
+    A complete folder is used as it is; a killed walk continues. All processes pass the same batches. Each walks its
+    share of the rows, and the first writes the sums of all.
     """
     work, processes = folder / "walk", runtime.processes
     if processes.is_first:
@@ -117,8 +117,8 @@ def _layer_file(folder: Path, layer: int) -> Path:
 def _sample(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     """Which tokens of each batch [batch, length] belong to the sample, bool of the same shape.
 
-    The sample is spread evenly over all tokens. It takes the middle of each interval: the first would often be the
-    first token of a row, whose states are not like those of others.
+    The sample is spread evenly over all tokens. It takes the middle of each interval, because the first token would
+    often be the first of a row, whose states are unusual.
     """
     sizes = [batch.numel() for batch in batches]
     tokens = sum(sizes)
@@ -153,7 +153,7 @@ class _Moments:
             self.gram = self.gram.to(x.device) + x.T @ x
 
     def add_up(self, processes: Processes) -> None:
-        """Make them those of the tokens of all processes."""
+        """Add up the sums of all processes."""
         for total in (self.tokens, self.abs, self.square, *([self.gram] if self.with_gram else [])):
             processes.add_up(total)
 

@@ -1,4 +1,4 @@
-"""The walk: token batches go through a model one decoder layer at a time, so one layer is all that is in memory."""
+"""The walk: token batches go through a model one decoder layer at a time. Only one layer is in memory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,19 +10,20 @@ from torch import nn
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import Fork, OneLayerModel, compute_dtype
+from autoglm_compress.memory import give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 
 
 class LayerVisitor(Protocol):
-    """What a walk does at each layer besides running it."""
+    """The work at each layer besides running it."""
 
     def enter(self, layer: int, module: nn.Module) -> None:
-        """Called with the layer's weights in place and before any tokens; the place to register hooks."""
+        """Called after the layer's weights are set and before any tokens. Register hooks here."""
 
     def leave(self, layer: int, module: nn.Module) -> None:
-        """Called when all tokens went through the layer and before their outputs count as done.
+        """Called after all tokens went through the layer and before the layer counts as done.
 
-        What is to outlast a kill must be on disk when this returns.
+        Results that must survive a kill must be on disk when this returns.
         """
 
 
@@ -40,11 +41,11 @@ def walk(
 ) -> Iterator[torch.Tensor]:
     """Send token batches [batch, length] through all layers of a checkpoint.
 
-    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a walk that was
-    killed then goes on at the layer it had reached, and the visitor is not called again for the layers before it.
-    `forks` says of batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is
-    what it computes in, `compute_dtype` if not given. Where several processes walk, the batches are each one's share;
-    no layer begins before all are done with the one before it.
+    Memory is one layer and the hidden states, which live in mapped files if `folder` is given; a killed walk then
+    continues at the layer it had reached, and the visitor is not called again for earlier layers. `forks` says of
+    batches of one sequence whether they fork; a sliding window does not reach into those. `dtype` is the dtype of the
+    computation, by default `compute_dtype`. With several processes, the batches are this process's share; no layer
+    begins before all are done with the one before it.
 
     Returns:
         An iterator over the batches' last hidden states [batch, length, hidden_size], before the final norm.
@@ -66,4 +67,6 @@ def walk(
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None:
                 visitor.leave(layer, module)
-    return (before for before, _ in states.pairs())
+    model.release()
+    give_back_freed_memory()
+    return iter(states.before)

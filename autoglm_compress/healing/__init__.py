@@ -1,1 +1,1 @@
-"""Training a compressed model to predict what the model it came from predicts."""
+"""Training a compressed model to predict what its source predicts."""

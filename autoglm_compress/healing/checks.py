@@ -1,21 +1,24 @@
-"""What is wrong with the options of healing, said before anything runs."""
+"""Checks of the options of healing, before anything runs."""
 
 from importlib.util import find_spec
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.architecture.family import ROOT
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.errors import PlanError, UserError
+from autoglm_compress.forward.whole_model import is_text_alone
 from autoglm_compress.healing.optimizer import check_installed
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 
 
 def check_options(options: HealingOptions, shape: ModelShape) -> None:
-    """Raise PlanError if a checkpoint of this shape cannot be healed so."""
-    _check_text_alone(shape, "stage")
+    """Raise PlanError if a checkpoint of this shape cannot be healed with these options."""
+    if options.data == "teacher_samples" and not is_text_alone(shape.family):
+        message = f"teacher_samples: {shape.family.architecture} has more than a text tower, which alone cannot write"
+        raise PlanError("data", f"{message}: use calibration or a dataset")
     if shape.quantization is not None and options.lora is not None:
         raise PlanError("lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out")
     if shape.quantization is not None and options.optimizer == "muon":
-        raise PlanError("optimizer", "muon: of a quantized checkpoint scales and norms are trained: use adamw")
+        raise PlanError("optimizer", "muon: healing a quantized checkpoint trains only scales and norms: use adamw")
     if isinstance(options.data, Dataset) and options.sequence_length is None:
         raise PlanError("sequence_length", "say how many tokens a row of a dataset has")
     if options.residual and options.teacher_top_k:
@@ -34,16 +37,8 @@ def check_options(options: HealingOptions, shape: ModelShape) -> None:
         raise PlanError("optimizer", str(error)) from None
 
 
-def _check_text_alone(shape: ModelShape, option: str) -> None:
-    """Whole models are those of `AutoModelForCausalLM`."""
-    family = shape.family
-    if family.kept or family.config != ROOT:
-        raise PlanError(option, f"{family.architecture} has more than a text tower, and healing works on that alone")
-
-
 def check_teacher(shape: ModelShape, teacher: ModelShape) -> None:
-    """Raise PlanError if a teacher is more than a text tower, or of another vocabulary."""
-    _check_text_alone(teacher, "teacher")
+    """Raise PlanError if a teacher has another vocabulary."""
     if teacher.vocab_size != shape.vocab_size:
         raise PlanError(
             "teacher",

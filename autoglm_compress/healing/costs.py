@@ -1,32 +1,102 @@
-"""Memory and disk that healing takes, from shapes alone."""
+"""Memory and disk that healing needs, from shapes alone."""
 
 from math import prod
 
+import torch
+
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.calibration.tokens import BATCH_TOKENS
+from autoglm_compress.forward.costs import (
+    FP32,
+    graph_memory,
+    head_elements,
+    largest_of_layer,
+    training_memory,
+    walk_memory,
+)
+from autoglm_compress.forward.logits import logits_memory
+from autoglm_compress.forward.one_layer_model import fast_cpu_dtype
+from autoglm_compress.healing.muon import STACKED
 from autoglm_compress.healing.optimizer import EIGHT_BIT
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import TOKENS_AT_ONCE
 
-FP32 = 4
 
+def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShape, length: int) -> int:
+    """Bytes of weights and moments, of the teacher, and of the most that a step on rows of such length adds.
 
-def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShape) -> int:
-    """Bytes of the weights, gradients and moments in fp32, or adapters', of the teacher and logits.
-
-    Activations come on top.
+    Those are a forward pass's activations, logits and the head's gradient, or all gradients and what the optimizer
+    makes of the largest one; with rows of a batch one after the other, gradients are there in the forward pass too.
     """
-    parameters = sum(prod(tensor) for _, tensor in shape.tensors())
     trained = trained_parameters(options, shape)
-    weights = FP32 * parameters if options.lora is None else shape.element_bytes * parameters + FP32 * trained
-    gradients, moments = FP32 * trained, (2 if options.optimizer in EIGHT_BIT else 2 * FP32) * trained
-    averages = FP32 * trained if options.ema else 0
-    resident = options.teacher_top_k is None or options.data == "teacher_samples"
-    return weights + gradients + moments + averages + (source.bytes if resident else 0) + 5 * FP32 * LOGITS_AT_ONCE
+    # Where the CPU has instructions for bf16, weights that are not trained are in 16 bits, and others are copied.
+    stored = dtype_bytes(shape)
+    weights = FP32 * _elements(shape) if options.lora is None else stored * _elements(shape) + FP32 * trained
+    copies = stored * _elements(shape) if stored < FP32 and options.lora is None else 0
+    fixed = weights + copies + _moments(options, shape) + (FP32 * trained if options.ema else 0)
+    if options.teacher_top_k is None or options.data == "teacher_samples":
+        fixed += dtype_bytes(source) * _elements(source)
+    head = FP32 * head_elements(shape) if options.lora is None else 0
+    gradients = FP32 * trained
+    rows = options.micro_batch_size or options.batch_size
+    forward = (
+        _activations(options, shape, source, rows * length) + logits_memory(rows * length, shape.vocab_size) + head
+    )
+    # The head's gradient is copied to its parameter, and as an embedding it has another.
+    stepping = gradients + max(2 * head, _stepping(options, shape))
+    found = fixed + max(forward + (gradients if rows < options.batch_size else 0), stepping)
+    if options.teacher_top_k is None:
+        return found
+    tokens = max(BATCH_TOKENS // length, 1) * length
+    head = dtype_bytes(source) * head_elements(source) + logits_memory(tokens, source.vocab_size)
+    return max(found, walk_memory(source, tokens), head)
+
+
+def _activations(options: HealingOptions, shape: ModelShape, source: ModelShape, tokens: int) -> int:
+    """Bytes of what a student keeps of so many tokens for its gradients; with `residual`, of all states of both."""
+    layers, states = shape.num_hidden_layers, FP32 * tokens * shape.hidden_size
+    if options.gradient_checkpointing:
+        found = layers * states + training_memory(shape, tokens)
+    else:
+        found = (layers - 1) * graph_memory(shape, tokens) + training_memory(shape, tokens)
+    if options.residual:
+        found += layers * states + FP32 * tokens * source.hidden_size * (source.num_hidden_layers + 1)
+    return found + 4 * states
+
+
+def _moments(options: HealingOptions, shape: ModelShape) -> int:
+    trained = trained_parameters(options, shape)
+    if options.optimizer in EIGHT_BIT:
+        return 2 * trained
+    if options.optimizer == "adamw" or options.lora is not None:
+        return 2 * FP32 * trained
+    in_layers = sum(rows * columns for _, (rows, columns) in shape.linear_shapes())
+    return FP32 * (in_layers + 2 * (trained - in_layers))
+
+
+def _stepping(options: HealingOptions, shape: ModelShape) -> int:
+    """Bytes of what the optimizers make of a gradient: AdamW of one, twice; Muon of a stack of them, seven times."""
+    if options.lora is not None or options.optimizer in EIGHT_BIT:
+        return 0
+    largest = max(prod(tensor) for _, tensor in shape.tensors())
+    if options.optimizer == "adamw":
+        return 2 * FP32 * largest
+    in_layers = sum(rows * columns for _, (rows, columns) in shape.linear_shapes())
+    stacked = min(max(STACKED, largest_of_layer(shape)), in_layers)
+    return max(2 * FP32 * head_elements(shape), 7 * FP32 * stacked)
+
+
+def dtype_bytes(shape: ModelShape) -> int:
+    """Bytes of a weight that is not trained, as a CPU computes with it."""
+    return fast_cpu_dtype(getattr(torch, shape.dtype)).itemsize
+
+
+def _elements(shape: ModelShape) -> int:
+    return sum(prod(tensor) for _, tensor in shape.tensors())
 
 
 def healing_scratch(options: HealingOptions, shape: ModelShape, source: ModelShape) -> int:
-    """Bytes of disk: state of training and best weights, both twice while they are replaced, and the kept teacher."""
+    """Bytes of disk: training state and best weights, both twice while they are replaced, and the stored teacher."""
     state = (2 * (4 if options.ema else 3) + 2) * FP32 * trained_parameters(options, shape)
     if options.teacher_top_k is None:
         return state

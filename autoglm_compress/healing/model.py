@@ -1,4 +1,4 @@
-"""Whole models of `transformers` from checkpoints, and the one that is trained."""
+"""The model that is trained, built from a checkpoint."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, NextTokens, differentiable_loss
 
 
 class Student(nn.Module):
-    """The model that is healed, as a module whose forward pass is the loss: so that wrappers shard all of it."""
+    """The model to heal, as a module whose forward pass is the loss, so that wrappers shard all of it."""
 
-    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         super().__init__()
         self.model = model
         self._autocast = autocast
@@ -41,20 +41,21 @@ class Student(nn.Module):
         labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED).flatten()
         states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
         loss = differentiable_loss(states, head, target, labels, label_share)
-        for layer, wanted in (boundaries or {}).items():
+        boundaries = boundaries or {}
+        for layer, wanted in boundaries.items():
             error = (found.hidden_states[layer].float() - wanted).square().mean(-1)
             loss = loss + residual / len(boundaries) * (error / wanted.square().mean(-1).clamp_min(1e-12)).mean()
         return loss
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as a whole where processes hold a part of it each; all of them have to ask."""
+    """The whole tensor, of which each process holds a part. All processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on a parameter's device, and of one that is sharded, as the part that is this process's."""
+    """A whole tensor on a parameter's device. For a sharded parameter, this process's part of it."""
     tensor = tensor.to(parameter.device)
-    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)

@@ -11,10 +11,10 @@ from torch import nn
 from autoglm_compress.healing.model import full, sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that has the steepest slope at zero while singular values of one stay near it."""
+"""Coefficients of the quintic with the steepest slope at zero that keeps singular values of one near one."""
 ROUNDS = 5
 STACKED = 2**24
-"""So many elements are orthogonalized at once, at most, or one matrix."""
+"""The most elements orthogonalized at once, if they are more than one matrix."""
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
@@ -37,15 +37,15 @@ class Muon(torch.optim.Optimizer):
 
     Steps are scaled as Moonlight does (Liu et al. 2025), so that they are as large as AdamW's for the same rate.
     Matrices of one shape are orthogonalized together, which is several times faster where they are small; in bf16 on a
-    GPU, and in fp32 on a CPU, many of which compute bf16 a hundred times slower. Of matrices that are sharded over
-    processes the momentum is, too, and each process orthogonalizes the whole.
+    GPU, and in fp32 on a CPU, many of which compute bf16 a hundred times slower. The momentum of sharded matrices is
+    sharded too, and each process orthogonalizes the whole matrix.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # torch's others take a closure, which nothing here gives
         """Change the parameters that have a gradient."""
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -55,11 +55,12 @@ class Muon(torch.optim.Optimizer):
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         directions = []
         for parameter in parameters:
-            state = self.state[parameter]
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None  # `step` leaves out those that have none
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-            average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            directions.append(full(torch.lerp(parameter.grad, average, group["momentum"])))
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            directions.append(full(torch.lerp(gradient, average, group["momentum"])))
         dtype = torch.bfloat16 if directions[0].is_cuda else torch.float32
         size = 0.2 * sqrt(max(directions[0].shape)) * group["lr"]
         for parameter, step in zip(parameters, orthogonalized(torch.stack(directions).to(dtype)), strict=True):
@@ -68,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one shape each, as many as are orthogonalized at once."""
+    """Groups of parameters of one shape, each as large as is orthogonalized at once."""
     by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         by_shape[parameter.shape].append(parameter)

@@ -20,7 +20,8 @@ EIGHT_BIT = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}
 def make_optimizers(
     parameters: Sequence[tuple[str, nn.Parameter]], options: HealingOptions
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of named parameters: one, or with `muon` a second for all that is no matrix of a layer.
+    """The optimizers of named parameters: one, or with `muon` a second one for all parameters that are not layer
+    matrices.
 
     Raises:
         UserError: what the optimizer needs is not installed.
@@ -39,7 +40,7 @@ def make_optimizers(
 
 
 def _groups(parameters: Sequence[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and norms, biases and gains of scales, which do not."""
+    """Parameter groups: matrices have weight decay; norms, biases and gains of scales have none."""
     decays = [parameter.dim() == 2 and not name.endswith(".gains") for name, parameter in parameters]
     groups = [
         {"params": [parameter for (_, parameter), own in zip(parameters, decays, strict=True) if own is which]}

@@ -1,9 +1,11 @@
-"""What a recipe can say about healing."""
+"""The options of healing in a recipe."""
 
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from autoglm_compress.calibration.dataset import Dataset
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kMG])")
 TIMES = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -23,7 +25,7 @@ def _count(value: Any) -> int:
 class Lora(BaseModel):
     """Low-rank adapters on all linears of the layers (Hu et al. 2021), merged into the weights in the end.
 
-    Everything else is frozen. `alpha` over `rank` scales what they add.
+    Everything else is frozen. `alpha` over `rank` scales their output.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,25 +34,12 @@ class Lora(BaseModel):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
 
 
-class Dataset(BaseModel):
-    """Text streamed by the `datasets` library: a name on the hub or a folder, and the column that holds the text.
-
-    A stage that is finished is not done again because the dataset changed: nobody looks.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: str
-    subset: str | None = None
-    split: str = "train"
-    column: str = "text"
-
-
 class HealingOptions(BaseModel):
     """The options of healing.
 
     Defaults are those of Minitron's recipe (Muralidharan et al. 2024: forward KL alone, AdamW with betas 0.9 and 0.95,
-    cosine to a tenth) but for the rate: theirs of 1e-4 is for billions of tokens, and few tokens want a higher one.
+    cosine to a tenth), except for the learning rate: their 1e-4 is for billions of tokens, and few tokens need a higher
+    one.
     """
 
     tokens: Annotated[int, PlainValidator(_count)]

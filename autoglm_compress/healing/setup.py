@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.training_rows import (
     TextPart,
     TrainingRows,
     random_rows,
-    rows_to_fetch,
     training_rows,
 )
 from autoglm_compress.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from autoglm_compress.forward.one_layer_model import fast_dtype
 from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.healing.dataset_text import dataset_rows
 from autoglm_compress.healing.model import Student
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.sharding import shard
 from autoglm_compress.healing.teacher import CachedTeacher, ResidentTeacher, Teacher
 from autoglm_compress.healing.teacher_samples import continued
@@ -32,16 +32,16 @@ from autoglm_compress.runtime import Runtime
 
 @dataclass(frozen=True)
 class HealingInputs:
-    """What a checkpoint is healed with.
+    """The inputs of healing.
 
     Attributes:
         origin: the run's source, whose tokenizer reads a dataset.
         source: the checkpoint to heal.
-        teacher: the checkpoint that it is to predict like.
-        lineage: what is left in `source` of the run's source.
-        text: that of the calibration sources.
+        teacher: the checkpoint whose predictions are the target.
+        lineage: which parts of the run's source `source` still has.
+        text: the text of the calibration sources.
         seed: decides the order of rows, and random ones.
-        work: a folder that outlasts a kill.
+        work: a folder that survives a kill.
         runtime: where to train, and the processes that share every batch.
     """
 
@@ -63,12 +63,14 @@ def set_up(options: HealingOptions, inputs: HealingInputs) -> Trainer:
     """
     runtime = inputs.runtime
     lineage = inputs.lineage if options.residual else None
-    resident = None if options.teacher_top_k else ResidentTeacher(inputs.teacher, runtime.device, lineage)
+    top_k = options.teacher_top_k
+    resident = None if top_k else ResidentTeacher(inputs.teacher, runtime.device, lineage)
     with runtime.processes.first_goes_first():
         data = training_rows(_rows(options, inputs, resident), inputs.seed)
-        teacher: Teacher = resident or CachedTeacher(
-            inputs.teacher, data.rows.long(), options.teacher_top_k, inputs.work / "teacher", runtime
-        )
+        teacher: Teacher | None = resident
+        if top_k:
+            teacher = CachedTeacher(inputs.teacher, data.rows.long(), top_k, inputs.work / "teacher", runtime)
+        assert teacher is not None  # it is resident or cached
     _require_batch(options, data)
     student = _student(options, inputs)
     wrapped = shard(student, runtime.device.type, runtime.processes)
@@ -84,16 +86,16 @@ def _require_batch(options: HealingOptions, data: TrainingRows) -> None:
 
 
 def _student(options: HealingOptions, inputs: HealingInputs) -> Student:
-    """The checkpoint to heal, with what is trained of it in fp32."""
+    """The checkpoint to heal, with the trained parameters in fp32."""
     source, device = inputs.source, inputs.runtime.device
     fast = fast_dtype(source, device)
-    fast = torch.bfloat16 if fast == torch.float16 else fast  # gradients leave the range of fp16
+    fast = torch.bfloat16 if fast == torch.float16 else fast  # gradients exceed the range of fp16
     model = load_model(source, device, torch.float32 if options.lora is None else fast, keep_integers=True)
     quantized = source.shape.quantization is not None
     choose_trained(model, source.family.layer_linears, options.lora, quantized, inputs.seed)
     if options.gradient_checkpointing:
         model.train()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
     return Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
 
 
@@ -111,6 +113,7 @@ def _text(
     options: HealingOptions, inputs: HealingInputs, resident: ResidentTeacher | None, tokens: int
 ) -> list[TextPart]:
     if isinstance(options.data, Dataset):
+        assert options.sequence_length is not None  # the plan refuses a dataset without it
         return [_dataset_text(options.data, inputs, tokens, options.sequence_length)]
     parts = inputs.text.training(tokens, options.sequence_length)
     if options.data == "calibration":
@@ -122,10 +125,12 @@ def _text(
 
 
 def _dataset_text(dataset: Dataset, inputs: HealingInputs, tokens: int, length: int) -> TextPart:
-    wanted = max(tokens // length, 1)
-    enough, tokenizer = rows_to_fetch(wanted, length), inputs.origin.tokenizer()
-    # Kept, since a run that goes on must not find other rows.
-    rows = computed_once(
-        inputs.work / "rows.safetensors", lambda: {"rows": dataset_rows(dataset, tokenizer, enough, length)}
-    )
-    return TextPart(rows["rows"], wanted)
+    wanted, tokenizer = max(tokens // length, 1), inputs.origin.tokenizer()
+
+    def streamed() -> dict[str, torch.Tensor]:
+        part = dataset_rows(dataset, tokenizer, wanted, length)
+        return {"rows": part.rows, "deciding": part.deciding}
+
+    # Kept on disk, because a continued run must use the same rows.
+    kept = computed_once(inputs.work / "rows.safetensors", streamed)
+    return TextPart(kept["rows"], wanted, kept["deciding"])

@@ -18,10 +18,11 @@ def require_equal_parts(batch_size: int, processes: Processes) -> None:
 
 
 def shard(student: Student, device_type: str, processes: Processes) -> nn.Module:
-    """Shard a student's layers, and what is around them, in place; one process keeps it whole."""
+    """Shard a student's layers, and the parameters outside them, in place. A single process keeps it whole."""
     if processes.count == 1:
         return student
     mesh = init_device_mesh(device_type, (processes.count,))
     for layer in student.model.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
-    return fully_shard(student, mesh=mesh)
+    fully_shard(student, mesh=mesh)
+    return student

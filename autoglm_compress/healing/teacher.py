@@ -1,4 +1,4 @@
-"""What the teacher expects: computed when it is asked for, or kept on disk so that the teacher need not stay."""
+"""The teacher's distributions: computed when needed, or kept on disk so that the teacher need not stay in memory."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from autoglm_compress.forward.whole_model import load_model
 from autoglm_compress.runtime import Runtime
 
 TOKENS_AT_ONCE = 2**18
-"""Tokens that one reading of the teacher's weights serves; their hidden states are on disk meanwhile."""
+"""Tokens for which the teacher's weights are read once. Their hidden states are on disk meanwhile."""
 
 
 class Teacher(Protocol):
@@ -32,8 +32,8 @@ class Teacher(Protocol):
 class ResidentTeacher:
     """A whole model in memory.
 
-    With a `lineage` it also tells the residual stream, in the student's basis, where each of the student's layers but
-    the first begins.
+    With a `lineage`, it also gives the residual stream, in the student's basis, at the start of each of the student's
+    layers but the first.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, lineage: Lineage | None) -> None:
@@ -43,21 +43,20 @@ class ResidentTeacher:
     @torch.no_grad()
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
         """Run the model."""
-        wanted = self._lineage is not None
-        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=wanted)
+        lineage = self._lineage
+        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=lineage is not None)
         target = FromStates(found.last_hidden_state.flatten(0, 1).float(), self.model.get_output_embeddings().weight)
-        if not wanted:
+        if lineage is None:
             return target, {}
-        kept = enumerate(self._lineage.layers[1:], 1)
-        project = self._lineage.project
-        return target, {ours: project(found.hidden_states[theirs].float()) for ours, theirs in kept}
+        kept = enumerate(lineage.layers[1:], 1)
+        return target, {ours: lineage.project(found.hidden_states[theirs].float()) for ours, theirs in kept}
 
 
 class CachedTeacher:
     """The likeliest tokens after each token of all rows, on disk: `top_k` x 6 bytes for each.
 
-    They are made by a walk, a layer at a time, so the teacher never has to fit into memory. What is there is used again
-    by a run that goes on.
+    A walk makes them, a layer at a time, so the teacher never has to fit into memory. A continued run reuses existing
+    files.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class CachedTeacher:
         self._device = runtime.device
 
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
-        """Look it up, on disk: all of it may be more than fits into memory."""
+        """Read the rows from disk, because all rows may not fit into memory."""
         found = zip(*map(self._row, numbers.tolist()), strict=True)
         return Likeliest(*(torch.cat(part).to(self._device) for part in found)), {}
 

@@ -1,57 +1,61 @@
-"""Text that the teacher writes itself, from the openings of other text on."""
+"""Text that the teacher writes, starting from openings of other text."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.calibration.training_rows import TextPart, rows_to_fetch
+from autoglm_compress.calibration.training_rows import TextPart
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.progress import Progress
 
 CACHE_BYTES, MOST_ROWS = 2**31, 512
-"""The key-value cache of the rows that are written at once takes so much at most, and they are so many."""
+"""The most bytes of key-value cache for rows that are written at once, and the most rows."""
 OPENING = 8
-"""One in so many tokens of a row is given, so that what is written has the subjects and formats of the text."""
+"""One token in this many is given from the text, so that samples have the subjects and formats of the text."""
 
 
 @torch.no_grad()
 def continued(
     model: Any, shape: ModelShape, parts: Sequence[TextPart], seed: int, folder: Path, progress: Progress
 ) -> list[TextPart]:
-    """Rows as many as are wanted, each the opening of one of a source's rows as the model goes on with it.
+    """The wanted number of rows, each the opening of a source's row, continued by the model.
 
-    The model draws from its own distribution, as it is (LLM-QAT, Liu et al. 2023, does so too); a text that ends within
-    a row is followed by another, as in rows packed from documents. So it tells what it knows, of which the source's
-    own text may hold little. What is in `folder` from a run that was killed is used again.
+    Deciding rows are made in the same way, from openings of deciding rows.
+
+    The model samples from its unchanged distribution, as in LLM-QAT (Liu et al. 2023). A text that ends within a row is
+    followed by another, as in packed rows. The samples show what the model knows; the source's text may contain little
+    of it. Files of a killed run in `folder` are reused.
 
     Args:
         model: a causal language model of transformers.
         shape: its shape.
-        parts: the text; of a source with few rows, an opening is gone on with several times.
-        seed: decides what is drawn.
-        folder: keeps what was written.
-        progress: shows how much was.
+        parts: the text. If a source has few rows, an opening is continued several times.
+        seed: seeds the sampling.
+        folder: keeps the samples.
+        progress: shows the number of rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     length = parts[0].rows.shape[1]
     at_once = min(MOST_ROWS, max(1, CACHE_BYTES // shape.kv_cache_bytes(length)))
     found, number = [], 0
-    total = sum(rows_to_fetch(part.wanted, length) for part in parts) * length
+    total = sum(part.wanted + len(part.deciding) for part in parts) * length
     with progress.task("teacher writes text", total=total, unit="tokens") as advance:
         for part in parts:
-            chosen = torch.arange(rows_to_fetch(part.wanted, length)) % len(part.rows)
-            openings = part.rows[chosen, : max(1, length // OPENING)]
+            chosen = part.rows[torch.arange(part.wanted) % len(part.rows)]
+            openings = torch.cat([chosen, part.deciding])[:, : max(1, length // OPENING)]
             written = []
             for some in openings.split(at_once):
                 file = folder / f"written-{number:05d}.safetensors"
-                rows = computed_once(file, lambda some=some, drawn=seed + number: _continue(model, some, length, drawn))
-                written.append(rows["rows"])
+                kept = computed_once(file, partial(_continue, model, some, length, seed + number))
+                written.append(kept["rows"])
                 number += 1
                 advance(written[-1].numel())
-            found.append(TextPart(torch.cat(written), part.wanted))
+            rows = torch.cat(written)
+            found.append(TextPart(rows[: part.wanted], part.wanted, rows[part.wanted :]))
     return found
 
 

@@ -1,6 +1,7 @@
-"""What of a student is trained, and the checkpoint's tensors that come of it."""
+"""The trained parameters of a student, and the checkpoint's tensors made from them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +11,9 @@ from autoglm_compress.healing.options import Lora
 
 
 def choose_trained(model: nn.Module, linears: tuple[str, ...], lora: Lora | None, quantized: bool, seed: int) -> None:
-    """Freeze what is not trained, in place: nothing, all but adapters, or all but scales, norms and biases.
+    """Freeze the other parameters in place: none, all but adapters, or all but scales, norms and biases.
 
-    Adapters are put beside the linears of the layers, in fp32, and start as nothing.
+    Adapters are added to the layers' linears, in fp32, and start at zero.
     """
     if lora is not None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -20,10 +21,11 @@ def choose_trained(model: nn.Module, linears: tuple[str, ...], lora: Lora | None
         names = [linear.rsplit(".", 1)[-1] for linear in linears]
         torch.manual_seed(seed)
         model.requires_grad_(False)
-        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), model)
+        scale: Any = lora.alpha  # a float, as the paper has it; peft's types say int, its code divides by the rank
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=names), model)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # peft gives them the dtype of what they stand beside
+                parameter.data = parameter.data.float()  # peft gives them the dtype of their linears
     elif quantized:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.dim() == 1 or name.endswith(".gains"))
@@ -58,4 +60,5 @@ def _quantized(module: str, source: Checkpoint, gains: torch.Tensor | None) -> d
     integers, scales, zeros = source.read_integers(module)
     if gains is not None:
         scales = (scales.float() * gains).to(scales.dtype)
-    return source.format.pack(module, source.shape.quantization.schemes[module], integers, scales, zeros)
+    layout, scheme = source.packing_of(module)
+    return layout.pack(module, scheme, integers, scales, zeros)

@@ -1,4 +1,4 @@
-"""The training loop: a step for each batch, checks on held-out rows, and a state on disk to go on from."""
+"""The training loop: one step per batch, checks on deciding rows, and a state on disk to continue from."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from autoglm_compress.calibration.training_rows import TrainingRows
 from autoglm_compress.checkpoint.writer import save_atomically
@@ -26,7 +27,7 @@ GRADIENT_NORM = 1.0
 SAVE_SECONDS = 600.0
 CURVE_POINTS = 200
 DIVERGED, MARGIN = 2.0, 0.1
-"""A held-out divergence of so many times the first, and so many nats more, says that training has failed."""
+"""Training has failed if the divergence in a check is this many times the first one and this many nats above it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Point:
 
 
 class Trainer:
-    """Trains those of a student's parameters that want a gradient, through `wrapped`: itself, or what shards it.
+    """Trains the student's parameters that require a gradient, through `wrapped`: the student, or the module that
+    shards it.
 
     Under `torchrun` every process has a trainer and rows of its own of each batch; the first process keeps the state.
     """
@@ -82,7 +84,7 @@ class Trainer:
 
     @property
     def best_check(self) -> Check:
-        """The check with the lowest divergence; of equal ones, and of NaN, the first."""
+        """The check with the lowest divergence. The first of equal ones, and the first if all are NaN."""
         best = self.checks[0]
         for check in self.checks:
             best = check if check.divergence < best.divergence else best
@@ -139,9 +141,9 @@ class Trainer:
         mine = self.data.order[self.step * size : (self.step + 1) * size][self.processes.rank :: self.processes.count]
         total = torch.zeros((), device=self.device)
         for numbers in mine.split(self._rows_at_once):
-            loss = self._loss(numbers) * (len(numbers) / len(mine))
-            loss.backward()
-            total += loss.detach()
+            part = self._loss(numbers) * (len(numbers) / len(mine))
+            part.backward()
+            total += part.detach()
         if self.processes.count > 1:
             distributed.all_reduce(total)
             total /= self.processes.count
@@ -158,8 +160,9 @@ class Trainer:
         self.step += 1
         if len(self._losses) >= max(1, self.steps // CURVE_POINTS) or self.step == self.steps:
             self._add_point(rate)
-        for average, (_, parameter) in zip(self.averages, self.parameters, strict=False):
-            average.lerp_(parameter.detach(), 1 - self.options.ema)
+        if self.options.ema is not None:
+            for average, (_, parameter) in zip(self.averages, self.parameters, strict=True):
+                average.lerp_(parameter.detach(), 1 - self.options.ema)
         return loss
 
     def _loss(self, numbers: torch.Tensor, plain: bool = False) -> torch.Tensor:
@@ -186,10 +189,10 @@ class Trainer:
         self._swap_averages()
         rows = self.data.held_out.split(self._rows_at_once)
         total = sum(self._loss(numbers, plain=True).item() * len(numbers) for numbers in rows)
-        # What follows is done by all processes or by none: they must not differ in the last bit.
+        # All processes or none must do the rest, so their numbers must agree to the last bit.
         divergence = self.processes.tell(total / len(self.data.held_out))
-        if self.processes.count > 1:
-            self.wrapped.reshard()  # the next forward pass gathers what is there then
+        if isinstance(self.wrapped, FSDPModule):
+            self.wrapped.reshard()  # the next forward pass gathers the changed weights
         check = Check(self.step, self.step * self._step_tokens, divergence)
         self.checks.append(check)
         if self.step and self.best_check is check:
@@ -208,7 +211,7 @@ class Trainer:
     def _write(
         self, save: Callable[[dict[str, torch.Tensor]], None], tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
-        """Save tensors in the first process; all have to bring the parts they hold."""
+        """Save tensors in the first process. All processes must call it with their parts."""
         whole = {}
         for name, tensor in tensors:
             gathered = full(tensor)
@@ -218,8 +221,8 @@ class Trainer:
             save(whole)
 
     def _save(self) -> None:
-        """Leave on disk all that training goes on from."""
-        numbers = {
+        """Save everything that training needs to continue."""
+        numbers: dict[str, Any] = {
             "step": self.step,
             "curve": [asdict(point) for point in self.curve],
             "checks": [asdict(check) for check in self.checks],
@@ -246,7 +249,7 @@ class Trainer:
                     yield name, key, value
 
     def _resume(self) -> None:
-        """Go on from what an earlier run left."""
+        """Continue from the state of an earlier run."""
         with self.processes.first_goes_first():
             state = load_state(self.folder / "state")
         if state is None:

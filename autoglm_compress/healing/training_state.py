@@ -1,4 +1,4 @@
-"""Where training stands, on disk: tensors as safetensors, numbers as JSON, complete or not there."""
+"""The state of training on disk: tensors as safetensors, numbers as JSON. It is complete or absent."""
 
 import json
 import shutil

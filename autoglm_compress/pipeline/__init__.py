@@ -1,4 +1,4 @@
-"""Running a recipe: the plan, the stages in order, and what a run leaves behind."""
+"""Running a recipe: the plan, the stages in order, and the files of a run."""
 
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run import RunOptions, run_recipe

@@ -1,11 +1,12 @@
-"""What a run gives its stages: checkpoints, text, statistics, evaluations."""
+"""The contexts of stages: checkpoints, text, statistics, evaluations."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.forward.statistics import Statistics, measure
@@ -13,55 +14,60 @@ from autoglm_compress.hashing import key_of
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.preparation import Preparation
 from autoglm_compress.pipeline.run_folder import LINEAGE
-from autoglm_compress.stages import Makes, StageContext
+from autoglm_compress.stages import SharedContext, StageContext
 from autoglm_compress.versions import result_versions
 
 
+def shared_context(inputs: RunInputs, number: int, work: Path) -> SharedContext:
+    """The context of stage `number` of the recipe in a process that only takes part; `work` is the stage's own."""
+    parent = inputs.recipe.parents[number]
+    folder = inputs.source.folder if parent is None else inputs.folder.path / inputs.recipe.folder_name(parent)
+    return SharedContext(
+        origin=inputs.source,
+        source_folder=folder,
+        shape=inputs.plan.checkpoints[number + 1].shape,
+        lineage=Lineage.of_source(inputs.source.shape) if parent is None else Lineage.load(folder / LINEAGE),
+        text=inputs.text,
+        open_checkpoint=inputs.open_other,
+        runtime=inputs.runtime,
+        seed=inputs.recipe.seed,
+        work=work,
+    )
+
+
+def measure_statistics(inputs: RunInputs, name: str) -> Statistics:
+    """Measure the source's statistics into a folder within `.work`, as all processes do together."""
+    folder = inputs.folder.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return measure(inputs.source, inputs.text.batches, folder, inputs.runtime)
+
+
 class Contexts:
-    """Makes the context of each stage; what several stages ask for is measured once.
+    """Makes the context of each stage in the first process. Whatever several stages ask for is measured once."""
 
-    Args:
-        inputs: what the run works with.
-        preparation: what the first process has prepared; the other processes evaluate nothing and need none.
-    """
-
-    def __init__(self, inputs: RunInputs, preparation: Preparation | None = None) -> None:
-        self._inputs = inputs
+    def __init__(self, preparation: Preparation) -> None:
+        self._inputs = preparation.inputs
         self._preparation = preparation
 
-    def make(self, number: int, work: Path, result: Path | None) -> StageContext:
+    def make(self, number: int, work: Path, result: Path) -> StageContext:
         """The context of stage `number`.
 
         Args:
             number: of the stage in the recipe.
             work: a folder of the stage's own.
-            result: the folder that its result is put in; None in all processes but the first.
+            result: the folder that its result is put in.
         """
-        inputs = self._inputs
-        stage, parent = inputs.recipe.stages[number], inputs.recipe.parents[number]
-        folder = inputs.source.folder if parent is None else inputs.folder.path / inputs.recipe.folder_name(parent)
-        shape = inputs.plan.checkpoints[number + 1].shape
-        target = None
-        if result is not None and stage.makes is Makes.CHECKPOINT:
-            target = CheckpointWriter(result, units=shape.num_hidden_layers + 2)
+        parent = self._inputs.recipe.parents[number]
+        shared = shared_context(self._inputs, number, work)
         return StageContext(
-            origin=inputs.source,
-            source_folder=folder,
-            target=target,
+            **{each.name: getattr(shared, each.name) for each in fields(shared)},
             result=result,
-            shape=shape,
-            lineage=Lineage.of_source(inputs.source.shape) if parent is None else Lineage.load(folder / LINEAGE),
-            text=inputs.text,
             statistics=lambda: self.statistics,
             evaluate=lambda tasks: self.evaluate(parent, tasks),
-            open_checkpoint=inputs.open_other,
-            runtime=inputs.runtime,
-            seed=inputs.recipe.seed,
-            work=work,
         )
 
     def evaluate(self, number: int | None, tasks: Sequence[str]) -> dict[str, Any]:
-        """Results of a stage's checkpoint, or of the source, by task; what is known is not measured again."""
+        """Results of a stage's checkpoint, or of the source, by task. Known results are not measured again."""
         checkpoint = self._preparation.checkpoint(number)
         return self._inputs.evaluations.results(
             checkpoint.name, checkpoint.key, lambda: Checkpoint(checkpoint.folder, self._inputs.source.family), tasks
@@ -75,12 +81,6 @@ class Contexts:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The source's, for a stage that the first process runs; all processes measure them."""
+        """The source's statistics, for a stage that the first process runs. All processes measure them."""
         self._inputs.runtime.processes.tell(self.statistics_name)
-        return self.measure(self.statistics_name)
-
-    def measure(self, name: str) -> Statistics:
-        """Measure the source's statistics into a folder within `.work`, as all processes do together."""
-        folder = self._inputs.folder.work / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return measure(self._inputs.source, self._inputs.text.batches, folder, self._inputs.runtime)
+        return measure_statistics(self._inputs, self.statistics_name)

@@ -1,15 +1,16 @@
-"""What a run works with: found and opened before anything is hashed, decided or written."""
+"""The inputs of a run, found and opened before anything is hashed, decided or written."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
+from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run_folder import RunFolder
-from autoglm_compress.pipeline.texts import with_texts
+from autoglm_compress.pipeline.texts import longest_rows, with_texts
 from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.files import EVALUATIONS
 from autoglm_compress.runtime import Runtime
@@ -17,7 +18,7 @@ from autoglm_compress.runtime import Runtime
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line adds to a recipe."""
+    """The options of the command line for a run."""
 
     output: Path
     device: str = "auto"
@@ -29,7 +30,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """A recipe, what it names, and where its results go; `chosen` are the numbers of the stages from first to last."""
+    """A recipe, the files that it names, and the output folder. `chosen` has the numbers of the stages from first to
+    last.
+    """
 
     recipe: Recipe
     options: RunOptions
@@ -47,29 +50,32 @@ class RunInputs:
         return [self.recipe.folder_name(number) for number in range(len(self.recipe.stages))]
 
     def open_other(self, name: str, option: str) -> Checkpoint:
-        """A checkpoint beside source and parent that an option of a stage names."""
-        return Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
+        """A checkpoint, other than source and parent, that an option of a stage names."""
+        other = Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
+        require_loadable(other)
+        return other
 
 
 def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
-    """Find all that a run works with.
+    """Find all inputs of a run.
 
     Raises:
-        UserError: something that the recipe or the command line names is not there or cannot be.
+        UserError: the recipe or the command line names something that does not exist or is not valid.
     """
     chosen = _chosen(recipe, options)
     folder = RunFolder(options.output, recipe.name)
     plan = plan_recipe(recipe, options.output)
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases), recipe.family())
+    require_loadable(source)
     source.require_tokenizer()
     if source.left_out:
         runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")
     plan = with_texts(plan, source.folder)
     recipe = plan.recipe
-    text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress)
+    text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress, longest_rows(recipe))
     evaluations = Evaluations(
         recipe.evaluation,
-        find_data(recipe.evaluation, recipe.bases, default_text=next(iter(recipe.calibration.rows))),
+        find_data(recipe.evaluation, recipe.bases, default_text=next(iter(plan.texts.values()))),
         folder=folder.path / EVALUATIONS,
         work=folder.work,
         seed=recipe.seed,
@@ -79,7 +85,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
 
 
 def _chosen(recipe: Recipe, options: RunOptions) -> range:
-    """The stages that `--from` and `--until` leave."""
+    """The stages that `--from` and `--until` select."""
     labels = recipe.labels()
     for option, label in (("--from", options.first), ("--until", options.last)):
         if label is not None and label not in labels:

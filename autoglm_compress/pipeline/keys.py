@@ -1,6 +1,6 @@
-"""What the result of a stage depends on, as hashes: the same key means the same bytes."""
+"""Hashes of everything that a stage's result depends on. The same key means the same bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from autoglm_compress.recipe import Recipe
 from autoglm_compress.records.manifest import SourceRecord
 
 REVISION = 2
-"""Raised when results change for a reason that no stage's own revision covers."""
+"""Raise it when results change for a reason that no stage's own revision covers."""
 
 
 @dataclass(frozen=True)
 class KnownCheckpoint:
-    """A checkpoint of a run: the name and the key that it is known by, and its folder."""
+    """A checkpoint of a run: its name, its key and its folder."""
 
     name: str
     key: str
@@ -44,10 +44,15 @@ class Keys:
     others: dict[str, dict[str, Any]]
 
 
-def calibration_key(options: CalibrationOptions, files: Mapping[str, Path | None]) -> str:
-    """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`."""
-    parts = [[rows, text_key(files[source])] for source, rows in options.rows.items()]
-    text = parts if len(parts) > 1 else parts[0][1]
+def calibration_key(
+    options: CalibrationOptions, files: Mapping[str, Path | None], divided_sources: Collection[str]
+) -> str:
+    """The key of the calibration tokens (of one tokenizer), whose sources are read from `files`.
+
+    `divided_sources` are the sources with documents set apart to decide about fits.
+    """
+    parts = [[rows, text_key(files[source]), source in divided_sources] for source, rows in options.rows.items()]
+    text = parts if len(parts) > 1 else parts[0][1:]
     return key_of([options.samples, options.sequence_length, options.seed, text])
 
 
@@ -74,7 +79,8 @@ def stage_keys(
         if stage.uses_calibration:
             depends += [source_key, calibration, STATISTICS_REVISION]
         if stage.trains_on_calibration:
-            depends.append(recipe.calibration.source)  # of more rows than calibration has, shares give others
+            # Of more rows than calibration has, shares give others.
+            depends.append(recipe.calibration.model_dump(mode="json")["source"])
         depends += [others.get(name) for name in stage.other_checkpoints.values()]
         depends += [settings_key(task) for task in stage.evaluates]
         keys.append(key_of(depends))
@@ -82,15 +88,17 @@ def stage_keys(
 
 
 def keys_of(inputs: RunInputs) -> Keys:
-    """Hash what a run depends on; files that the manifest knows and that did not change are not read again."""
+    """Hash everything a run depends on. Unchanged files that the manifest knows are not read again."""
     recipe, manifest = inputs.recipe, inputs.folder.manifest
     source_files = _hashed(inputs.source, manifest.source)
-    others = {}
+    others: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages[: inputs.chosen[-1] + 1]:
         for option, name in stage.other_checkpoints.items():
             other = inputs.open_other(name, option)
             others[name] = {"folder": str(other.folder), "files": _hashed(other, manifest.others.get(name))}
-    calibration = calibration_key(recipe.calibration, inputs.text.files)
+    reads_text = any(stage.uses_calibration for stage in recipe.stages)
+    divided_sources = inputs.text.divided_sources if reads_text else ()
+    calibration = calibration_key(recipe.calibration, inputs.text.files, divided_sources)
     by_name = {name: key_of_files(other["files"]) for name, other in others.items()}
     used = inputs.source.family
     family = None if built_in().get(used.architecture) is used else key_of(used.model_dump(mode="json"))
@@ -99,6 +107,7 @@ def keys_of(inputs: RunInputs) -> Keys:
 
 
 def _hashed(checkpoint: Checkpoint, known: SourceRecord | None) -> dict[str, dict[str, Any]]:
-    """What `hash_source` says of a checkpoint, given what a manifest knows of one of that name."""
-    same = known is not None and known.folder == str(checkpoint.folder)
-    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()} if same else {})
+    """The hashes of a checkpoint's files by `hash_source`, reusing those in the manifest for unchanged files."""
+    if known is None or known.folder != str(checkpoint.folder):
+        return hash_source(checkpoint, {})
+    return hash_source(checkpoint, {name: file.as_data() for name, file in known.files.items()})

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a run was made from and what it has made."""
+"""`manifest.json`: the inputs and the results of a run."""
 
 from datetime import datetime, timezone
 
@@ -16,7 +16,9 @@ def write_manifest(preparation: Preparation) -> None:
     inputs, keys = preparation.inputs, preparation.keys
     manifest = Manifest(
         recipe=inputs.recipe.as_data(),
-        source=SourceRecord(folder=str(inputs.source.folder), key=keys.source, files=keys.source_files),
+        source=SourceRecord.model_validate(
+            {"folder": str(inputs.source.folder), "key": keys.source, "files": keys.source_files}
+        ),
         others={name: SourceRecord(**other) for name, other in keys.others.items()},
         calibration_key=keys.calibration,
         seed=inputs.recipe.seed,

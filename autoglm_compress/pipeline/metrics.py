@@ -1,12 +1,14 @@
-"""What a run cost and what it gave: one row per stage, for machines and for people."""
+"""Costs and measurements of a run: one row per stage, as JSON and as a table."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from autoglm_compress.pipeline.plan import SOURCE, Plan
+from autoglm_compress.architecture.shape import PARTS
+from autoglm_compress.records.files import SOURCE
 from autoglm_compress.records.metrics import Row
+from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import human
 
@@ -25,7 +27,7 @@ def row(
     previous: Row | None,
 ) -> Row:
     """One row of `metrics.json`; Deltas are taken against `source` and `previous`."""
-    measures: dict[str, float | None] = {}
+    measures: dict[str, Any] = {}
     for measure, (task, field) in MEASURES.items():
         value = results.get(task, {}).get(field)
         measures[measure] = value
@@ -56,19 +58,23 @@ def metrics_table(rows: Sequence[Row]) -> Table:
         perplexity, accuracy, delta = entry.perplexity, entry.accuracy, entry.accuracy_delta_source
         table.add_row(
             entry.name,
-            human(entry.parameters),
-            human(entry.bytes) + "B",
+            _written(entry.parameters),
+            _written(entry.bytes, "B"),
             "" if perplexity is None else f"{perplexity:.2f}",
             "" if perplexity is None or not base else f"{perplexity / base:.3f}",
             "" if accuracy is None else f"{100 * accuracy:.1f}%",
             "" if delta is None or entry.name == SOURCE else f"{100 * delta:+.1f}",
             f"{entry.seconds:.1f}s",
-            human(entry.peak_rss_bytes) + "B",
+            _written(entry.peak_rss_bytes, "B"),
         )
     return table
 
 
-def plan_table(plan: Plan) -> Table:
+def _written(number: int | None, unit: str = "") -> str:
+    return "" if number is None else human(number) + unit
+
+
+def plan_table(plan: PlanRecord) -> Table:
     """A plan as a table that fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
@@ -83,11 +89,24 @@ def plan_table(plan: Plan) -> Table:
             str(shape.intermediate_size),
             f"{shape.num_attention_heads}/{shape.num_key_value_heads}",
             str(shape.head_dim),
-            human(shape.parameters),
-            human(shape.bytes if entry.stage == SOURCE else entry.disk) + "B"
-            if entry.disk or entry.stage == SOURCE
+            human(entry.parameters),
+            human(entry.bytes if entry.stage == SOURCE else entry.disk_bytes) + "B"
+            if entry.disk_bytes or entry.stage == SOURCE
             else "",
-            human(shape.kv_cache_bytes()) + "B",
-            human(entry.peak_memory) + "B" if entry.peak_memory else "",
+            human(entry.kv_cache_bytes_per_1000_tokens) + "B",
+            human(entry.peak_memory_bytes_estimate) + "B" if entry.peak_memory_bytes_estimate else "",
         )
     return table
+
+
+def parts_lines(plan: PlanRecord) -> list[str]:
+    """Of a model with towers beside the text, the parameters by part with shares: the source's and the last one's."""
+    ends = [plan.checkpoints[0], plan.checkpoints[-1]]
+    return [f"{entry.name}: {_parts(entry)}" for entry in ends if entry.parameters_by_part.keys() - {*PARTS, "other"}]
+
+
+def _parts(entry: PlannedStage) -> str:
+    within = {"attention", "ffn", "norms", "other"}
+    outside = {part: count for part, count in entry.parameters_by_part.items() if part not in within and count}
+    parts = {"text layers": entry.parameters - sum(outside.values())} | outside
+    return ", ".join(f"{part} {human(count)} ({count / entry.parameters:.1%})" for part, count in parts.items())

@@ -1,4 +1,4 @@
-"""The rows of `metrics.json`, from what stages and evaluations left on record."""
+"""The rows of `metrics.json`, from the records of stages and evaluations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class MetricsRows:
             resources = {field: getattr(record, field) for field in Resources.FIELDS}
             makes_checkpoint = stage.makes is Makes.CHECKPOINT
             checkpoint = number if makes_checkpoint else parent
-            # A stage that makes no checkpoint is compared with what the checkpoint it takes is compared with.
+            # A stage without a checkpoint of its own is compared with the parent of the checkpoint that it takes.
             before = parent if makes_checkpoint or parent is None else self.recipe.parents[parent]
             previous = source if before is None else rows[before]
             name = self.recipe.folder_name(number)
@@ -62,7 +62,7 @@ class MetricsRows:
     ) -> Row:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
-        shape = Shape.of(self.source.shape) if made is None else made.shape
+        shape = Shape.of(self.source.shape) if made is None else made.shape or Shape()
         parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
 

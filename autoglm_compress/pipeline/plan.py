@@ -1,36 +1,39 @@
-"""What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and what will not work."""
+"""What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and stages that cannot work."""
 
 import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
+from autoglm_compress.calibration.divided_rows import DECIDING_EVERY
 from autoglm_compress.calibration.run_text import find_sources
-from autoglm_compress.calibration.tokens import BATCH_TOKENS, CalibrationOptions, fitted_rows
+from autoglm_compress.calibration.tokens import CalibrationOptions, fitted_rows
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
-from autoglm_compress.fitting.fitting_rows import HELD_OUT_EVERY
+from autoglm_compress.evaluation.costs import evaluation_memory
+from autoglm_compress.forward.costs import rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
+from autoglm_compress.problems import FieldPath
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
-from autoglm_compress.recipe.problems import FieldPath
+from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
-PROCESS_BYTES = 600 << 20
-"""Resident memory of Python with torch and transformers loaded and nothing to do."""
+PROCESS_BYTES = 450 << 20
+"""Resident memory of Python with torch, transformers, a tokenizer and texts loaded, and of drawing figures."""
 
 
 @dataclass(frozen=True)
 class PlannedCheckpoint:
-    """The source, or what one stage makes of it (a stage that makes no checkpoint repeats the one before it)."""
+    """The source, or the checkpoint after one stage. A stage that makes no checkpoint repeats the one before it."""
 
     name: str
     stage: str
@@ -39,30 +42,31 @@ class PlannedCheckpoint:
     disk: int
     warnings: tuple[str, ...]
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data, sizes in bytes."""
+    def record(self) -> PlannedStage:
+        """The sizes, as they are printed."""
         shape = self.shape
-        return {
-            "name": self.name,
-            "stage": self.stage,
-            "shape": Shape.of(shape).as_data(),
-            "parameters": shape.parameters,
-            "bytes": shape.bytes,
-            "kv_cache_bytes_per_1000_tokens": shape.kv_cache_bytes(),
-            "peak_memory_bytes_estimate": self.peak_memory,
-            "disk_bytes": self.disk,
-            "warnings": list(self.warnings),
-        }
+        return PlannedStage(
+            name=self.name,
+            stage=self.stage,
+            shape=Shape.of(shape),
+            parameters=shape.parameters,
+            parameters_by_part=shape.parameters_by_part(),
+            bytes=shape.bytes,
+            kv_cache_bytes_per_1000_tokens=shape.kv_cache_bytes(),
+            peak_memory_bytes_estimate=self.peak_memory,
+            disk_bytes=self.disk,
+            warnings=list(self.warnings),
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
     """The source and every stage, the file of every calibration source, and the disk the run needs and has.
 
-    `recipe` is the recipe as it is done: what it leaves open fits the model, of which `folder` has the config at least.
-    `disk_bytes` is the most that a whole run takes at a time, `scratch_bytes` of it for what is no checkpoint, and
-    `kept_bytes` what the checkpoints take that it leaves. `text_warnings` are not known from shapes: `with_texts` adds
-    them.
+    `recipe` is the recipe that runs: fields it leaves open are filled in to fit the model. `folder` holds at least the
+    model's config. `disk_bytes` is the peak disk use of a whole run. `scratch_bytes` is the part of it that is not
+    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `with_texts` adds `text_warnings`, which shapes
+    do not tell.
     """
 
     recipe: Recipe
@@ -97,15 +101,15 @@ class Plan:
             found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
         return found
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data, sizes in bytes."""
-        return {
-            "checkpoints": [checkpoint.as_data() for checkpoint in self.checkpoints],
-            "disk_bytes_needed": self.disk_bytes,
-            "disk_bytes_kept": self.kept_bytes,
-            "disk_bytes_free": self.free_bytes,
-            "warnings": self.warnings(),
-        }
+    def record(self) -> PlanRecord:
+        """The plan as it is printed."""
+        return PlanRecord(
+            checkpoints=[checkpoint.record() for checkpoint in self.checkpoints],
+            disk_bytes_needed=self.disk_bytes,
+            disk_bytes_kept=self.kept_bytes,
+            disk_bytes_free=self.free_bytes,
+            warnings=self.warnings(),
+        )
 
 
 def _described_source(folder: Path, family: Family | None) -> DescribedModel:
@@ -128,8 +132,10 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     source, config = model.shape, model.config
     longest = getattr(model.text_config, "max_position_embeddings", None)
     recipe = _fitted(recipe, longest)
-    tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-    checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, 0, 0, ())]
+    tokens = recipe.calibration.tokens
+    measured = evaluation_memory(source, recipe.tasks(len(recipe.stages) - 1), recipe.evaluation)
+    memory = PROCESS_BYTES + measured if measured else 0
+    checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, memory, 0, ())]
     shapes: list[ModelShape] = []
     needed: list[Needs] = []
     problems: list[Problem] = []
@@ -137,8 +143,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         (("calibration", "sequence_length"), recipe.calibration.sequence_length),
     ]
     if "perplexity" in recipe.tasks(len(recipe.stages) - 1):
-        path = ("evaluation", "perplexity", "sequence_length")
-        lengths.append((path, recipe.evaluation.perplexity.sequence_length))
+        rows = recipe.evaluation.perplexity
+        lengths.append((("evaluation", "perplexity", "sequence_length"), rows.sequence_length))
     for number, stage in enumerate(recipe.stages):
         lengths += [(("stages", number, "sequence_length"), getattr(stage, "sequence_length", None) or 0)]
     for path, length in lengths:
@@ -152,7 +158,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, describe(config_only(name, recipe.bases, option), family).shape)
             warnings = stage.warnings(before) + _loader_warnings(before, after)
-            needs = stage.needs(before, source, tokens)
+            needs = stage.needs(before, source, recipe.calibration)
             warnings += _calibration_warnings(recipe.calibration, stage, needs.fan_in)
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
@@ -168,7 +174,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
                 name=recipe.folder_name(number),
                 stage=stage.stage,
                 shape=after,
-                peak_memory=_peak_memory(stage, needs, before, source),
+                peak_memory=_peak_memory(recipe, number, needs, before, after),
                 disk=needs.artifact + (after.bytes if stage.makes is Makes.CHECKPOINT else 0),
                 warnings=tuple(warnings),
             )
@@ -198,7 +204,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
 
 
 def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
-    """The recipe with rows no longer than the model reads, where it does not say how long they are to be."""
+    """The recipe with row lengths limited to the model's context where the recipe gives no length."""
     evaluation, perplexity = recipe.evaluation, fitted_rows(recipe.evaluation.perplexity, longest)
     changes = {
         "calibration": fitted_rows(recipe.calibration, longest),
@@ -208,11 +214,11 @@ def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
 
 
 def _refusal(config: Any, shape: ModelShape) -> str:
-    """Why `transformers` refuses a model of the source's config in this shape; empty if it does not."""
+    """Why `transformers` refuses the source's config with this shape. Empty if it accepts it."""
     if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
         return (
-            f"it takes head_dim to be hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, and it is "
-            f"{shape.head_dim}."
+            f"it assumes a head_dim of hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, but "
+            f"head_dim is {shape.head_dim}: the stage width cuts both, with hidden_size and num_attention_heads."
         )
     resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
     try:
@@ -223,7 +229,7 @@ def _refusal(config: Any, shape: ModelShape) -> str:
 
 
 def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
-    """What an engine other than transformers will make of a new shape."""
+    """Warnings about engines other than transformers that cannot load a new shape."""
     width = after.num_attention_heads * after.head_dim
     same = (after.hidden_size, width) == (before.hidden_size, before.num_attention_heads * before.head_dim)
     if same or width == after.hidden_size or not after.family.vllm_derives_head_dim:
@@ -235,14 +241,14 @@ def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
 
 
 def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in: int) -> list[str]:
-    """What to do where a stage has too few tokens to go by for linears of so many inputs."""
+    """A warning if a stage has too few calibration tokens for linears of so many inputs, with the remedy."""
     samples, length = calibration.samples, calibration.sequence_length
     enough = stage.tokens_per_input * fan_in
     found = []
-    if stage.holds_out_samples and samples < HELD_OUT_EVERY:
+    if stage.holds_out_samples and samples < DECIDING_EVERY:
         found.append(
             f"of {samples} samples one only decides about fits, which leaves {samples - 1} to fit to: "
-            f"raise calibration.samples to {HELD_OUT_EVERY} or more"
+            f"raise calibration.samples to {DECIDING_EVERY} or more"
         )
     if samples * length < enough:
         found.append(
@@ -256,7 +262,7 @@ def bytes_of(text: str) -> int:
     """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
     if not found:
@@ -272,16 +278,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _peak_memory(stage: Stage, needs: Needs, before: ModelShape, source: ModelShape) -> int:
-    """A rough upper estimate of a stage's resident memory, in bytes, on a CPU, where a walk computes in fp32."""
-    if needs.whole_models:
-        return PROCESS_BYTES + needs.whole_models
-    model_tensors = max(prod(tensor) for tensor in before.model_tensors().values())
-    layers = max(map(before.layer_bytes, before.kinds_of_layers))
-    surgery = before.element_bytes * (2 * max(model_tensors, layers // before.element_bytes))
-    if not stage.uses_calibration and stage.makes is not Makes.MEASUREMENT:
-        return PROCESS_BYTES + max(surgery, needs.memory)
-    layer = max(shape.layer_elements(kind) for shape in (source, before) for kind in shape.kinds_of_layers)
-    activations = BATCH_TOKENS * (4 * source.hidden_size + 3 * source.intermediate_size)
-    walk = 4 * (layer + activations) + source.element_bytes * model_tensors + needs.memory
-    return PROCESS_BYTES + max(walk, surgery)
+def _peak_memory(recipe: Recipe, number: int, needs: Needs, before: ModelShape, after: ModelShape) -> int:
+    """An upper estimate of the resident memory of a stage and of what is evaluated after it, in bytes, on a CPU."""
+    stage, options = recipe.stages[number], recipe.evaluation
+    evaluated = evaluation_memory(before, stage.evaluates, options)
+    if stage.makes is not Makes.CHECKPOINT:
+        return PROCESS_BYTES + max(needs.memory, evaluated)
+    evaluated = max(evaluated, evaluation_memory(after, options.every_stage, options))
+    return PROCESS_BYTES + max(needs.memory, evaluated, rewriting_memory(before, after, SHARD_BYTES))

@@ -1,4 +1,4 @@
-"""Before a run: what everything is known by, what is still to be done, and what cannot be."""
+"""Before a run: hash the inputs, find the stages to run, and refuse what cannot work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from autoglm_compress.versions import made_elsewhere
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a run knows before it begins."""
+    """The preparation of a run, before it begins."""
 
     inputs: RunInputs
     keys: Keys
     schedule: Schedule
 
     def checkpoint(self, number: int | None) -> KnownCheckpoint:
-        """What a stage reads that takes the checkpoint of stage `number`, or the source for None."""
+        """The checkpoint of stage `number`, or the source for None."""
         return _checkpoint(self.inputs, self.keys, number)
 
 
 def prepare(inputs: RunInputs) -> Preparation:
-    """Hash what a run depends on, see what is to be done, refuse what cannot be, and announce the rest.
+    """Hash everything a run depends on, find the stages to run, refuse what cannot work, and announce the rest.
 
-    Deletes what `--fresh` says, and moves finished stages to the names they have in the recipe now.
+    Deletes earlier results under `--fresh`, and renames finished stages to their present names in the recipe.
 
     Raises:
         UserError: the run cannot be done.
@@ -65,7 +65,7 @@ def _checkpoint(inputs: RunInputs, keys: Keys, number: int | None) -> KnownCheck
 
 
 def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:
-    """Raise UserError if the processes cannot do together what is to be done."""
+    """Raise UserError if so many processes cannot run these stages."""
     processes = inputs.runtime.processes
     to_make = [inputs.recipe.stages[number] for number in schedule.to_make]
     if any(stage.uses_calibration or stage.makes_quantized for stage in to_make):
@@ -76,7 +76,7 @@ def _check_processes(inputs: RunInputs, schedule: Schedule) -> None:
 
 
 def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequence[Path]) -> None:
-    """Say which stages are reused, which have to be done again and why, and what is left over."""
+    """Print which stages are reused, which run again and why, and which folders the recipe no longer names."""
     note, first = inputs.runtime.progress.note, inputs.options.first
     before = {entry.name: entry for entry in inputs.folder.manifest.stages}
     for number in range(inputs.chosen[-1] + 1):
@@ -102,14 +102,14 @@ def _announce(inputs: RunInputs, keys: Keys, schedule: Schedule, left_over: Sequ
 
 
 def _forget_evaluations(inputs: RunInputs, keys: Keys) -> None:
-    """Drop the results that stages ask for which `--from` says to do again; `--fresh` has dropped all."""
+    """Drop the evaluations of the stages that `--from` repeats. `--fresh` has dropped all already."""
     for number in inputs.chosen if inputs.options.first is not None else ():
         if tasks := inputs.recipe.stages[number].evaluates:
             inputs.evaluations.forget(_checkpoint(inputs, keys, inputs.recipe.parents[number]).name, tasks)
 
 
 def _check_disk(inputs: RunInputs, schedule: Schedule) -> None:
-    """Raise UserError if what is to be made does not fit on the disk."""
+    """Raise UserError if the disk is too small for the stages to run."""
     recipe, plan, to_make = inputs.recipe, inputs.plan, schedule.to_make
     sizes = [entry.disk for entry in plan.checkpoints[1:]]
     needed = most_bytes(recipe, sizes, to_make, schedule.with_weights())

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run go once they have served, and the disk that is needed at most when they do."""
+"""Which checkpoints of a run are deleted after use, and the peak disk use with these deletions."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -7,19 +7,19 @@ from autoglm_compress.stages import Makes
 
 
 def passing(recipe: Recipe) -> list[int]:
-    """The stages whose checkpoints are not kept: those that others are made from, as far as `keep` says so."""
+    """The stages whose checkpoints `keep` lets go: checkpoints that others are made from."""
     stages = zip(recipe.stages, recipe.parents, strict=True)
     taken = sorted({parent for stage, parent in stages if stage.makes is Makes.CHECKPOINT and parent is not None})
     return {"all": [], "last": taken[:-1], "none": taken}[recipe.keep]
 
 
 def users(recipe: Recipe, number: int) -> list[int]:
-    """The stages that take the checkpoint of a stage, whether they make another or look at it."""
+    """The stages that take the checkpoint of a stage, to make another one or to measure it."""
     return [user for user, parent in enumerate(recipe.parents) if parent == number]
 
 
 def most_bytes(recipe: Recipe, sizes: Sequence[int], to_make: Collection[int], there: Collection[int]) -> int:
-    """Bytes that checkpoints take at most beside those that are there, while those to be made are made in order.
+    """Peak bytes of new checkpoints, beside those already on disk, while the stages run in order.
 
     `sizes` are those of the checkpoints of all stages.
     """
@@ -34,5 +34,5 @@ def most_bytes(recipe: Recipe, sizes: Sequence[int], to_make: Collection[int], t
 
 
 def kept_bytes(recipe: Recipe, sizes: Sequence[int]) -> int:
-    """Bytes of the checkpoints that a whole run leaves."""
+    """Bytes of the checkpoints that remain after a whole run."""
     return sum(sizes) - sum(sizes[number] for number in passing(recipe))

@@ -18,8 +18,8 @@ def run_recipe(recipe: Recipe, options: RunOptions, progress: Progress) -> Path:
     """Run a recipe and return the folder of its results.
 
     Raises:
-        UserError: something about the recipe, the source, the output folder or the disk does not allow it, or another
-            process of the run has failed; nothing is half-written.
+        UserError: the recipe, the source, the output folder or the disk does not allow the run, or another process of
+            the run failed. No file is half-written.
     """
     processes, device = join_processes(choose_device(options.device))
     shown = progress if processes.is_first else Progress(Console(quiet=True))

@@ -1,4 +1,4 @@
-"""The folder a run writes to: whose it is, which stages in it are finished, and where unfinished work lives."""
+"""The folder that a run writes to: which recipe owns it, which stages are finished, where unfinished work is kept."""
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -18,18 +18,18 @@ from autoglm_compress.records.stage import StageRecord
 LINEAGE = "lineage.json"
 LOCK = ".lock"
 REVISION = 2
-"""Raised when unfinished work of older versions cannot be gone on with."""
+"""The version of unfinished work. Raise it when newer code cannot continue the work of older code."""
 UNOWNED = (LOCK, ".partial")
-"""How names end of what a run leaves that was killed before it wrote a manifest."""
+"""Endings of the file names that a run leaves if it is killed before it writes a manifest."""
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of a checkpoint goes when its weights are dropped."""
+    """Whether a file is deleted when the weights of its checkpoint are dropped."""
     return name.endswith(".safetensors") or name == INDEX
 
 
 def disk_problem(folder: Path, error: OSError) -> str | None:
-    """What to say of an error in writing a run; None if it is not the disk's, and so a fault of ours."""
+    """The message for an error while writing a run. None if the disk is not the cause: then it is a bug."""
     if error.errno in (ENOSPC, EDQUOT):
         return (
             f"{folder}: the disk is full. Free some space and give the same command again: it goes on where it "
@@ -69,7 +69,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other runs out of the folder, which is made if it is not there; a killed process claims nothing.
+        """Lock the folder against other runs, and create it if needed. The lock of a killed process does not hold.
 
         Raises:
             UserError: another run is at work there, or the folder cannot be written to.
@@ -113,13 +113,13 @@ class RunFolder:
             raise UserError(_no_writing(self.path, error)) from None
 
     def adopt(self, names: Sequence[str], keys: Sequence[str]) -> list[Path]:
-        """Move finished stages to the names they have in the recipe now; returns those that are not in it any more."""
+        """Rename finished stages to their present names in the recipe. Returns those that the recipe no longer has."""
         records = {folder: found(StageRecord, folder / STAGE) for folder in self._stage_folders()}
         placed = dict(zip(names, keys, strict=True))
         by_key = {
             record.key: folder
             for folder, record in records.items()
-            if record and placed.get(folder.name) != record.key  # what stands where it belongs stays there
+            if record and placed.get(folder.name) != record.key  # folders with the right name stay
         }
         moves = {
             by_key[key].name: name
@@ -137,7 +137,9 @@ class RunFolder:
         return [folder for folder in self._stage_folders() if folder.name not in names]
 
     def _rename_in_records(self, moves: dict[str, str]) -> None:
-        """Write the names that stages will have into their records; by them, reports find out what came from what."""
+        """Write the present names of stages into their records. Reports use the names to link a checkpoint to its
+        parent.
+        """
         for folder in self._stage_folders() if moves else ():
             record = found(StageRecord, folder / STAGE)
             if record is not None:
@@ -149,7 +151,7 @@ class RunFolder:
     def finished(self, name: str, key: str) -> StageRecord | None:
         """The `stage.json` of a stage that is finished with this key and whose files are all there.
 
-        Of one that says it was `dropped` the weights need not be.
+        The weights may be missing if the record says that they were `dropped`.
         """
         if self._record(self.stage_result(name), key) is not None:
             self.publish(name)  # killed between the last write and the rename
@@ -168,17 +170,17 @@ class RunFolder:
         return record if whole else None
 
     def stage_work(self, name: str) -> Path:
-        """Where a stage works: `result/` becomes its folder, `scratch/` is removed with the rest."""
+        """Where a stage works. `result/` becomes the stage's folder; `scratch/` is deleted afterwards."""
         return self.work / name
 
     def stage_result(self, name: str) -> Path:
-        """Where a stage puts what becomes its folder."""
+        """The folder that becomes the stage's folder."""
         return self.stage_work(name) / "result"
 
     def begin(self, name: str, key: str, versions: dict[str, str]) -> tuple[Path, bool]:
-        """The work folder of a stage, and whether it holds work of a killed run that can be gone on with.
+        """The work folder of a stage, and whether it holds work of a killed run that can be continued.
 
-        It cannot if other versions of packages did it: a checkpoint is not to be half theirs.
+        Work by other package versions cannot be continued, so that one checkpoint never mixes versions.
         """
         folder, wanted = self.stage_work(name), {"key": key, "versions": versions, "revision": REVISION}
         resumed = read_json(folder / "key.json") == wanted
@@ -190,9 +192,9 @@ class RunFolder:
         return folder, resumed
 
     def publish(self, name: str) -> Path:
-        """Make a complete result the stage's folder, in place of an older one."""
+        """Turn a complete result into the stage's folder, replacing an older one."""
         final, old = self.path / name, self.work / f"{name}.old"
-        (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # there is nothing to go on with from here
+        (self.stage_work(name) / "key.json").unlink(missing_ok=True)  # from here on, there is nothing left to continue
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
@@ -202,9 +204,9 @@ class RunFolder:
         return final
 
     def drop(self, name: str, record: StageRecord) -> StageRecord:
-        """Delete the weights of a finished stage and keep what says what they were.
+        """Delete the weights of a finished stage and keep its records.
 
-        `record` is its `stage.json`; returns what that is then.
+        `record` is its `stage.json`. Returns the new record.
         """
         folder, dropped = self.path / name, record.model_copy(update={"dropped": True})
         if not record.dropped:
@@ -214,7 +216,7 @@ class RunFolder:
         return dropped
 
     def tidy(self, needed: Collection[str]) -> None:
-        """Delete what is left of work, but for what is needed."""
+        """Delete leftover work, except what is still needed."""
         for path in self.work.glob("*"):
             if path.is_dir() and path.name not in needed:
                 shutil.rmtree(path)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.hashing import sha256
-from autoglm_compress.pipeline.contexts import Contexts
+from autoglm_compress.pipeline.contexts import Contexts, measure_statistics, shared_context
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.manifest import write_manifest
 from autoglm_compress.pipeline.metrics import metrics_table
@@ -25,9 +25,9 @@ from autoglm_compress.versions import package_versions, result_versions
 
 
 def run_stages(inputs: RunInputs) -> None:
-    """Run the stages in the first process, and write what is said of them."""
+    """Run the stages in the first process, and write their records."""
     new = not inputs.folder.path.exists()
-    preparation = prepare(inputs) if new else None  # before there is a folder: what is refused leaves nothing behind
+    preparation = prepare(inputs) if new else None  # before the folder exists: a refused run leaves nothing
     with inputs.folder.claimed():
         runner = _Runner(preparation or prepare(inputs))
         runner.run()
@@ -36,22 +36,21 @@ def run_stages(inputs: RunInputs) -> None:
 
 
 def follow(inputs: RunInputs) -> None:
-    """Take part in what the first process says: a stage by its number, or a measurement by its folder's name."""
-    contexts = Contexts(inputs)
+    """Follow the first process, which names a stage by its number or a measurement by its folder's name."""
     while (work := inputs.runtime.processes.tell(None)) is not None:
         if isinstance(work, str):
-            contexts.measure(work)
+            measure_statistics(inputs, work)
             continue
         torch.manual_seed(inputs.recipe.seed)
         scratch = inputs.folder.stage_work(inputs.recipe.folder_name(work)) / "scratch"
-        inputs.recipe.stages[work].run(contexts.make(work, scratch, None))
+        inputs.recipe.stages[work].follow(shared_context(inputs, work, scratch))
 
 
 class _Runner:
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
         self._inputs = preparation.inputs
-        self._contexts = Contexts(preparation.inputs, preparation)
+        self._contexts = Contexts(preparation)
         self._records: list[StageRecord] = []
 
     def run(self) -> None:
@@ -70,7 +69,7 @@ class _Runner:
         write_report(inputs.folder.path, draw, inputs.runtime.progress)
 
     def _finished(self, number: int) -> StageRecord | None:
-        """The `stage.json` of a stage that need not be done, after another look at whether its result will do."""
+        """The `stage.json` of a finished stage, after its result passed the stage's present acceptance limits."""
         schedule, recipe = self._preparation.schedule, self._inputs.recipe
         record = None if number in schedule.to_make else schedule.finished(number)
         if record is not None:
@@ -93,12 +92,14 @@ class _Runner:
             inputs.runtime.processes.tell(number)
         with resources:
             stage.run(context)
+        for warning in context.warnings:
+            inputs.runtime.progress.note(f"warning: {name}: {warning}")
         inputs.source.require_unchanged()
         context.require_source_unchanged()
         if stage.makes is Makes.CHECKPOINT:
             context.lineage.save(result / LINEAGE)
         spent = resources.as_data()
-        if stage.evaluates:  # the evaluation may have been done before the stage asked for it
+        if stage.evaluates:  # the tasks may have been evaluated before the stage asked for them
             spent = inputs.evaluations.resources(self._preparation.checkpoint(inputs.recipe.parents[number]).name)
         record = self._record(number, context, result, spent)
         record.write(result / STAGE)
@@ -106,10 +107,13 @@ class _Runner:
         return record
 
     def _record(self, number: int, context: StageContext, result: Path, spent: dict[str, Any]) -> StageRecord:
-        """What there is to say of a stage that has run, and `spent` so much."""
+        """The `stage.json` of a stage that has run and `spent` these resources."""
         inputs, stage, parent = self._inputs, self._inputs.recipe.stages[number], self._inputs.recipe.parents[number]
         files = sorted(path for path in result.rglob("*") if path.is_file() and path != result / STAGE)
         before = Shape.of(inputs.source.shape) if parent is None else self._records[parent].shape
+        left_out: dict[str, Any] = {}
+        if parent is None and inputs.source.left_out:
+            left_out["left_out"] = list(inputs.source.left_out)
         return StageRecord(
             name=inputs.names[number],
             key=self._preparation.keys.stages[number],
@@ -119,19 +123,19 @@ class _Runner:
             shape_before=before,
             shape=Shape.of(context.shape),
             decisions=context.decisions,
-            warnings=list(inputs.plan.checkpoints[number + 1].warnings),
+            warnings=[*inputs.plan.checkpoints[number + 1].warnings, *context.warnings],
             linears=self._linears(stage, context.decisions),
             files={
                 path.relative_to(result).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256(path))
                 for path in files
             },
             versions=package_versions(),
-            **({"left_out": list(inputs.source.left_out)} if parent is None and inputs.source.left_out else {}),
+            **left_out,
             **spent,
         )
 
     def _linears(self, stage: Stage, decisions: dict[str, Any]) -> list[dict[str, Any]]:
-        """Measures of linears for tables; whatever is wrong with them, the stage is done."""
+        """Measures of linears for tables. An error here does not fail the stage."""
         try:
             return stage.linears(decisions)
         except Exception as error:  # of another package's stage too
@@ -140,13 +144,13 @@ class _Runner:
             return []
 
     def _look_at(self, number: int) -> None:
-        """Draw what a stage has decided, and evaluate the checkpoint it has made."""
+        """Draw a stage's decisions, and evaluate its checkpoint."""
         draw_missing(self._inputs.folder.path / self._inputs.names[number] / STAGE, self._inputs.runtime.progress)
         if self._inputs.recipe.stages[number].makes is Makes.CHECKPOINT:
             self._contexts.evaluate(number, self._inputs.recipe.evaluation.every_stage)
 
     def _drop_served(self, reached: int) -> None:
-        """Delete the weights that the recipe does not keep and, this stage being done, nothing needs any more."""
+        """Delete the weights that the recipe does not keep and that no stage needs after this one."""
         recipe, schedule = self._inputs.recipe, self._preparation.schedule
         for number in passing(recipe):
             later = [user for user in users(recipe, number) if user > reached]

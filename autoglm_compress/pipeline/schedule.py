@@ -1,4 +1,4 @@
-"""What a run has to do, given what earlier runs have done."""
+"""Which stages a run still has to do, given what earlier runs finished."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from autoglm_compress.stages import Makes
 
 @dataclass(frozen=True)
 class Schedule:
-    """The stages of a recipe up to number `last`, of which those in `again` are done whether they are finished or not.
+    """The stages of a recipe up to number `last`. Those in `again` run even if they are finished.
 
     `keys` are the keys of the stages, and `known` says whether the checkpoint of a stage (None: the source) was
     evaluated on tasks.
@@ -26,40 +26,41 @@ class Schedule:
     last: int
 
     def on_record(self, number: int) -> StageRecord | None:
-        """The `stage.json` of a stage that is finished; not if results that it asked for are no longer known."""
+        """The `stage.json` of a finished stage. None if results that the stage asked for are no longer known."""
         record = self.folder.finished(self.recipe.folder_name(number), self.keys[number])
         return record if record is not None and self._evaluated(number) else None
 
     def finished(self, number: int) -> StageRecord | None:
-        """The same of a stage that is not to be done again all the same."""
+        """The `stage.json` of a finished stage that `again` does not name; None for all others."""
         return None if number in self.again else self.on_record(number)
 
     def _evaluated(self, number: int) -> bool:
-        """Whether all evaluations that a stage asks for are known; so it is if it asks for none."""
+        """Whether all evaluations that a stage asks for are known. True if it asks for none."""
         tasks = self.recipe.stages[number].evaluates
         return not tasks or self.known(self.recipe.parents[number], tasks)
 
     def needs_weights(self, number: int) -> bool:
-        """Whether a stage still needs the weights of the checkpoint that it takes."""
+        """Whether the stage still needs its parent's weights."""
         to_do = number in self.to_make or self.finished(number) is None
         return to_do and self._reads_weights(number)
 
     def _reads_weights(self, number: int) -> bool:
-        """Whether doing a stage reads the weights of the checkpoint that it takes: not if all it asks for is known."""
+        """Whether running a stage reads its parent's weights. It does not if all it asks for is known."""
         return not self.recipe.stages[number].evaluates or number in self.again or not self._evaluated(number)
 
     @cached_property
     def to_make(self) -> tuple[int, ...]:
-        """The stages that are to be done, as things were when this was first asked for.
+        """The stages to run. Computed at the first call and kept.
 
-        One whose weights were dropped is among them if another is to be made from it or it is still to be evaluated.
+        A stage whose weights were dropped runs again if another stage needs its checkpoint, or if it must still be
+        evaluated.
         """
         found: set[int] = set()
         needed: set[int | None] = set()
         for number in reversed(range(self.last + 1)):
             stage, record = self.recipe.stages[number], self.finished(number)
             missing = record is None
-            if stage.makes is Makes.CHECKPOINT and not missing and record.dropped:
+            if stage.makes is Makes.CHECKPOINT and record is not None and record.dropped:
                 missing = number in needed or not self.known(number, self.recipe.evaluation.every_stage)
             if missing:
                 found.add(number)
@@ -68,7 +69,7 @@ class Schedule:
         return tuple(sorted(found))
 
     def with_weights(self) -> list[int]:
-        """The stages that are not to be done and whose weights are there."""
+        """The finished stages whose weights are on disk."""
         records = {number: self.finished(number) for number in range(self.last + 1) if number not in self.to_make}
         return [number for number, record in records.items() if record and not record.dropped]
 

@@ -1,12 +1,13 @@
-"""A look at the texts of a recipe before work starts: rows that cannot be read, too little text."""
+"""Checks of a recipe's texts before work starts: rows that cannot be read, too little text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoglm_compress.calibration.chat import Chat, chat_text
 from autoglm_compress.calibration.python_docs import Split
+from autoglm_compress.calibration.run_text import can_be_divided
 from autoglm_compress.calibration.text import documents, locate
 from autoglm_compress.calibration.tokens import token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
@@ -16,11 +17,11 @@ from autoglm_compress.recipe import Recipe
 
 
 def with_texts(plan: Plan, folder: Path) -> Plan:
-    """A plan that also warns of texts, every one of which was read, once stages have seen the model's folder.
+    """A plan with warnings about the texts, after stages have seen the model's folder and all texts were read.
 
     Args:
         plan: from shapes alone.
-        folder: the model's. What its tokenizer would make of the texts is not known if it is not there yet.
+        folder: the model's folder. Without a tokenizer in it, texts are read but not cut into tokens.
 
     Raises:
         UserError: a stage cannot use the model, a file or a row cannot be read, the chat template refuses a row, or a
@@ -37,14 +38,18 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
     compares = any(stage.makes_quantized or stage.compares_held_out for stage in stages)
     used = set(files.values()) if compares or any(stage.uses_calibration for stage in stages) else set()
-    for path in used - {None}:
-        _check_rows(path, tokenizer)
-        _count(path, "calibration", tokenizer, 1, length, seed)
-    if compares:
+    for file in {path for path in used if path is not None}:
+        _check_rows(file, tokenizer)
+        _count(file, "calibration", tokenizer, 1, length, seed)
+    divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
+    if compares and not divided:
         warnings += _nothing_held_out(used, tokenizer, length, seed)
+    if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
+        warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
-        source = perplexity.source or next(iter(recipe.calibration.rows))
-        path = locate(source, recipe.bases, "evaluation.perplexity.source")
+        source, path = next(iter(files.items()))
+        if perplexity.source is not None:
+            source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
         if path is not None and path not in used:
             _check_rows(path, tokenizer)
         rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed)
@@ -53,8 +58,25 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
     return tuple(warnings)
 
 
+def longest_rows(recipe: Recipe) -> int:
+    """Tokens of the longest rows that are cut from the calibration sources."""
+    trained = (getattr(stage, "sequence_length", None) for stage in recipe.stages if stage.trains_on_calibration)
+    return max([recipe.calibration.sequence_length, *(length or 0 for length in trained)])
+
+
+def _nothing_decides(files: Mapping[str, Path | None], divided: Collection[Path | None]) -> list[str]:
+    """A warning if sources are too short to set documents apart that decide about fits."""
+    short = [source for source, path in files.items() if path not in divided]
+    if not short:
+        return []
+    named = f"{', '.join(short)}: too little text to keep documents for deciding about fits"
+    if divided:
+        return [f"{named}: the other sources alone decide"]
+    return [f"{named}: some rows decide that are also fitted to. Give more text or a smaller sequence_length"]
+
+
 def _check_rows(path: Path, tokenizer: Any | None) -> None:
-    """Read all rows of a file, chats through the template, which may refuse any of them."""
+    """Read all rows of a file. Chats go through the template, which may refuse a row."""
     for split in ("calibration", "held-out"):
         for document in documents(path, split):
             if tokenizer is not None and isinstance(document, Chat):
@@ -62,7 +84,7 @@ def _check_rows(path: Path, tokenizer: Any | None) -> None:
 
 
 def _count(path: Path | None, split: Split, tokenizer: Any | None, samples: int, length: int, seed: int) -> int:
-    """How many of so many rows of so many tokens a text fills, all of them as far as it is known without a tokenizer.
+    """How many rows of so many tokens a text fills, up to a number. Without a tokenizer, that number.
 
     Raises:
         UserError: not one.
@@ -75,7 +97,7 @@ def _count(path: Path | None, split: Split, tokenizer: Any | None, samples: int,
 
 
 def _nothing_held_out(paths: set[Path | None], tokenizer: Any | None, length: int, seed: int) -> list[str]:
-    """A warning if no source has a row to check a quantized checkpoint on that it was not calibrated on."""
+    """A warning if no source has a row outside the calibration text to check a quantized checkpoint on."""
     problems = []
     for path in paths:
         try:

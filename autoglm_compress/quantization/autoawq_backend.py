@@ -1,7 +1,8 @@
-"""AutoAWQ itself, for comparison: its own search, clipping and packing, with what it needs to run here.
+"""AutoAWQ as a backend, for comparison: its own search, clipping and packing, with fixes that it needs to run here.
 
-AutoAWQ 0.2.9 is the last release, and optional. It knows 4 bits only. On a CPU it loses the weights it searches scales
-for, it stops at linears of few outputs, and it does not know GLM: that is put right here, from outside.
+AutoAWQ 0.2.9 is the last release, and optional. It knows 4 bits only. On a CPU it corrupts the weights while it
+searches scales, it fails on linears with few outputs, and it does not know GLM. This module fixes these faults from
+outside.
 """
 
 import warnings
@@ -34,18 +35,18 @@ def quantize_with_autoawq(
         folder: an unquantized checkpoint of transformers.
         rows: token ids [samples, length] to calibrate on.
         group_size: how many input features share a scale; it must divide those of every linear.
-        dtype: what it computes in, and what all but the packed tensors are in.
+        dtype: the dtype of its computation and of all tensors that are not packed.
 
     Returns:
         The model's tensors by their names in a checkpoint: `qweight`, `qzeros` and `scales` of the layers' linears in
-        the GEMM layout, all else as it is.
+        the GEMM layout, all others unchanged.
 
     Raises:
-        UserError: AutoAWQ is not there or does not run here, or cannot do this model or group size.
+        UserError: AutoAWQ is not installed or does not run here, or does not support this model or group size.
     """
     awq = _import_autoawq()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    # A cache of keys and values would be handed to the layers, and grow with each of their many forward passes.
+    # With a key-value cache, the layers would add to it in each of their many forward passes.
     model.config.use_cache = False
     family = model.config.model_type
     families = awq.families | {name: _glm_class(awq.families["llama"]) for name in ("glm", "glm4")}
@@ -69,11 +70,11 @@ def quantize_with_autoawq(
 def write_with_autoawq(
     source: Checkpoint, target: CheckpointWriter, batches: Callable[[], list[torch.Tensor]], group_size: int
 ) -> None:
-    """Have AutoAWQ quantize a whole model, and write its layers, unless they are written.
+    """Quantize a whole model with AutoAWQ and write its layers, unless they are already written.
 
     Args:
         source: the unquantized model.
-        target: of which each layer is a unit.
+        target: the writer; each layer is a unit.
         batches: gives the token ids [batch, length] to calibrate on.
         group_size: how many input features share a scale.
 
@@ -96,7 +97,7 @@ def write_with_autoawq(
 
 
 def _import_autoawq() -> SimpleNamespace:
-    """What is used of AutoAWQ; importing it leaves Python's warning filters as they were."""
+    """The parts of AutoAWQ that are used. Importing them does not change Python's warning filters."""
     try:
         with warnings.catch_warnings(record=True):
             from awq.models._config import AwqConfig
@@ -119,7 +120,7 @@ def _cannot_import(error: ImportError) -> str:
 
 
 def _check_sizes(folder: Path, layers: nn.ModuleList, group_size: int) -> None:
-    """Refuse what AutoAWQ would fail at after minutes."""
+    """Refuse models and group sizes on which AutoAWQ would fail after minutes."""
     for name, linear in layers[0].named_modules():
         if not isinstance(linear, nn.Linear):
             continue
@@ -135,7 +136,9 @@ def _check_sizes(folder: Path, layers: nn.ModuleList, group_size: int) -> None:
 
 
 def _quantizer_class(base: type) -> type:
-    """AutoAWQ's quantizer, with a backup that its search does not write to, and for any number of output features."""
+    """AutoAWQ's quantizer with two fixes: its search has a backup that it does not overwrite, and any number of output
+    features works.
+    """
 
     class Quantizer(base):
         def _compute_best_scale(
@@ -167,7 +170,7 @@ def _glm_class(llama: type) -> type:
     class Glm(llama):
         @staticmethod
         def get_layers_for_scaling(
-            module: nn.Module, input_feat: dict[str, torch.Tensor], module_kwargs: dict[str, Any]
+            module: Any, input_feat: dict[str, torch.Tensor], module_kwargs: dict[str, Any]
         ) -> list[dict[str, Any]]:
             attention, mlp = module.self_attn, module.mlp
             into_attention = {
@@ -177,7 +180,7 @@ def _glm_class(llama: type) -> type:
                 "module2inspect": attention,
                 "kwargs": module_kwargs,
             }
-            # As for the families that AutoAWQ knows: with fewer KV heads than heads these are left alone.
+            # As for AutoAWQ's own families, v and o are not scaled if there are fewer KV heads than heads.
             value = {
                 "prev_op": attention.v_proj,
                 "layers": [attention.o_proj],

@@ -21,12 +21,14 @@ STEPS = 20
 ROW_SHARE = 8
 FEWEST_ROWS, MOST_ROWS = 64, 512
 SMALLEST_IMPORTANCE = 1e-4
-"""Of a channel, relative to the mean channel: dead channels must not stretch the range of the scales."""
+"""The least activation of a channel, relative to the mean channel. Without it, dead channels would stretch the range of
+the scales.
+"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scale [channels] and where it came from; alpha 0 without the weights' term is the identity."""
+    """A scale [channels] and its candidate. alpha = 0 without the weights' term is the identity."""
 
     alpha: float
     weight_term: bool
@@ -35,7 +37,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best candidate, the outputs' squared size, and the error relative to it with plain rounding and with it."""
+    """The best candidate, the outputs' squared size, and the relative errors with plain rounding and with the
+    candidate.
+    """
 
     candidate: Candidate
     size: float
@@ -87,8 +91,8 @@ def search_scale(
     Args:
         weights: of the linears.
         absolute: sums over the tokens that they read of |x|, [in].
-        measure: what errors of the weights do to the outputs. If error feedback is to make up for a part of it, only
-            what is left is counted, which costs less to compute.
+        measure: measures the outputs' error for an error of the weights. With error feedback it counts only the error
+            that feedback cannot correct, which is also faster to compute.
         pair: the smoothing pair that the linears are the readers of.
         scheme: how they are to be quantized.
         dtype: of the scales of their groups.
@@ -105,11 +109,11 @@ def search_scale(
         delta = grid_for(scaled, scheme, dtype).rounded(scaled).div_(columns).sub_(sample)
         error = measure.output_error(delta) if conditional is None else delta.square_().mul_(conditional).sum()
         tried.append((float(error / size), candidate))
-    error, best = min(tried, key=lambda entry: entry[0])
-    return Choice(best, float(size), error_rounding=tried[0][0], error=error)
+    least, best = min(tried, key=lambda entry: entry[0])
+    return Choice(best, float(size), error_rounding=tried[0][0], error=least)
 
 
 def sampled_rows(weight: torch.Tensor) -> torch.Tensor:
-    """About an eighth of the rows of a weight [out, in], evenly spaced, but neither too few nor more than it takes."""
+    """About an eighth of the rows of a weight [out, in], evenly spaced, within a lower and an upper limit."""
     rows = weight.shape[0]
     return weight[:: max(1, rows // min(max(rows // ROW_SHARE, FEWEST_ROWS), MOST_ROWS))]

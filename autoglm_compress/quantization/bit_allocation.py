@@ -1,6 +1,6 @@
-"""Which linears get 8 bits where the others get 4, under a budget: an integer programme.
+"""Which linears get 8 bits and which get 4, under a budget: an integer programme.
 
-Linears that an engine fuses (q, k, v; gate, up), because they read one input, are decided about together.
+Linears that read one input (q, k, v; gate, up) get the same bits, because engines fuse them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def with_bits(quantization: Quantization, groups: Sequence[Group], bits: Sequenc
 
 
 def checkpoint_bytes(shape: ModelShape, quantization: Quantization) -> int:
-    """Bytes of the checkpoint if it is quantized so."""
+    """Bytes of the checkpoint under this quantization."""
     return replace(shape, quantization=quantization).bytes
 
 
@@ -58,11 +58,11 @@ def average_bits(shape: ModelShape, schemes: Mapping[str, Scheme]) -> float:
 
 
 def allocate(costs: Sequence[float], sizes: Sequence[int], budget: int) -> list[bool]:
-    """Which groups get more bits so that the costs of the others add up to least, within a budget.
+    """Which groups get more bits, so that the total cost of the other groups is minimal within a budget.
 
     Args:
-        costs: what leaving a group at few bits costs.
-        sizes: what giving it more takes of the budget.
+        costs: the cost of leaving a group at few bits.
+        sizes: the part of the budget that more bits for a group take.
         budget: in the unit of the sizes, 0 or more.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -84,5 +84,5 @@ def allocate(costs: Sequence[float], sizes: Sequence[int], budget: int) -> list[
         chosen = np.round(solved.x)
         if sum(size for size, more in zip(sizes, chosen, strict=True) if more) <= budget:
             return [bool(more) for more in chosen]
-        # Over by less than the solver can see: not this choice, nor one that holds all of it.
+        # The choice exceeds the budget within the solver's tolerance: exclude it and all choices that contain it.
         constraints.append(LinearConstraint(chosen[None], ub=chosen.sum() - 1))

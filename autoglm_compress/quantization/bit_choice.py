@@ -29,7 +29,7 @@ from autoglm_compress.runtime import Runtime
 
 @dataclass(frozen=True)
 class BitChoice:
-    """A quantization of a model, and for each group of linears its bits and what 4 of them would cost."""
+    """A quantization of a model, and for each group of linears its bits and the cost of 4 bits."""
 
     quantization: Quantization
     average_bits: float
@@ -37,7 +37,7 @@ class BitChoice:
 
 
 def uniform(options: QuantizationOptions, shape: ModelShape) -> Quantization:
-    """All linears with the bits asked for, or the fewest of `auto`."""
+    """All linears with the requested bits, or with the fewest of `auto`."""
     symmetric = options.format == COMPRESSED_TENSORS if options.symmetric is None else options.symmetric
     scheme = Scheme(FEW if options.bits == "auto" else options.bits, options.group_size, symmetric)
     schemes = {name: scheme for name, _ in shape.linear_shapes()}
@@ -47,7 +47,7 @@ def uniform(options: QuantizationOptions, shape: ModelShape) -> Quantization:
 
 
 def planned(options: QuantizationOptions, shape: ModelShape) -> Quantization:
-    """The quantization as far as it is known before a run: with a budget the first linears have 8 bits.
+    """The quantization as far as it is known before a run. With a budget, the first linears have 8 bits for now.
 
     Raises:
         PlanError: 4 bits everywhere are over the budget.
@@ -70,14 +70,15 @@ def planned(options: QuantizationOptions, shape: ModelShape) -> Quantization:
 def choose_bits(
     options: QuantizationOptions, source: Checkpoint, batches: list[torch.Tensor], runtime: Runtime, file: Path
 ) -> BitChoice:
-    """The bits that cost least within the budget, by what 4 bits for each group do to the predictions.
+    """The bits with the least cost within the budget. The cost of a group is the divergence of the predictions at 4
+    bits.
 
     Args:
         options: with a budget.
         source: the unquantized model.
         batches: token ids [batch, length].
         runtime: where to compute.
-        file: where what was measured is kept.
+        file: the file that keeps the measurements.
 
     Raises:
         UserError: the predictions are not finite.
@@ -85,6 +86,7 @@ def choose_bits(
     shape = source.shape
     quantization, groups = uniform(options, shape), groups_of(shape)
     costs = divergences(source, quantization, groups, batches, runtime, file)
+    assert options.budget is not None  # the options are refused without one where the bits are to be chosen
     sizes, left = _budget_left(options.budget, shape, quantization, groups)
     bits = [MANY if more else FEW for more in allocate(costs, sizes, left)]
     chosen = with_bits(quantization, groups, bits)
@@ -104,10 +106,11 @@ def choose_bits(
 def _budget_left(
     budget: Budget, shape: ModelShape, quantization: Quantization, groups: Sequence[Group]
 ) -> tuple[list[int], int]:
-    """What more bits for each group take of the budget, and what 4 bits everywhere leave of it."""
+    """The part of the budget that more bits for each group take, and the budget that 4 bits everywhere leave."""
     shapes = dict(shape.linear_shapes())
     weights = [sum(prod(shapes[name]) for name in group.linears) for group in groups]
     if budget.bytes is None:
+        assert budget.average_bits is not None  # a budget is one or the other
         left = (budget.average_bits - FEW) * sum(weights)
         return [(MANY - FEW) * number for number in weights], int(left)
     left = budget.bytes - checkpoint_bytes(shape, quantization)

@@ -1,11 +1,13 @@
-"""What is wrong with the options of quantizing for a model, or should be known of them, before anything runs."""
+"""Checks of the options of quantizing for a model, and warnings, before anything runs."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 
-from autoglm_compress.architecture import ModelShape
-from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
+from autoglm_compress.architecture import ModelShape, Scheme
+from autoglm_compress.architecture.quantization import AWQ
 from autoglm_compress.errors import PlanError
 from autoglm_compress.quantization.bit_allocation import FEW, MANY
+from autoglm_compress.quantization.loading_probe import transformers_loads
 from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.smoothing import smoothing_pairs
 
@@ -13,12 +15,12 @@ GROUP_SIZES = (128, 64, 32)
 
 
 def check_options(options: QuantizationOptions, shape: ModelShape) -> None:
-    """Raise PlanError if a model of this shape cannot be quantized so."""
+    """Raise PlanError if a model of this shape cannot be quantized with these options."""
     if shape.quantization is not None:
         message = "a quantized checkpoint cannot be quantized again: set `from:` to a stage that is not quantized"
         raise PlanError("stage", message)
     if (options.bits == "auto") is (options.budget is None):
-        raise PlanError("budget", "goes with `bits: auto`, as {bytes: …} or {average_bits: …}, and with it alone")
+        raise PlanError("budget", "`bits: auto` needs a budget, {bytes: …} or {average_bits: …}; other bits take none")
     _check_group_size(options.group_size, shape)
     _check_format(options, shape)
     _check_backend(options, shape)
@@ -45,15 +47,30 @@ def _check_format(options: QuantizationOptions, shape: ModelShape) -> None:
     if options.symmetric is False and (options.bits == "auto" or options.head_bits == MANY):
         raise PlanError(
             "symmetric",
-            "false: transformers reads zero points rightly only where all linears have the same bits: not with "
+            "false: transformers reads zero points correctly only if all linears have the same bits: not with "
             "`bits: auto` or `head_bits: 8`",
         )
     if options.format != AWQ:
+        _check_zero_points(options)
         return
     if options.bits != FEW or options.symmetric or options.head_bits == MANY:
         raise PlanError("format", "awq holds 4 bits, asymmetric, and a 16-bit head: use compressed-tensors")
     if bad := [name for name, (rows, _) in shape.linear_shapes() if rows % 8]:
-        raise PlanError("format", f"awq packs outputs by eights, and {bad[0]} has another number of them")
+        raise PlanError(
+            "format", f"awq packs eight outputs into one integer, and 8 does not divide the outputs of {bad[0]}"
+        )
+
+
+def _check_zero_points(options: QuantizationOptions) -> None:
+    if options.symmetric is not False or options.bits == "auto":
+        return
+    if not transformers_loads(Scheme(options.bits, options.group_size, symmetric=False)):
+        other = "use `format: awq`, which holds zero points" if options.bits == FEW else "leave it out"
+        raise PlanError(
+            "symmetric",
+            f"false: transformers {version('transformers')}, which is installed, does not load zero points in "
+            f"compressed-tensors: {other}",
+        )
 
 
 def _check_method(options: QuantizationOptions, shape: ModelShape) -> None:
@@ -82,16 +99,11 @@ def _check_backend(options: QuantizationOptions, shape: ModelShape) -> None:
 
 
 def loader_warnings(options: QuantizationOptions) -> list[str]:
-    """What some loaders do not take."""
+    """Warnings about results that some loaders do not load."""
     found = []
-    if options.format == COMPRESSED_TENSORS and options.symmetric is False:
-        found.append(
-            "asymmetric compressed-tensors: vLLM loads this, transformers only with "
-            "CompressedTensorsConfig(dequantize=True); `format: awq` holds zero points too"
-        )
     if options.head_bits == MANY:
         found.append(
-            "a quantized head: transformers loads it, vLLM since March 2026; other engines may leave it out in "
-            "silence, so look at what they generate"
+            "a quantized head: transformers loads it, vLLM since March 2026; other engines may silently ignore it, "
+            "so check what they generate"
         )
     return found

@@ -1,10 +1,11 @@
-"""Rounding with error feedback: what rounding one input feature does to the outputs, the next ones make up for.
+"""Rounding with error feedback: later input features correct the outputs' error from rounding earlier ones.
 
 This is GPTQ (Frantar et al. 2023) in the form of Babai's nearest-plane rounding, which gives the same integers without
 the inverse of the Gram matrix (Chen et al. 2025, "The Geometry of LLM Quantization"). With G = L L^T, L lower
 triangular, the outputs' error tr(dW G dW^T) is the squared size of dW L, and column j of dW L has to do with the
-features from j on. So the features are rounded from the last to the first, each to make its column as small as it
-can. The features are put in order of their size, the largest last: what is rounded first is rounded best.
+features from j on. The features are therefore rounded from the last to the first, and each makes its column as small as
+possible. The features are sorted by size with the largest last, because features that are rounded first are rounded
+best.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from autoglm_compress.quantization.grid import Grid, row_parts
 from autoglm_compress.quantization.input_statistics import blocks, fast_products
 
 DAMPING = 1e-2
-"""Of the mean of the Gram matrix's diagonal, added to it."""
+"""Damping: this share of the mean of the Gram matrix's diagonal is added to the diagonal."""
 BLOCK = 16
-"""Features that are rounded one after the other; between more than that, errors are passed on by products."""
+"""Features of a block, which are rounded one after the other. Matrix products pass errors on between blocks."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Feedback:
     """The factor of a Gram matrix, in an order of its features.
 
     `order` [features] are the features in that order; `unit` [features, features] is L with its columns divided by the
-    diagonal, zero above it; `conditional` [features] has, for each feature in its own place, the squared diagonal of
-    L: how much rounding it costs after the features rounded later made up for what they can.
+    diagonal, zero above it; `conditional` [features] has, for each feature in its own place, the squared diagonal of L:
+    the cost of rounding it, after the features rounded later have corrected what they can.
     """
 
     order: torch.Tensor
@@ -44,14 +45,14 @@ class Feedback:
         return error
 
     def scaled(self, scale: torch.Tensor) -> "Feedback":
-        """That of the inputs divided by a scale [features]. It takes the place of this one, whose memory it uses."""
+        """The factor for the inputs divided by a scale [features]. It overwrites this one."""
         ordered = scale[self.order]
         self.unit.mul_(ordered).div_(ordered[:, None])
         return Feedback(self.order, self.unit, self.conditional / scale.square())
 
 
 def feedback_of(gram: torch.Tensor) -> Feedback:
-    """Factor a Gram matrix [features, features], fp32. The result takes its place and uses its memory.
+    """Factor a Gram matrix [features, features], fp32. The result overwrites it.
 
     A matrix that is not positive definite in fp32 (dead features, fewer tokens than features) gets ten times the
     damping until it is.
@@ -72,9 +73,9 @@ def feedback_of(gram: torch.Tensor) -> Feedback:
 
 
 def _factor(matrix: torch.Tensor, diagonal: torch.Tensor) -> bool:
-    """Cholesky, in place: L of matrix = L L^T takes the lower triangle and the diagonal.
+    """Cholesky in place: L of matrix = L L^T is written to the lower triangle and the diagonal.
 
-    What the matrix is, is read off its upper triangle, which stays, and a diagonal given beside it.
+    The matrix is read from its upper triangle, which stays, and from a separate diagonal.
 
     Returns:
         Whether the matrix is positive definite; if not, the lower triangle holds nothing of use.
@@ -101,7 +102,7 @@ def round_with_feedback(weight: torch.Tensor, grid: Grid, feedback: Feedback) ->
         int8 integers [out, in].
     """
     parts = row_parts(weight)
-    # An aim need not be exact: what it was off by is part of the error that those before it make up for.
+    # A target need not be exact: its error is part of the error that earlier features correct.
     with fast_products():
         return torch.cat([_round_rows(weight[rows], grid.rows(rows), feedback) for rows in parts])
 
@@ -113,7 +114,7 @@ def _round_rows(weight: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.T
     scales = grid.scales.T.to(weight.dtype).contiguous()
     zeros = None if grid.zeros is None else grid.zeros.T.to(weight.dtype).contiguous()
     aims, unit = weight.T[feedback.order], feedback.unit
-    errors = aims.clone()  # of features that are rounded; of the others, their values
+    errors = aims.clone()  # errors of rounded features; values of the others
     integers = torch.empty_like(aims, dtype=torch.int8)
 
     for done, stop in enumerate(range(features, 0, -BLOCK), 1):

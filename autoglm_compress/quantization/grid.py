@@ -1,8 +1,8 @@
 """The values that a quantized weight can take: a scale per group of input features, and perhaps a zero point.
 
 weight ~ (q - zero) * scale with integers q and zero in [-2^(bits-1), 2^(bits-1) - 1]; a symmetric grid has no zero
-points. Scales are rounded to the dtype they are stored in before anything is rounded to the grid: what an engine
-dequantizes is what was rounded for.
+points. Scales are rounded to the dtype they are stored in before anything is rounded to the grid: so an engine
+dequantizes to exactly the values that were chosen.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from autoglm_compress.architecture import Scheme
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(11))
-"""How much of a group's range its grid may cover; the rest is clipped."""
+"""Shares of a group's range that its grid may cover; values outside are clipped."""
 ELEMENTS_AT_ONCE = 1 << 24
 
 
@@ -48,7 +48,7 @@ class Grid:
         return Grid(self.bits, self.scales[which], None if self.zeros is None else self.zeros[which])
 
     def divided(self, first_row: int, by: torch.Tensor) -> "Grid":
-        """The grid whose values, from a row on, are those of this one divided by one number for each row.
+        """The grid with the values of each row, from a given row on, divided by one number.
 
         Scales are rounded to their dtype anew.
         """
@@ -56,7 +56,7 @@ class Grid:
         return Grid(self.bits, scales, self.zeros)
 
     def can_be_divided(self, first_row: int, by: torch.Tensor) -> torch.Tensor:
-        """For which rows [out - first_row] that leaves all scales in the range where their dtype is precise."""
+        """The rows [out - first_row] whose scales all stay in the precise range of their dtype."""
         smallest = self.scales[first_row:].abs().clamp(max=torch.finfo(self.scales.dtype).smallest_normal)
         divided = self._divided_scales(first_row, by)
         return (divided.isfinite() & (divided.abs() >= smallest)).all(1)
@@ -73,7 +73,7 @@ class Grid:
 
 
 def grid_for(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: float = 1.0) -> Grid:
-    """The grid that covers so much of the range of each group of a weight [out, in].
+    """The grid that covers a share of the range of each group of a weight [out, in].
 
     Symmetric: the value of the largest magnitude is mapped to 1/2 - 2^(bits-1), so that no value is off by more than
     half a step; the scale is negative where that value is positive, as the integers reach one step further below zero
@@ -103,21 +103,21 @@ def _scales(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def clipped_grid(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_weights: torch.Tensor) -> Grid:
-    """The grid that, of those that cover SHRINKS of a group's range, rounds each group with the least error.
+    """The grid that rounds each group with the least error, among grids that cover SHRINKS of its range.
 
     Args:
         weight: [out, in], fp32.
         scheme: bits, group size, and whether there are zero points.
         dtype: of the scales.
-        column_weights: what the squared error of each input feature counts, [in].
+        column_weights: weight of each input feature's squared error, [in].
     """
     grids = [_clipped(weight[rows], scheme, dtype, column_weights) for rows in row_parts(weight)]
-    zeros = None if scheme.symmetric else torch.cat([grid.zeros for grid in grids])
-    return Grid(scheme.bits, torch.cat([grid.scales for grid in grids]), zeros)
+    zeros = [grid.zeros for grid in grids if grid.zeros is not None]
+    return Grid(scheme.bits, torch.cat([grid.scales for grid in grids]), torch.cat(zeros) if zeros else None)
 
 
 def row_parts(weight: torch.Tensor) -> Iterator[slice]:
-    """Slices of the rows of a weight [out, in], of so many elements that working with a few copies takes little."""
+    """Slices of the rows of a weight [out, in], small enough that a few copies of a slice need little memory."""
     rows = max(1, ELEMENTS_AT_ONCE // weight.shape[1])
     return (slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows))
 
@@ -131,7 +131,7 @@ def _clipped(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_we
         better = errors < least
         least = torch.where(better, errors, least)
         scales = torch.where(better, grid.scales, best.scales)
-        zeros = None if best.zeros is None else torch.where(better, grid.zeros, best.zeros)
+        zeros = None if best.zeros is None or grid.zeros is None else torch.where(better, grid.zeros, best.zeros)
         best = Grid(scheme.bits, scales, zeros)
     return best
 

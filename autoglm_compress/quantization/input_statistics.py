@@ -1,4 +1,4 @@
-"""What quantization needs to know of the inputs of linears, whatever the number of tokens."""
+"""Statistics of the inputs of linears for quantization. Their size does not depend on the number of tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +14,7 @@ class InputStatistics:
     """Sums over tokens of x x^T (the Gram matrix) and |x|, in fp32.
 
     Of the Gram matrix, which is symmetric, only the blocks on and above the diagonal are computed, in `upper`
-    [features, features]; what is elsewhere in it counts for nothing.
+    [features, features]; the other elements are ignored.
     """
 
     def __init__(self, features: int, device: torch.device) -> None:
@@ -25,19 +25,19 @@ class InputStatistics:
         """Add the inputs [..., features] of some tokens."""
         x = inputs.flatten(0, -2).float()
         self.absolute += x.abs().sum(0)
-        # Values that were bf16 have exact products in the units for bf16.
+        # The bf16 units multiply values that were bf16 exactly.
         with fast_products() if inputs.dtype == torch.bfloat16 else nullcontext():
             for block in blocks(x.shape[1]):
                 self.upper[block, block.start :].addmm_(x[:, block].T, x[:, block.start :])
 
     def add_up(self, processes: Processes) -> None:
-        """Make them those of the tokens of all processes."""
+        """Add up the sums of all processes."""
         for total in (self.upper, self.absolute):
             processes.add_up(total)
 
     @property
     def finite(self) -> bool:
-        """Whether all inputs were finite: a NaN or infinite one leaves its mark on the diagonal."""
+        """Whether all inputs were finite. A NaN or infinite input shows on the diagonal."""
         return bool(self.upper.diagonal().isfinite().all())
 
     @property
@@ -52,7 +52,7 @@ class InputStatistics:
         return self.upper
 
     def scaled(self, scale: torch.Tensor) -> "InputStatistics":
-        """Those of the inputs divided by a scale [features]. They take the place of these."""
+        """The sums for the inputs divided by a scale [features]. They overwrite these sums."""
         self.absolute.div_(scale)
         self.upper.div_(scale).div_(scale[:, None])
         return self
@@ -70,7 +70,7 @@ class InputStatistics:
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Multiply fp32 matrices by the units for bf16 where there are any, and add up in fp32: several times faster."""
+    """Multiply fp32 matrices on bf16 units where the machine has them, accumulating in fp32: several times faster."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

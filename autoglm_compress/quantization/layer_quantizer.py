@@ -1,4 +1,4 @@
-"""Quantizing the linears of one layer: scales between neighbours, grids, and rounding."""
+"""Quantizing the linears of one layer: smoothing scales, grids, and rounding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A layer's quantized linears, its other tensors, by names relative to it, and what was decided."""
+    """A layer's quantized linears and its other tensors, by names relative to it, and the decisions."""
 
     linears: dict[str, QuantizedLinear]
     others: dict[str, torch.Tensor]
@@ -53,12 +53,12 @@ class LayerQuantizer:
     """Quantizes the smoothing pairs of a layer one by one, in the order in which the layer runs.
 
     Args:
-        weights: the layer's tensors, by names relative to it. The tensors stay as they are, but the dictionary loses
-            those of the linears, for they take much memory.
+        weights: the layer's tensors, by names relative to it. The tensors are not changed, but the linears' tensors are
+            removed from the dictionary to free memory.
         schemes: how to quantize each linear; the readers of a pair share a scheme.
         dtypes: the dtypes that the layer's tensors are stored in.
         scale_dtype: that of the grids' scales.
-        error_feedback: whether what rounding a feature does is made up for by those after it.
+        error_feedback: whether later features correct the error of rounding earlier ones.
     """
 
     def __init__(
@@ -80,16 +80,15 @@ class LayerQuantizer:
         self._weight_errors: dict[str, float] = {}
 
     def quantize(self, pair: Pair, inputs: InputStatistics) -> dict[str, torch.Tensor]:
-        """Scale, clip and round the readers of a pair so that their outputs on what they read change little.
+        """Scale, clip and round the readers of a pair so that their outputs on the measured inputs change little.
 
-        The producer is divided by the scale, a linear that was rounded before included.
+        The producer is divided by the scale, even if it is a linear that is already rounded.
 
         Returns:
-            By reader, what it computes with on inputs that are not divided by the scale [out, in].
+            By reader, the weight [out, in] it computes with on inputs that are not divided by the scale.
         """
-        absolute, measure, scheme = inputs.absolute, inputs, self._schemes[pair.readers[0]]
-        if self._error_feedback:
-            measure = feedback_of(inputs.whole_gram())
+        absolute, scheme = inputs.absolute, self._schemes[pair.readers[0]]
+        measure: Feedback | InputStatistics = feedback_of(inputs.whole_gram()) if self._error_feedback else inputs
         weights = [self._weights.pop(f"{reader}.weight") for reader in pair.readers]
         choice = search_scale(weights, absolute, measure, pair, scheme, self._scale_dtype)
         columns = pair.spread(self._fold(pair, choice.candidate.scale))
@@ -112,19 +111,19 @@ class LayerQuantizer:
         return found
 
     def _fold(self, pair: Pair, scale: torch.Tensor) -> torch.Tensor:
-        """Divide the producer of a pair by a scale [channels], as far as that can be stored; returns what it was."""
+        """Divide the producer of a pair by a scale [channels], where it can be stored. Returns the applied scale."""
         linear = self._linears.get(pair.producer)
         name = f"{pair.producer}.{'bias' if linear else 'weight'}"
         vector = self._weights.get(name)
         folded = fold(pair, scale, vector, self._dtypes.get(name), linear.grid if linear else None)
-        if vector is not None:
+        if folded.vector is not None:
             self._weights[name] = folded.vector
-        if linear:
+        if linear and folded.grid:
             self._linears[pair.producer] = QuantizedLinear(linear.integers, folded.grid)
         return folded.scale
 
     def result(self) -> QuantizedLayer:
-        """The layer, all of whose pairs are quantized."""
+        """The quantized layer. All pairs must be quantized before."""
         decisions = {"pairs": self._pairs, "weight_error": self._weight_errors}
         return QuantizedLayer(self._linears, self._weights, decisions)
 
@@ -139,7 +138,7 @@ def _stacked(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[slice]
 def _round(
     weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype, measure: Feedback | InputStatistics
 ) -> QuantizedLinear:
-    """Round a weight [out, in] by what its errors do to the outputs."""
+    """Round a weight [out, in] so that the outputs change little."""
     if isinstance(measure, Feedback):
         grid = clipped_grid(weight, scheme, scale_dtype, measure.conditional)
         return QuantizedLinear(round_with_feedback(weight, grid, measure), grid)

@@ -1,4 +1,4 @@
-"""What is on record of each linear after quantizing, as entries for a table of all linears."""
+"""Records of each linear after quantizing, as entries for a table of all linears."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def rounded_linears(decisions: dict[str, Any]) -> list[dict[str, Any]]:
     def entry(layer: int, part: str) -> dict[str, Any]:
         return found.setdefault((layer, part), {"layer": layer, "part": part})
 
-    for number, layer in enumerate(decisions.get("layers", ())):  # AutoAWQ tells nothing of them
+    for number, layer in enumerate(decisions.get("layers", ())):  # AutoAWQ does not report them
         for linear, error in layer["weight_error"].items():
             entry(number, linear)["weight_error"] = error
         for name, pair in layer.get("pairs", {}).items():
@@ -22,5 +22,5 @@ def rounded_linears(decisions: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cells(measures: dict[str, Any]) -> dict[str, Any]:
-    """What a cell of a table can hold."""
+    """The values that a table cell can hold."""
     return {name: value for name, value in measures.items() if value is None or isinstance(value, str | int | float)}

@@ -1,4 +1,4 @@
-"""Rounding all layers to the nearest values, which takes no tokens."""
+"""Rounding all layers to the nearest values, without calibration tokens."""
 
 from autoglm_compress.quantization.layer_quantizer import round_layer
 from autoglm_compress.quantization.writing import LayerWriter

@@ -1,4 +1,4 @@
-"""What a recipe can say about quantizing."""
+"""The options of quantizing in a recipe."""
 
 from typing import Annotated, Literal
 

@@ -1,11 +1,14 @@
-"""Quantizing all layers, linear by linear as the tokens come to them; a layer is on disk before the next begins."""
+"""Quantizing all layers, linear by linear as the tokens reach them. A layer is on disk before the next begins."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
 from autoglm_compress.progress import Advance
@@ -18,52 +21,67 @@ from autoglm_compress.runtime import Runtime
 
 
 def walk_and_quantize(
-    writer: LayerWriter, batches: Callable[[], list[torch.Tensor]], *, error_feedback: bool, runtime: Runtime
+    source: Checkpoint,
+    batches: Callable[[], list[torch.Tensor]],
+    *,
+    writer: LayerWriter | None,
+    folder: Path,
+    error_feedback: bool,
+    runtime: Runtime,
 ) -> None:
     """Quantize layer after layer, each process with its rows, unless the first finds that all are written.
 
     Args:
-        writer: of the layers.
+        source: the checkpoint that is quantized.
         batches: gives the token ids [batch, length] of all processes.
+        writer: of the layers, in the first process, which quantizes them; None in the others.
+        folder: where hidden states are kept; it outlasts a kill.
         error_feedback: whether what rounding a feature does is made up for by those after it.
         runtime: where layers run, and the processes that walk.
 
     Raises:
         UserError: there were NaN or infinite inputs.
     """
-    if not runtime.processes.tell(writer.all_written):
+    if not runtime.processes.tell(writer is not None and writer.all_written):
         shared = runtime.processes.share(batches())
-        QuantizingWalk(writer, shared, error_feedback=error_feedback, runtime=runtime).run()
+        QuantizingWalk(
+            source, shared, writer=writer, folder=folder, error_feedback=error_feedback, runtime=runtime
+        ).run()
 
 
 class QuantizingWalk:
     """Takes calibration tokens through all layers, and quantizes each linear before its outputs are computed.
 
-    So every linear is fitted to what the quantized ones before it give, those of its own layer included. Where several
-    processes walk, the first quantizes, for the inputs that all have measured, and the others take its weights.
+    Every linear is therefore fitted to the outputs of the quantized linears before it, including those of its own
+    layer. With several processes, the first quantizes with the input statistics of all, and the others take its
+    weights.
 
     Args:
-        writer: of the layers.
+        source: the checkpoint that is quantized.
         batches: this process's token ids [batch, length].
+        writer: of the layers, in the first process, which quantizes them; None in the others.
+        folder: where hidden states are kept; it outlasts a kill.
         error_feedback: whether what rounding a feature does is made up for by those after it.
         runtime: where layers run, and which processes walk.
     """
 
     def __init__(
         self,
-        writer: LayerWriter,
+        source: Checkpoint,
         batches: list[torch.Tensor],
         *,
+        writer: LayerWriter | None,
+        folder: Path,
         error_feedback: bool,
         runtime: Runtime,
     ) -> None:
         self.writer = writer
-        self.source = writer.source
+        self.source, self.folder = source, folder
         self.batches = batches
         self.error_feedback = error_feedback
         self.device, self.progress, self.processes = runtime.device, runtime.progress, runtime.processes
         dtype = fast_dtype(self.source, runtime.device)
-        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, writer.work, runtime.processes)
+        self.states = HiddenStates(batches, self.source.shape.hidden_size, dtype, folder, runtime.processes)
         self.model = OneLayerModel(self.source, runtime.device, dtype)
 
     @torch.no_grad()
@@ -81,7 +99,7 @@ class QuantizingWalk:
 
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)
-        kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
+        kept = KeptActivations(self.folder) if self.device.type == "cpu" else None
         parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)
@@ -91,24 +109,24 @@ class QuantizingWalk:
 
         for pair in pairs:
             inputs = self._measure(layer, module, pair, parts, measured)
-            readers = {reader: module.get_submodule(reader) for reader in pair.readers}
+            readers = {reader: linear_of(module, reader) for reader in pair.readers}
             if quantizer:
                 for linear in readers.values():
-                    linear.weight = None  # so that it does not stay in memory as it was
+                    linear.register_parameter("weight", None)  # so that the unquantized weight does not stay in memory
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
             for reader, linear in readers.items():
                 self.processes.copy_first(linear.weight)
                 parts.settle(reader)
-        if quantizer:
+        if self.writer and quantizer:
             self.writer.write(layer, quantizer.result())
         if layer + 1 < self.source.shape.num_hidden_layers:
             parts.compute_outputs()
 
     def _quantizer(self, layer: int, module: nn.Module) -> LayerQuantizer | None:
-        """What quantizes a layer, in the process that does."""
-        if not self.processes.is_first:
+        """The quantizer of a layer, in the process that quantizes."""
+        if self.writer is None:
             return None
         return LayerQuantizer(
             {name: parameter.detach() for name, parameter in module.named_parameters()},
@@ -121,8 +139,10 @@ class QuantizingWalk:
     def _measure(
         self, layer: int, module: nn.Module, pair: Pair, parts: StepwiseLayer, measured: Callable[[int], None]
     ) -> InputStatistics:
-        """What the readers of a pair read, in all processes; `measured` is told of how many tokens."""
-        reader = module.get_submodule(pair.readers[0])
+        """The input statistics of a pair's readers, over all processes. `measured` is called with the number of
+        tokens.
+        """
+        reader = linear_of(module, pair.readers[0])
         found = InputStatistics(reader.in_features, reader.weight.device)
         for inputs in parts.inputs_of(pair.readers[0]):
             found.add(inputs)

@@ -1,4 +1,4 @@
-"""The check of a quantized checkpoint: whether it still predicts what the one before it does."""
+"""The check of a quantized checkpoint: whether its predictions follow those of the checkpoint before it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from autoglm_compress.runtime import Runtime
 
 
 def measure_agreement(source: Checkpoint, made: Path, rows: list[torch.Tensor], runtime: Runtime) -> dict[str, Any]:
-    """How near the predictions of the checkpoint in the folder `made` are to the source's, as it goes on record.
+    """How close the predictions of the checkpoint in `made` are to the source's, as data for `stage.json`.
 
     Args:
         rows: token ids [rows, length] of text that nothing was fitted to.
@@ -27,12 +27,13 @@ def measure_agreement(source: Checkpoint, made: Path, rows: list[torch.Tensor], 
 
 
 def require_agreement(found: dict[str, Any], most: float, label: str, source: Path) -> None:
-    """Raise UserError if the predictions on record are further than `most` nats from those of the source's folder.
+    """Raise UserError if the recorded predictions are more than `most` nats from those of the checkpoint in the
+    source's folder.
 
-    `label` is what the user knows the stage by.
+    `label` is the stage's name for the user.
     """
     divergence, error = found["kl_divergence"], found["logit_error"]
-    # Where the predictions are nearly flat, the divergence is small whatever happens to them.
+    # If the predictions are nearly flat, the divergence is small in any case, so the logits are checked too.
     if not (divergence <= most and error < 1):
         raise UserError(
             f"stage {label}: the quantized checkpoint does not predict what {source} does: mean KL divergence "

@@ -1,7 +1,7 @@
-"""What rounding each group of linears to 4 bits, and nothing else, does to a model's predictions.
+"""How rounding one group of linears to 4 bits changes a model's predictions, for each group.
 
-A layer is loaded once. The unrounded stream and every stream that has passed a rounded group before go through it as
-it is, and for each of its groups one more stream begins, which goes through it with that group rounded. So L layers
+A layer is loaded once. The unrounded stream and all streams that passed a rounded group earlier go through it
+unchanged. For each of its groups one more stream begins, which goes through the layer with that group rounded. L layers
 of 4 groups cost about 2 L^2 passes of the sample through a layer.
 """
 
@@ -19,6 +19,7 @@ from autoglm_compress.architecture import ModelShape, Quantization, Scheme
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.divergence import Divergence
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.forward.walk import walk
@@ -31,7 +32,9 @@ STREAMS = "streams.safetensors"
 
 
 def stream_bytes(shape: ModelShape, groups: int) -> int:
-    """Bytes of the streams of so many groups and of the unrounded one; they are held twice, and are on disk twice."""
+    """Bytes of the streams of so many groups and of the unrounded stream. Each is held in memory twice and on disk
+    twice.
+    """
     return (1 + groups) * SAMPLE_TOKENS * shape.hidden_size * torch.float32.itemsize
 
 
@@ -52,8 +55,8 @@ def divergences(
         groups: in the order in which the model runs.
         batches: token ids [batch, length]; the first rows are used.
         runtime: where to compute.
-        file: where the result is kept, so that a run that was killed later does not need to measure again. One that is
-            killed here goes on at the layer it had reached, from what is kept beside it.
+        file: where the result is kept, so that a run that is killed later does not measure again. A run that is killed
+            here continues at the layer it had reached, from files beside it.
 
     Raises:
         UserError: the predictions are not finite.
@@ -62,7 +65,7 @@ def divergences(
         return json.loads(file.read_text(encoding="utf-8"))
     rows = torch.cat(batches)[:, :SAMPLE_TOKENS]
     rows = rows[: max(1, SAMPLE_TOKENS // rows.shape[1])]
-    # In fp32 also on a GPU: the noise of 16 bits is as large as what rounding most of the groups does.
+    # In fp32 also on a GPU: 16-bit noise is as large as the effect of rounding most groups.
     dtype = torch.float32
     folder, device = file.with_suffix(""), runtime.device
     [reference] = walk(checkpoint, [rows], None, runtime=runtime.alone(), title="reference", dtype=dtype, folder=folder)
@@ -70,8 +73,8 @@ def divergences(
     model = OneLayerModel(checkpoint, device, dtype)
     layers, reached, kept = checkpoint.shape.num_hidden_layers, 0, folder / STREAMS
     if kept.exists():
-        found = load_file(kept, device=str(device))
-        reached, (stream, *perturbed) = int(found["layers"]), found["streams"].unbind()
+        resumed = load_file(kept, device=str(device))
+        reached, (stream, *perturbed) = int(resumed["layers"]), resumed["streams"].unbind()
     else:
         stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
         perturbed = []
@@ -83,7 +86,7 @@ def divergences(
             for group in groups:
                 if group.layer != layer:
                     continue
-                linears = {name: module.get_submodule(name.removeprefix(prefix)) for name in group.linears}
+                linears = {name: linear_of(module, name.removeprefix(prefix)) for name in group.linears}
                 with rounded(linears, quantization.schemes, checkpoint.dtype):
                     perturbed.append(run(stream))
             stream = run(stream)
@@ -104,7 +107,7 @@ def divergences(
 def rounded(
     linears: Mapping[str, nn.Linear], schemes: Mapping[str, Scheme], scale_dtype: torch.dtype
 ) -> Iterator[None]:
-    """Have linears compute with rounded weights meanwhile."""
+    """Let linears compute with rounded weights while the context is open."""
     kept = {name: linear.weight for name, linear in linears.items()}
     for name, linear in linears.items():
         weight = linear.weight.float()

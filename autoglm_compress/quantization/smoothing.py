@@ -1,9 +1,9 @@
-"""Smoothing pairs: where a scale per channel moves from the readers of an activation to what produces it.
+"""Smoothing pairs: a scale per channel moves from the readers of an activation to its producer.
 
 AWQ (Lin et al. 2023, "AWQ: Activation-aware Weight Quantization") multiplies the columns of the linears that read an
-activation by s and divides what produces the activation by s. The model computes the same, but the columns that
-matter are rounded more finely. The producer is a norm's gain, or the rows of a linear with nothing but an elementwise
-product or a convex combination over tokens in between: up -> down and v -> o.
+activation by s and divides its producer by s. The model computes the same, but the columns that matter are rounded more
+finely. The producer is a norm's gain, or the rows of a linear with nothing but an elementwise product or a convex
+combination over tokens in between: up -> down and v -> o.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from autoglm_compress.quantization.grid import Grid
 
 @dataclass(frozen=True)
 class Pair:
-    """A producer of activations and the linears that alone read them, named relative to the layer.
+    """A producer of activations and the linears that are their only readers, named relative to the layer.
 
     `first_row` is where the producer's rows begin (the up half of a fused gate and up). Each block of `block` channels
     is read `copies` times in a row: under grouped-query attention a KV head is read by several query heads.
@@ -70,16 +70,17 @@ class Folded:
 def fold(
     pair: Pair, scale: torch.Tensor, vector: torch.Tensor | None, dtype: torch.dtype | None, grid: Grid | None
 ) -> Folded:
-    """Divide what produces a pair's activations by a scale [channels].
+    """Divide the producer of a pair's activations by a scale [channels].
 
-    A linear may be rounded already: then its grid's scales are what is divided, its integers stay.
+    If the producer is a rounded linear, its grid's scales are divided and its integers stay.
 
     Args:
         pair: the smoothing pair.
-        scale: to divide by. What would leave the range of its dtype stays as it is, and has the scale 1.
+        scale: the divisor. A channel whose result would leave the range of its dtype keeps its values and gets the
+            scale 1.
         vector: the producer's gain, or its bias if it has one.
-        dtype: what the vector will be stored in. It is rounded to that, and the scale becomes what the rounded values
-            are smaller by, so the fold is exact.
+        dtype: the stored dtype of the vector. The vector is rounded to it, and the scale is computed from the rounded
+            values, so the fold is exact.
         grid: that of the rows of a producer that is a linear.
     """
     if grid is not None:
@@ -87,7 +88,7 @@ def fold(
     if vector is not None:
         untouched, part = vector.float().tensor_split([pair.first_row])
         stored = (part / scale).to(dtype).to(part.dtype)
-        # A value that leaves the stored range at either end stays as it is; a zero tells nothing about its scale.
+        # A value that would leave the stored range at either end is kept. A zero does not determine its scale.
         stored = torch.where(stored.isfinite() & (stored != 0), stored, part)
         scale = torch.where(part == 0, scale, part / stored)
         vector = torch.cat([untouched, stored])

@@ -1,7 +1,8 @@
-"""A decoder layer of `transformers` that tokens go through up to the inputs of one linear, then of the next.
+"""A decoder layer of `transformers` that runs up to the inputs of one linear, then up to those of the next.
 
-So a linear can be changed before what comes after it is computed, and no linear needs to run twice: what those that
-write to the residual stream read is kept, and in a later part their outputs stand in for all that led to them.
+A linear can therefore be changed before later activations are computed, and no linear needs to run twice: the inputs of
+linears that write to the residual stream are kept, and later parts use their outputs instead of running the modules
+that led to them.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +18,14 @@ from autoglm_compress.forward.hidden_states import HiddenStates
 
 
 class _Reached(Exception):  # noqa: N818
-    """The inputs of the linear that a part ends at were reached; nothing after it is computed."""
+    """Raised at the inputs of the linear where a part ends. Nothing after it is computed."""
 
     def __init__(self, inputs: torch.Tensor) -> None:
         self.inputs = inputs
 
 
 class KeptActivations:
-    """Activations of batches, in a file for each, for as long as a layer is worked on."""
+    """Activations of batches, one file each, while a layer is being quantized."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,13 +35,13 @@ class KeptActivations:
         return self._folder / f"{name}-{number:05d}.bin"
 
     def put(self, name: str, number: int, activations: torch.Tensor) -> None:
-        """Keep a batch's activations, in the place of any under the name.
+        """Keep a batch's activations under a name, replacing earlier ones.
 
         Raises:
             OSError: the disk is full.
         """
         file, activations = self._file(name, number), activations.contiguous()
-        with file.open("r+b" if file.exists() else "wb") as stream:  # what is overwritten needs no new memory
+        with file.open("r+b" if file.exists() else "wb") as stream:  # overwriting needs no new memory
             stream.write(activations.flatten().view(torch.uint8).numpy().data)
         self._like[file] = activations.shape, activations.dtype
 
@@ -49,7 +50,7 @@ class KeptActivations:
         return self._file(name, number) in self._like
 
     def get(self, name: str, number: int) -> torch.Tensor:
-        """A batch's activations, read as they are used."""
+        """A batch's activations, read from disk as they are used."""
         file = self._file(name, number)
         shape, dtype = self._like[file]
         return torch.from_file(str(file), size=shape.numel(), dtype=dtype).view(shape)
@@ -60,11 +61,11 @@ class StepwiseLayer:
 
     Args:
         module: the layer.
-        run: sends hidden states [batch, length, hidden_size] through it.
+        run: a function that sends hidden states [batch, length, hidden_size] through the layer.
         states: the batches' hidden states before the layer, and the place for those after it.
         family: names the linears that write to the residual stream.
-        kept: where what they read is kept, on a CPU. If None, all that leads to a part is computed again: on a GPU that
-            takes less time than to keep it.
+        kept: keeps the inputs of these linears, on a CPU. If None, everything before a part is computed again, which is
+            faster on a GPU.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class StepwiseLayer:
             yield inputs
 
     def settle(self, linear: str) -> None:
-        """A linear has its last weights; if it writes to the residual stream, it runs for the last time."""
+        """Note that a linear has its final weights. If it writes to the residual stream, it runs for the last time."""
         if self._kept and linear in self._writers:
             self._settled.append(linear)
 
@@ -118,24 +119,25 @@ class StepwiseLayer:
 
     @contextmanager
     def _standing_in(self, number: int) -> Iterator[None]:
-        """Let a batch's known outputs stand in for the attention or the MLP that they are those of."""
+        """Use a batch's known outputs instead of running attention or MLP."""
         with ExitStack() as stack:
             for linear in self._settled:
                 output = self._output(linear, number)
                 block = self._module.get_submodule(linear.rpartition(".")[0])
-                # Attention gives its weights as well, of which a layer makes no use.
+                # Attention also returns its weights, which a layer does not use.
                 block.forward = _giving((output, None) if linear == self._attention else output)
                 stack.callback(delattr, block, "forward")
             yield
 
     def _output(self, linear: str, number: int) -> torch.Tensor:
-        """What a settled linear makes of a batch; computed the first time."""
+        """The outputs of a settled linear for a batch, computed at the first call."""
         kept, output = self._kept, f"{linear}-output"
+        assert kept is not None  # else nothing settles
         if not kept.has(output, number):
             kept.put(output, number, self._module.get_submodule(linear)(kept.get(linear, number)))
         return kept.get(output, number)
 
 
 def _giving(result: Any) -> Callable[..., Any]:
-    """A function of anything that gives always the same."""
+    """A function that ignores its arguments and returns a constant."""
     return lambda *_, **__: result

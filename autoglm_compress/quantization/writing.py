@@ -1,4 +1,4 @@
-"""Writing a quantized checkpoint: its layers one by one, and what stands outside them."""
+"""Writing a quantized checkpoint: its layers one by one, and the tensors outside them."""
 
 import json
 from collections.abc import Mapping
@@ -20,13 +20,10 @@ from autoglm_compress.slices import row_slices
 
 @dataclass(frozen=True)
 class LayerWriter:
-    """Writes quantized layers as units of the target, and the decisions taken in a folder that outlasts a kill.
-
-    Only the first process has a target, and writes.
-    """
+    """Writes quantized layers as units of the target, and the decisions to a folder that survives a kill."""
 
     source: Checkpoint
-    target: CheckpointWriter | None
+    target: CheckpointWriter
     quantization: Quantization
     work: Path
 
@@ -39,13 +36,13 @@ class LayerWriter:
     def all_written(self) -> bool:
         """Whether all layers are in the target."""
         layers = range(self.source.shape.num_hidden_layers)
-        return self.target is not None and all(self.target.has(1 + layer) for layer in layers)
+        return all(self.target.has(1 + layer) for layer in layers)
 
     def write(self, layer: int, quantized: QuantizedLayer) -> None:
         """Write a layer."""
         prefix = self.source.family.layer_prefix(layer)
         schemes, layout = self.quantization.in_layer(prefix), FORMATS[self.quantization.format]
-        unit = {}
+        unit: dict[str, torch.Tensor] = {}
         for name, dtype in stored_dtypes(self.source, layer).items():
             module = name.removesuffix(".weight")
             if linear := quantized.linears.get(module):
@@ -58,7 +55,7 @@ class LayerWriter:
         self.target.write(1 + layer, {name: tensor.cpu() for name, tensor in unit.items()})
 
     def decisions(self, layer: int) -> dict[str, Any]:
-        """The decisions for a layer, also when it was a run since killed that took them."""
+        """The decisions for a layer, including those of an earlier, killed run."""
         return json.loads(self._decisions_file(layer).read_text(encoding="utf-8"))
 
     def _decisions_file(self, layer: int) -> Path:
@@ -66,7 +63,7 @@ class LayerWriter:
 
 
 def write_outside(source: Checkpoint, target: CheckpointWriter, quantization: Quantization) -> None:
-    """Write what stands before and after the layers, with the head rounded if it has a scheme."""
+    """Write the tensors before and after the layers. The head is rounded if it has a scheme."""
     family, last = source.family, source.shape.num_hidden_layers + 1
     if not target.has(0):
         target.write(0, {family.embedding: source.read(family.embedding)})
@@ -81,7 +78,7 @@ def write_outside(source: Checkpoint, target: CheckpointWriter, quantization: Qu
 def _rounded_head(
     name: str, head: torch.Tensor, quantization: Quantization, scale_dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """A head [vocab_size, hidden_size] to the nearest values, a part of its rows at a time, as the format packs it."""
+    """Round a head [vocab_size, hidden_size] to the nearest values and pack it, some rows at a time."""
     scheme = quantization.schemes[name]
     parts = [grid_for(head[rows].float(), scheme, scale_dtype) for rows in row_slices(len(head))]
     integers = [grid.integers(head[rows].float()) for grid, rows in zip(parts, row_slices(len(head)), strict=True)]
@@ -92,4 +89,4 @@ def _rounded_head(
 def stored_dtypes(source: Checkpoint, layer: int) -> Mapping[str, torch.dtype]:
     """The dtype of each of a layer's tensors in the checkpoint, by their names relative to the layer."""
     prefix = source.family.layer_prefix(layer)
-    return {name: source.infos[prefix + name].dtype for name in source.shape.layer_tensors(layer)}
+    return {name: source.dtype_of(prefix + name) for name in source.shape.layer_tensors(layer)}

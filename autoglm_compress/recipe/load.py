@@ -1,41 +1,53 @@
 """From a recipe file to a validated recipe, or to a list of everything that is wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, suggestion
 from autoglm_compress.evaluation.evaluate import check_tasks
-from autoglm_compress.recipe.document import override, read_document
-from autoglm_compress.recipe.problems import FieldPath, Problem, RecipeError, from_validation, suggestion
+from autoglm_compress.problems import FieldPath, Problem, RecipeError, from_validation
+from autoglm_compress.recipe.document import assign, override, read_document
 from autoglm_compress.recipe.schema import SOURCE, Recipe, RecipeHeader
+from autoglm_compress.shipped import find_recipe
 from autoglm_compress.stages import Makes, Stage, broken_stages, stage_types
 
 
-def load_recipe(file: Path, assignments: Sequence[str] = ()) -> Recipe:
-    """Read, override and validate a recipe.
+def load_recipe(recipe: str | Path, changes: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read, change and validate a recipe.
+
+    Args:
+        recipe: the name of a recipe that comes with the package, or the path of a file. A name wins over a file that is
+            called the same; a Path is never a name.
+        changes: of fields, by dotted paths in which a stage goes by its name or number: values by path, such as
+            `{"stages.depth.num_hidden_layers": 28}`, or texts as `--set` takes them, with a value in YAML.
 
     Raises:
-        UserError: the file cannot be read, or an override cannot be applied.
+        UserError: the file cannot be read, or a change cannot be made.
         RecipeError: the recipe is not valid; the message lists every problem.
     """
+    file = find_recipe(recipe)
     document = read_document(file)
-    for assignment in assignments:
-        override(document, assignment)
+    if isinstance(changes, Mapping):
+        for key, value in changes.items():
+            assign(document, key, str(value) if isinstance(value, Path) else value, f"{key}={value}")
+    else:
+        for assignment in changes:
+            override(document, assignment)
     problems: list[Problem] = []
     header = _validate(RecipeHeader, document.data, (), problems)
     entries = document.data.get("stages")
-    entries = entries if isinstance(entries, list) else []  # the header's validation has said what is wrong
+    entries = entries if isinstance(entries, list) else []  # the header's validation has reported the error
     stages = [_stage(entry, ("stages", number), problems) for number, entry in enumerate(entries)]
     parents = _parents(stages, [_label(entry) for entry in entries], problems)
     problems += _task_problems(stages, header)
     if problems:
         raise RecipeError(file, problems, document.locations)
     return Recipe(
-        file=file.resolve(),
-        stages=tuple(stages),
+        files=document.files,
+        stages=tuple(stage for stage in stages if stage is not None),
         parents=parents,
         locations=document.locations,
         **{name: getattr(header, name) for name in ("name", "model", "calibration", "evaluation", "keep", "seed")},
@@ -53,7 +65,7 @@ def _validate(model: type[BaseModel], data: Any, path: FieldPath, problems: list
 def _stage(entry: Any, path: FieldPath, problems: list[Problem]) -> Stage | None:
     """A stage, or None if it is not valid."""
     if not isinstance(entry, dict):
-        return None  # the header's validation has said so
+        return None  # the header's validation has reported it
     kind = entry.get("stage")
     if kind is None:
         problems.append(Problem(path, f"missing stage: {suggestion('', stage_types())}"))
@@ -76,7 +88,7 @@ def _label(entry: Any) -> str | None:
 def _parents(
     stages: Sequence[Stage | None], labels: Sequence[str | None], problems: list[Problem]
 ) -> tuple[int | None, ...]:
-    """Whose checkpoint each stage takes, and whether it can. Nothing is said about stages that are not valid."""
+    """The parent of each stage, with a problem for each stage that cannot take it. Invalid stages are skipped."""
     parents: list[int | None] = []
     quantized: list[bool] = []
     by_label: dict[str, int] = {}
@@ -129,7 +141,9 @@ def _makes_checkpoint(stage: Stage | None) -> bool:
 
 
 def _task_problems(stages: Sequence[Stage | None], header: RecipeHeader | None) -> list[Problem]:
-    asked = [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
+    asked: list[tuple[FieldPath, tuple[str, ...]]] = (
+        [(("evaluation", "every_stage"), header.evaluation.every_stage)] if header else []
+    )
     asked += [(("stages", n, "tasks"), s.evaluates) for n, s in enumerate(stages) if s is not None and s.evaluates]
     problems = []
     for path, tasks in asked:

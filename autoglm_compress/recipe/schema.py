@@ -1,4 +1,4 @@
-"""What a valid recipe is."""
+"""The schema of a recipe."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +11,15 @@ from autoglm_compress.evaluation.evaluate import EvaluationOptions
 from autoglm_compress.stages import Stage
 
 SOURCE = "source"
-"""What the run's source is called among its checkpoints; a stage takes it with `from: source`."""
+"""The name of the run's source among its checkpoints. A stage takes it with `from: source`."""
 
 
 Keep = Literal["all", "last", "none"]
-"""Which of the checkpoints that others are made from stay when nothing needs them any more."""
+"""Which intermediate checkpoints stay when no stage needs them any more."""
 
 
 class ModelOptions(BaseModel):
-    """The model to compress: a folder, or a hub id; and the YAML file of its family, if that is the user's own."""
+    """The model to compress, as a folder or a hub id, and the YAML file of its family if the user brings one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +28,7 @@ class ModelOptions(BaseModel):
 
 
 class RecipeHeader(BaseModel):
-    """A recipe's top-level keys; the stages are validated one by one by the classes they name."""
+    """A recipe's top-level keys. Each stage is validated by the class that it names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,11 +42,14 @@ class RecipeHeader(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A validated recipe. `parents[i]` is the number of the stage whose checkpoint stage i takes, None the source."""
+    """A validated recipe. `parents[i]` is the number of the stage whose checkpoint stage i takes, None the source.
+
+    `files` are its own, its base's, and so on.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    file: Path
+    files: tuple[Path, ...]
     name: str
     model: ModelOptions
     calibration: CalibrationOptions
@@ -58,9 +61,14 @@ class Recipe(BaseModel):
     locations: dict[tuple[str | int, ...], str] = Field(exclude=True)
 
     @property
+    def file(self) -> Path:
+        """The recipe's own file."""
+        return self.files[0]
+
+    @property
     def bases(self) -> list[Path]:
-        """The folders in which relative paths are looked up, in order."""
-        return list(dict.fromkeys([self.file.parent, Path.cwd()]))
+        """The folders in which relative paths are looked up: beside the recipe, beside its bases, and where we are."""
+        return list(dict.fromkeys([*(file.parent for file in self.files), Path.cwd()]))
 
     def family_file(self) -> Path | None:
         """The YAML file of the model's family, if the recipe names one."""
@@ -77,7 +85,7 @@ class Recipe(BaseModel):
         return [stage.label for stage in self.stages]
 
     def folder_name(self, number: int) -> str:
-        """`NN-name`, by which the run's folder knows a stage."""
+        """`NN-name`, the name of a stage's folder."""
         return f"{number + 1:02d}-{self.stages[number].label}"
 
     def tasks(self, last: int) -> tuple[str, ...]:

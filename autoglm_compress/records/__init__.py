@@ -1,1 +1,1 @@
-"""What a run and an evaluation leave on disk: one schema for each file, which it is written and read through."""
+"""The files that runs and evaluations leave: one schema per file, used to write it and to read it."""

@@ -10,7 +10,7 @@ from autoglm_compress.records.files import Record, load_json, validated
 from autoglm_compress.records.stage import FileRecord
 
 SCHEMA_VERSION = 1
-"""Of files with evaluation results: raised when what `compare` reads changes."""
+"""The schema version of files with evaluation results. Raise it when the fields that `compare` reads change."""
 EVALUATE_AGAIN = "Evaluate again."
 DAMAGED = "The file is damaged: evaluate again."
 
@@ -23,7 +23,7 @@ class TaskEntry(Record):
 
 
 class Spent(Record):
-    """What an evaluation cost: seconds and bytes, and how many processes took part."""
+    """The cost of an evaluation: seconds, bytes, and the number of processes."""
 
     seconds: float | None = None
     processes: int | None = None
@@ -41,9 +41,9 @@ class CheckpointRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """What was measured of one checkpoint.
+    """The measurements of one checkpoint.
 
-    A run knows the checkpoint by its `key`; `evaluate` has its files in `checkpoint`, and the `device` it ran on.
+    A run identifies the checkpoint by its `key`. `evaluate` records its files in `checkpoint`, and the `device`.
     """
 
     schema_version: int | None = None
@@ -59,7 +59,7 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     """Read results to compare with others.
 
     Raises:
-        UserError: there is no such file, it is of another version, or not whole.
+        UserError: the file does not exist, has another version, or is incomplete.
     """
     data = load_json(path, EVALUATE_AGAIN, "not valid JSON", "Give a file that autoglm-compress evaluate wrote.")
     if not isinstance(data, dict):

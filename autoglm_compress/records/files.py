@@ -1,4 +1,4 @@
-"""What all records share: how they are written, and read with one clear message where a file is damaged."""
+"""Writing and reading records. A damaged file gives one clear message."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ RUN_AGAIN = "Run the recipe again with the same --output: finished stages are ke
 class Record(BaseModel):
     """A record, or a part of one. Fields that older versions did not write may be absent.
 
-    What another version wrote besides is kept, so that a file which is read and written again loses nothing.
+    Unknown fields of other versions are kept, so that reading and writing a file loses nothing.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), extra="allow")
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def found(model: type[Model], path: Path) -> Model | None:
-    """The record of a file; None if it is absent or damaged, so that what it held is done again."""
+    """The record of a file. None if the file is absent or damaged: its content is then made again."""
     try:
         return model.model_validate(read_json(path))
     except ValidationError:
@@ -65,8 +65,8 @@ def load_json(path: Path, remedy: str, not_json: str = "not JSON", unreadable: s
     Args:
         path: of the file.
         remedy: what a message tells the user to do about a damaged file.
-        not_json: how it says that the content is no JSON.
-        unreadable: what it tells the user to do about a file that cannot be read.
+        not_json: the words of the message for content that is not JSON.
+        unreadable: what the message tells the user to do about a file that cannot be read.
 
     Raises:
         UserError: the file cannot be read or is not JSON.

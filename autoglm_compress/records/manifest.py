@@ -1,4 +1,4 @@
-"""`manifest.json`: what a run was given, and how far it has come."""
+"""`manifest.json`: the inputs of a run, and its progress."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from autoglm_compress.records.stage import FileRecord
 
 
 class SourceRecord(Record):
-    """A checkpoint that a run reads and did not make; the source of the run has a key."""
+    """A checkpoint that a run reads but did not make. Only the run's source has a key."""
 
     folder: str | None = None
     key: str | None = None

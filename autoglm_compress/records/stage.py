@@ -1,4 +1,4 @@
-"""`stage.json`: what a finished stage decided, made and cost."""
+"""`stage.json`: the decisions, files and costs of a finished stage."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -31,13 +31,15 @@ class Shape(Record):
         sizes = {
             name: getattr(shape, name) for name in cls.model_fields if name not in ("architecture", "quantization")
         }
-        quantization = shape.quantization and _quantization(shape.quantization, shape.family)
+        quantization = None if shape.quantization is None else _quantization(shape.quantization, shape.family)
         return cls(architecture=shape.family.architecture, **sizes, quantization=quantization)
 
     def kv_cache_bytes(self, tokens: int) -> int | None:
         """Bytes of a 16-bit key-value cache for so many tokens."""
-        sizes = (self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
-        return None if None in sizes else kv_cache_bytes(*sizes, tokens)
+        layers, heads, size = self.num_hidden_layers, self.num_key_value_heads, self.head_dim
+        if layers is None or heads is None or size is None:
+            return None
+        return kv_cache_bytes(layers, heads, size, tokens)
 
 
 def _quantization(quantization: Quantization, family: Family) -> dict[str, Any]:
@@ -67,8 +69,8 @@ class FileRecord(Record):
 class StageRecord(Record):
     """`stage.json`.
 
-    `makes` is what kind of result lies beside it. `files` are all of it but this record, `dropped` says that the
-    weights among them were deleted since. `left_out` are tensors of the source that the model does not use, `linears`
+    `makes` is the kind of result. `files` are all files of the result except this record. `dropped` says that the
+    weights among them were deleted later. `left_out` are tensors of the source that the model does not use, `linears`
     has measures of single linears for tables. Time is in seconds, memory and disk traffic in bytes.
     """
 

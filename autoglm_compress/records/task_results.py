@@ -1,11 +1,11 @@
-"""The results of tasks, as files have them: with what was found for each question and row, or as summaries without."""
+"""The results of tasks in files: with the values of every question and row, or as summaries without them."""
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_NATS = 500.0
-"""Of a mean over tokens: far more than any model gives, and its exponential is still a number."""
+"""Upper limit of a mean over tokens: far above any model's value, while its exponential is still finite."""
 RECORDS = "records"
 ROWS = "rows"
 
@@ -35,8 +35,8 @@ class MmluScores(Scores, Generic[OfSubject]):
     categories: dict[str, Scores] = Field(default_factory=dict)
 
 
-MmluSummary = MmluScores[Scores]
-"""The result of the task `mmlu` without the questions."""
+class MmluSummary(MmluScores[Scores]):
+    """The result of the task `mmlu` without the questions."""
 
 
 class Question(_Part):

@@ -1,4 +1,4 @@
-"""What a run shows beside its numbers: a page of all."""
+"""The HTML page of a run, and the page that compares several runs."""
 
 from autoglm_compress.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""How much accuracy changed, and how sure that is: over the same questions the noise that they share drops out."""
+"""The change of accuracy and its error. On the same questions, shared noise cancels."""
 
 import math
 
@@ -8,8 +8,8 @@ from autoglm_compress.records.task_results import MmluSummary, Scores
 def change(scores: Scores, source: Scores) -> tuple[float, float | None]:
     """The change of accuracy and its standard error.
 
-    None stands for the latter where single answers are not recorded for both, and where not one of them changed: that
-    says nothing on how many might have.
+    The standard error is None if single answers are not recorded for both, or if no answer changed, which does not tell
+    how many could have.
     """
     differences = [int(now) - int(then) for now, then in _pairs(scores, source)]
     count = len(differences)

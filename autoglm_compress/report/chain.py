@@ -1,4 +1,4 @@
-"""Which checkpoint came from which: the tree of a run, and its picture as rows with rails beside them."""
+"""The tree of a run's checkpoints, and its picture as rows with rails beside them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def checkpoints(run: Run) -> list[Row]:
 
 
 def parents(run: Run) -> dict[str, str | None]:
-    """By checkpoint the one it was made from; where no record says it, the one before."""
+    """The parent of each checkpoint; the previous checkpoint if no record names a parent."""
     found: dict[str, str | None] = {}
     previous = None
     for row in checkpoints(run):
@@ -33,7 +33,7 @@ def parents(run: Run) -> dict[str, str | None]:
 
 
 def final_checkpoints(run: Run) -> list[Row]:
-    """Those that nothing was made from, but for the source."""
+    """Checkpoints without children, except the source."""
     used = set(parents(run).values())
     return [row for row in checkpoints(run) if row.name not in used and row.stage != SOURCE]
 
@@ -65,7 +65,7 @@ class Box:
 
 
 def boxes(run: Run) -> list[Box]:
-    """The picture of a run, row by row. The last child of a checkpoint goes on in its lane, others leave it before."""
+    """The picture of a run, row by row. The last child of a checkpoint stays in its lane; other children branch off."""
     rows, parent_of = checkpoints(run), parents(run)
     by_name = {row.name: row for row in rows}
     largest = max((row.bytes or 0 for row in rows), default=0)
@@ -114,7 +114,7 @@ def _badges(shape: Shape, before: Shape | None) -> list[Badge]:
 
 
 def _words(shape: Shape) -> dict[str, str]:
-    """A shape in a few words, by what they are about; nothing on what is not known."""
+    """A shape in a few words, by topic. Unknown sizes are left out."""
     heads = f"{shape.num_attention_heads} heads"
     if shape.num_key_value_heads is not None:
         heads += f", {shape.num_key_value_heads} KV"

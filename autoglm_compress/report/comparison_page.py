@@ -1,8 +1,9 @@
-"""The page that compares several runs: what they came to, and where their recipes differ."""
+"""The page that compares several runs: their results, and the differences of their recipes."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from autoglm_compress.report.tables import Cell, Column, Table, text_cell
 
 COMPARISON = "comparison.html"
 MEASURED_BY = ("evaluation.perplexity.", "evaluation.mmlu.", "calibration.source", "seed")
-"""Fields that evaluations depend on: where they differ, results do not compare."""
+"""Fields that evaluations depend on. Results of runs that differ in them cannot be compared."""
 
 
 def write_comparison_page(folders: Sequence[Path], output: Path) -> None:
@@ -32,7 +33,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
     named = _named(runs)
     differences = _differences(named)
     curves = [
-        picture_of(f"curve-{measure.field}", measure.heading, lambda measure=measure: size_curve(named, measure))
+        picture_of(f"curve-{measure.field}", measure.heading, partial(size_curve, named, measure))
         for measure in MEASURES
     ]
     return render(
@@ -68,7 +69,7 @@ def _differences(runs: dict[str, Run]) -> Table:
 
 
 def _stages(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The stages of a recipe by the names that others know them by."""
+    """The stages of a recipe by their names."""
     stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, dict)]
     return {str(stage.get("name") or stage.get("stage")): stage for stage in stages}
 

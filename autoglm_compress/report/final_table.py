@@ -1,4 +1,4 @@
-"""What a run comes to: its final checkpoints against the source."""
+"""The result of a run: its final checkpoints against the source."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from autoglm_compress.report.tables import Column, Table, number_cell, text_cell
 
 @dataclass(frozen=True)
 class Tile:
-    """One measure: of the source, of the checkpoint, and what that amounts to."""
+    """One measure: the source's value, the checkpoint's, and the change."""
 
     heading: str
     before: str
@@ -29,7 +29,7 @@ class Verdict:
 
 
 def verdict(row: Row, source: Row | None) -> Verdict:
-    """What a final checkpoint is, against the source where that was measured too."""
+    """The measures of a final checkpoint, against the source's where these exist."""
     tiles = []
     for heading, field, show in (("parameters", "parameters", human), ("size", "bytes", size)):
         before, after = getattr(source, field, None), getattr(row, field)

@@ -1,4 +1,4 @@
-"""matplotlib's SVG as a part of a page: ids that no other picture has, nothing that reaches beyond the picture."""
+"""matplotlib's SVG as a part of a page, with unique ids and no effect outside the picture."""
 
 import re
 from xml.etree import ElementTree
@@ -37,7 +37,7 @@ def _own(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
     for name, value in list(element.attrib.items()):
         del element.attrib[name]
         if name != "id":
-            name = name.removeprefix(f"{{{XLINK}}}")  # `href` alone is what browsers know since 2018
+            name = name.removeprefix(f"{{{XLINK}}}")  # browsers accept plain `href` since 2018
             element.set(name, REFERENCE.sub(rf"{prefix}-\g<0>", value))
         elif value in used:
             element.set(name, f"{prefix}-{value}")

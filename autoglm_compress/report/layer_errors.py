@@ -1,4 +1,4 @@
-"""What stages found out about each linear of each layer: as a table, and as a heat map."""
+"""The measures of each linear of each layer, as a table and as a heat map."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,9 @@ TITLES = {
     "output_error": "Relative squared error of the outputs of what reads …",
     "bits": "Bits",
 }
-"""What is drawn, with the title of its panel; the rest is in the table alone."""
+"""The measures that are drawn, with the titles of their panels. Other measures are only in the table."""
 SPREAD = 30
-"""With more between the least and the largest value, colours go by the logarithm."""
+"""Colours are logarithmic if the ratio of the largest to the least value exceeds this."""
 CELL_HEIGHT = 0.2
 
 Entry = dict[str, Any]
@@ -39,7 +39,7 @@ Entry = dict[str, Any]
 
 
 def layer_table(name: str, entries: list[Entry]) -> Table:
-    """All that is recorded, a row for each linear of each layer."""
+    """All recorded measures, one row for each linear of each layer."""
     keys = list(dict.fromkeys([*HEADINGS, *(key for entry in entries for key in entry)]))
     columns = [Column(key, HEADINGS.get(key, key.replace("_", " ")), numeric=key != "part") for key in keys]
     rows = [[_cell(entry.get(key)) for key in keys] for entry in entries]
@@ -55,7 +55,7 @@ def _cell(value: Any) -> Cell:
 def heat_map(entries: list[Entry]) -> "Figure | None":
     """A panel for each measure with a name in `TITLES`: linears down, layers across. None if there is nothing to draw.
 
-    A single layer, and a head alone, are told well enough by the table.
+    A single layer, or a head alone, is only in the table.
     """
     panels = {measure: _by_part(entries, measure) for measure in TITLES}
     panels = {measure: parts for measure, parts in panels.items() if any(len(values) > 1 for values in parts.values())}
@@ -100,7 +100,7 @@ def _panel(axes: "Axes", parts: dict[str, dict[int, float]], layers: int, measur
     axes.tick_params(length=0)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=8, fraction=0.05)
-    bar.outline.set_visible(False)
+    bar.ax.spines["outline"].set_visible(False)
     bar.ax.minorticks_off()
     bar.ax.yaxis.set_major_locator(LogLocator() if logarithmic else MaxNLocator(4))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

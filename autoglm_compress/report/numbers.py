@@ -1,4 +1,4 @@
-"""How numbers read in tables, on the terminal and on the page."""
+"""Formats of numbers in tables, on the terminal and on the page."""
 
 import math
 
@@ -9,7 +9,7 @@ KV_TOKENS = 1000
 def human(count: float) -> str:
     """A number with a decimal prefix, such as 8.19G."""
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * limit:  # what rounds to the next prefix takes it
+        if count >= 0.9995 * limit:  # a number that rounds up to the next prefix gets that prefix
             return f"{count / limit:.3g}{suffix}"
     return f"{count:.0f}"
 
@@ -21,7 +21,7 @@ def size(count: float) -> str:
 
 
 def plain(value: float, digits: int = 4) -> str:
-    """A number with so many digits that count; large ones whole, with commas."""
+    """A number with a number of significant digits. Large numbers are whole, with commas."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
@@ -43,7 +43,7 @@ def points(share: float) -> str:
 
 
 def two_places(value: float) -> str:
-    """A perplexity: with two places, as long as it is not so large that they say nothing."""
+    """A perplexity with two decimals, or fewer if it is large."""
     return f"{value:.2f}" if abs(value) < 10_000 else plain(value)
 
 

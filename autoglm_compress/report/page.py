@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Draw = Callable[[Record], bytes | None]
-"""Gives an SVG of what a stage decided, from the content of its `stage.json`, or None."""
+"""Gives an SVG of a stage's decisions from the content of its `stage.json`, or None."""
 REPORT = "report.html"
 MEASURES = (PERPLEXITY, ACCURACY)
 FEW = 3
-"""Up to so many final checkpoints are told one by one, more as a table."""
+"""Up to this many final checkpoints are described one by one; more become a table."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class StageSection:
-    """What the page says of one stage."""
+    """The page's section on one stage."""
 
     row: Row
     warnings: list[str]
@@ -94,7 +94,7 @@ def write_report(folder: Path, draw: Draw, progress: Progress) -> None:
     """Write the page of a run that is done into its folder; say why if that fails."""
     try:
         write_run_page(folder, draw, folder / REPORT)
-    except Exception as error:  # whatever is wrong with the page, the run is done
+    except Exception as error:  # an error in the page does not fail the run
         progress.note(f"warning: no {REPORT}: {type(error).__name__}: {error}")
 
 
@@ -106,13 +106,13 @@ def picture_of(name: str, label: str, make: "Callable[[], Figure | None]") -> Pi
 def _picture(name: str, label: str, make: Callable[[], bytes | None]) -> Picture:
     try:
         svg = make()
-    except Exception as error:  # a record of another version, or a damaged one: the rest of the page stands
+    except Exception as error:  # a record of another version, or a damaged one: the rest of the page is still shown
         return Picture(note=f"No picture of {label}: {type(error).__name__}: {error}")
     return Picture(Markup(inline_svg(svg, name, label)) if svg else None)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What the head of the page tells, as far as it is known."""
+    """The facts at the top of the page, as far as they are known."""
     manifest = run.manifest
     threads = "" if manifest.threads is None else f", {manifest.threads} thread{'s' * (manifest.threads != 1)}"
     known = {
@@ -125,7 +125,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _sections(run: Run, draw: Draw) -> list[StageSection]:
-    """What stages decided, but for evaluations and the like, which have nothing to show that tables do not have."""
+    """The sections of stages with decisions to show. Evaluations are in the tables already."""
     made = {row.name for row in checkpoints(run)}
     found = [_section(row, run.stages[row.name], draw) for row in run.rows if row.name in run.stages]
     return [one for one in found if one.row.name in made or one.pictures or one.table or one.warnings]
@@ -154,7 +154,7 @@ def _section(row: Row, stage: StageRecord, draw: Draw) -> StageSection:
 
 
 def _spelled(value: Any) -> str:
-    """An option as it reads in a recipe; what is not set within it is left out."""
+    """An option as in a recipe. Unset fields are left out."""
     if isinstance(value, dict):
         value = {name: inner for name, inner in value.items() if inner is not None}
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Templates to a page, with everything escaped that comes from files, and the one way in which a page is written."""
+"""Rendering templates, with all content of files escaped, and writing pages."""
 
 from functools import cache
 from pathlib import Path

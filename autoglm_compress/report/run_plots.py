@@ -1,9 +1,9 @@
-"""Plots of a whole run or of several: what size costs, and where time and memory went."""
+"""Plots of one or several runs: size against quality, and time and memory by stage."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from autoglm_compress.figures import KEPT, LINES, NEUTRAL, WIDTH, line_legend, log_axis, new_figure
 from autoglm_compress.records.metrics import Row
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CURVE_WIDTH, CURVE_HEIGHT = 5.2, 3.4
 MANY = 16
-"""Checkpoints, above which only the source and the final ones are named in a curve."""
+"""With more checkpoints than this, a curve names only the source and the final ones."""
 LABEL_SIZE, LETTER = 7.5, 4.3
 """Points: the size of a label, and about how wide a letter of it is."""
 PLOT_SHARE = 0.83
@@ -26,7 +26,7 @@ PLOT_SHARE = 0.83
 
 @dataclass(frozen=True)
 class Measure:
-    """What a curve shows against size."""
+    """The vertical axis of a curve over size."""
 
     field: str
     heading: str
@@ -98,7 +98,8 @@ def _labels(
 
 def _name_points(axes: "Axes", labels: list[tuple[str, tuple[float, float]]]) -> None:
     """Write names beside points, where there is room for them; where there is none, a name is left out."""
-    width, height = axes.figure.get_size_inches() * 72 * PLOT_SHARE
+    figure = cast("Figure", axes.figure)  # no part of one: these plots have no subfigures
+    width, height = figure.get_size_inches() * 72 * PLOT_SHARE
     taken: list[tuple[float, float, float, float]] = []
     axes.autoscale_view()
     to_axes = axes.transData + axes.transAxes.inverted()

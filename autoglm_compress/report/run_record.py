@@ -1,4 +1,4 @@
-"""A whole run, as the records in its folder have it."""
+"""A whole run, read from the records in its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path

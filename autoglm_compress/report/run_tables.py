@@ -1,4 +1,4 @@
-"""The tables of a run: every stage, subjects and categories against the source, and what other tasks gave."""
+"""The tables of a run: stages, subjects and categories against the source, and other tasks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -52,16 +52,16 @@ def stage_table(run: Run) -> Table:
 def measured_cells(row: Row, source: Row | None) -> list[Cell]:
     """The sizes of a checkpoint and what was measured of it, from `parameters` to `accuracy_delta`."""
     against = source if source is not row else None
-    perplexities = (row.perplexity, against.perplexity if against else None)
-    known = None not in perplexities
+    before = against.perplexity if against else None
+    change_of_perplexity = None if row.perplexity is None or before is None else row.perplexity - before
     return [
         number_cell(row.parameters, human),
         number_cell(row.bytes, size),
         number_cell(row.shape.kv_cache_bytes(KV_TOKENS), size),
         number_cell(row.perplexity, two_places),
-        number_cell(perplexities[0] - perplexities[1] if known else None, signed),
+        number_cell(change_of_perplexity, signed),
         accuracy_cell(row),
-        delta_cell(row.mmlu or _accuracy_alone(row), against and (against.mmlu or _accuracy_alone(against))),
+        delta_cell(row.mmlu or _accuracy_alone(row), (against.mmlu or _accuracy_alone(against)) if against else None),
     ]
 
 

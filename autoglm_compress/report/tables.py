@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name for machines, its heading, and a sentence for those who wonder."""
+    """A column: its name in files, its heading, and a sentence that explains it."""
 
     key: str
     heading: str
@@ -46,7 +46,7 @@ class Table:
     about: str = ""
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as plain data; numbers that JSON has no word for are None."""
+        """The rows as plain data. Numbers that JSON cannot represent become None."""
         with_error = {number for row in self.rows for number, cell in enumerate(row) if cell.stderr is not None}
         found = []
         for row in self.rows:

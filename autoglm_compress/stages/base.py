@@ -17,6 +17,7 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
+from autoglm_compress.forward.costs import measuring_memory
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
@@ -46,9 +47,9 @@ def resolve_size(size: int | str, current: int) -> int:
 
 
 def require_alike_layers(shape: ModelShape, stage: str) -> None:
-    """Raise PlanError if a stage, which needs a family whose layers have the same tensors, cannot work on this shape.
+    """Raise PlanError if the family's layers differ in their tensors. Some stages need layers that are alike.
 
-    What is left of such a family's model may be alike, but what the stage measures is the run's source.
+    Even if the remaining layers are alike, the stage's statistics are those of the run's source.
     """
     if shape.family.layer_kinds is not None:
         kinds = ", ".join(sorted(set(shape.layer_kinds)))
@@ -67,43 +68,34 @@ class Makes(str, Enum):
     ARTIFACT = "artifact"
     """Files made from a checkpoint that no other stage takes."""
     MEASUREMENT = "measurement"
-    """Nothing but what was found out, in the `decisions` of `stage.json`."""
+    """Only measurements, in the `decisions` of `stage.json`."""
 
 
-@dataclass
-class StageContext:
-    """All that a stage may know of the run around it.
+@dataclass(kw_only=True)
+class SharedContext:
+    """What a stage may know about its run, in every process.
 
-    `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text.
-    `statistics` (of the run's source), `evaluate` (results of lm-eval tasks on `source`) and `open_checkpoint` (one of
-    `other_checkpoints`, by its name and option) are functions because what they give is expensive and not every stage
-    asks for it. Tasks that a stage evaluates are to be listed in `Stage.evaluates`, to count in its key.
-
-    `shape` is the planned shape of the result; a stage that decides more of it puts that there. `result` is the folder
-    that the result goes into, and `target` writes a checkpoint there. Both are None in all processes but the first, and
-    `target` is None for a stage that makes no checkpoint. What a killed process left in `result` is still there. `work`
-    is a folder of the stage's own that survives a kill and is removed once the stage is complete. A stage leaves what
-    it decided in `decisions`, which goes into its `stage.json`, and in `lineage` which parts of the source are left.
+    `origin` is the run's source, `source` the checkpoint that this stage takes, `text` the calibration sources' text,
+    and `lineage` says which parts of the run's source are left. `open_checkpoint` opens one of `other_checkpoints`, by
+    its name and option. `shape` is the planned shape of the result. `work` is a folder of the stage's own that survives
+    a kill and is removed once the stage is complete.
     """
 
     origin: Checkpoint
     source_folder: Path
-    target: CheckpointWriter | None
-    result: Path | None
     shape: ModelShape
     lineage: Lineage
     text: CalibrationText
-    statistics: Callable[[], Statistics]
-    evaluate: Callable[[Sequence[str]], dict[str, Any]]
     open_checkpoint: Callable[[str, str], Checkpoint]
     runtime: Runtime
     seed: int
     work: Path
-    decisions: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def source(self) -> Checkpoint:
-        """The checkpoint that this stage takes, opened when it is first asked for: its weights may be gone by then."""
+        """The checkpoint that this stage takes, opened at first use, because its weights may be deleted when they are
+        not needed.
+        """
         return Checkpoint(self.source_folder, self.origin.family)
 
     def require_source_unchanged(self) -> None:
@@ -113,8 +105,40 @@ class StageContext:
 
     @property
     def made_by_the_run(self) -> bool:
-        """Whether an earlier stage wrote what this one reads, so that files can be shared."""
+        """Whether an earlier stage wrote this stage's source, so that files can be shared."""
         return self.source_folder != self.origin.folder
+
+
+@dataclass(kw_only=True)
+class StageContext(SharedContext):
+    """What a stage may know and has to write, in the first process.
+
+    `statistics` (of the run's source) and `evaluate` (results of lm-eval tasks on `source`) are functions because their
+    results are expensive and not every stage needs them. A stage must list the tasks that it evaluates in
+    `Stage.evaluates`, so that they count in its key.
+
+    `result` is the folder of the result, and `target` writes a checkpoint there. Files of a killed process in `result`
+    are still there. A stage that decides the rest of the result's shape replaces `shape`. It puts its decisions into
+    `decisions`, which go into its `stage.json`, and the remaining parts of the source into `lineage`. It puts facts
+    about the result that the user should know into `warnings`, which are printed when the stage is complete and also go
+    into `stage.json`.
+    """
+
+    result: Path
+    statistics: Callable[[], Statistics]
+    evaluate: Callable[[Sequence[str]], dict[str, Any]]
+    decisions: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def target(self) -> CheckpointWriter:
+        """Writes a checkpoint into `result`, for a stage that makes one."""
+        return CheckpointWriter(self.result, units=self.shape.num_hidden_layers + 2)
+
+    def ends_where_it_began(self, reason: str) -> None:
+        """Record and warn that the result has the same weights as the stage's input, and why."""
+        self.decisions["unchanged"] = reason
+        self.warnings.append(f"the weights are what they were before this stage: {reason}")
 
 
 class Stage(BaseModel):
@@ -127,9 +151,9 @@ class Stage(BaseModel):
     source: str | None = Field(default=None, alias="from")
 
     revision: ClassVar[int] = 1
-    """Raised when the stage's result changes for the same options, so that old results are not taken for new."""
+    """Raise it when the stage's result changes for the same options, so that old results are not reused."""
     makes: ClassVar[Makes] = Makes.CHECKPOINT
-    """What the stage leaves in its folder beside `stage.json`."""
+    """The kind of result in the stage's folder."""
     makes_quantized: ClassVar[bool] = False
     """Whether the checkpoint it writes is quantized."""
     reads_quantized: ClassVar[bool] = False
@@ -139,15 +163,13 @@ class Stage(BaseModel):
     """Whether the stage asks for `text.held_out()`, as all do that make a quantized checkpoint."""
 
     accepting: ClassVar[frozenset[str]] = frozenset()
-    """Options that do not change the result but say which one is good enough."""
+    """Options that do not change the result, but set limits for accepting it."""
     tokens_per_input: ClassVar[int] = 2
-    """Calibration tokens for each input of its largest linear, of which fewer do harm."""
-    holds_out_samples: ClassVar[bool] = False
-    """Whether some calibration samples decide about what was fitted to the others."""
+    """Calibration tokens needed per input of the largest linear. Fewer do harm."""
 
     @property
     def label(self) -> str:
-        """The name that other stages and the command line know this stage by."""
+        """The stage's name for other stages and for the command line."""
         return self.name or self.stage
 
     @property
@@ -156,10 +178,15 @@ class Stage(BaseModel):
         return False
 
     @property
-    def evaluates(self) -> tuple[str, ...]:
-        """The tasks whose results the stage asks for with `context.evaluate`; if it has any, it needs nothing else.
+    def holds_out_samples(self) -> bool:
+        """Whether some calibration samples decide about what was fitted to the others."""
+        return False
 
-        So its checkpoint's weights need not be there where these results are known.
+    @property
+    def evaluates(self) -> tuple[str, ...]:
+        """The tasks that the stage evaluates with `context.evaluate`. A stage with such tasks needs nothing else.
+
+        If their results are known, the weights of its checkpoint may be deleted.
         """
         return ()
 
@@ -167,8 +194,8 @@ class Stage(BaseModel):
     def runs_in_all_processes(self) -> bool:
         """Whether all processes of a run work on it together, where there are several, or the first alone.
 
-        The others have no `target`. What asks for the `statistics` alone need not say so: all measure them anyway. A
-        stage that runs in all processes cannot ask for them.
+        The others call `follow`. A stage that only needs the `statistics` returns False, because all processes measure
+        them anyway. A stage that runs in all processes cannot ask for them.
         """
         return False
 
@@ -179,7 +206,9 @@ class Stage(BaseModel):
 
     @property
     def other_checkpoints(self) -> Mapping[str, str]:
-        """Folders or hub ids, beside source and parent, that the result depends on, by the option that names them."""
+        """Folders or hub ids, other than source and parent, that the result depends on, by the option that names
+        them.
+        """
         return {}
 
     def plan(self, shape: ModelShape) -> ModelShape:
@@ -197,14 +226,17 @@ class Stage(BaseModel):
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""
 
     def check_source(self, folder: Path, family: Family | None) -> None:
-        """Raise UserError if what stands beside the weights of the run's source, in `folder`, is none for the stage.
+        """Raise UserError if the stage cannot use the config or the tokenizer of the run's source.
 
-        That is the config, and the tokenizer if it is there yet. `family` is the one that the recipe gives.
+        `folder` is the source's; the tokenizer may not be there yet. `family` is the one that the recipe gives.
         """
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
-        """What the stage costs on a shape, with so many calibration tokens; `source` is the run's source."""
-        return Needs()
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
+        """What the stage costs on a shape, with such calibration; `source` is the run's source.
+
+        A stage that says nothing else is taken to read the statistics, if its result depends on calibration.
+        """
+        return Needs(memory=measuring_memory(source, calibration.batch_tokens) if self.uses_calibration else 0)
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":
@@ -217,13 +249,13 @@ class Stage(BaseModel):
 
     @classmethod
     def linears(cls, decisions: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was found out about single linears, for the tables and heat maps of a report.
+        """Measures of single linears, for the tables and heat maps of a report.
 
         Each entry has `layer` (None outside the layers), `part` (the linear's name) and measures: numbers, text or
         None by their names. Empty if the stage does not work linear by linear.
 
         Args:
-            decisions: what `run` left in the context.
+            decisions: the decisions that `run` left in the context.
         """
         return []
 
@@ -231,18 +263,22 @@ class Stage(BaseModel):
         """Raise UserError if the stage cannot be run by so many processes together."""
 
     def warnings(self, shape: ModelShape) -> list[str]:
-        """What the user should know before running this stage on a shape it can work on."""
+        """Warnings to the user before the stage runs on a shape."""
         return []
 
     def accept(self, decisions: dict[str, Any], source: Path) -> None:
-        """See whether a result is good enough, by the decisions and the folder of the checkpoint it was made from.
+        """Check whether a result is good enough, by its decisions and the folder of its parent checkpoint.
 
-        Asked again of a finished stage, whose `accepting` options may be others by now.
+        Also called for a finished stage, because its `accepting` options may have changed.
 
         Raises:
-            UserError: it is not.
+            UserError: the result is not good enough.
         """
 
     def run(self, context: StageContext) -> None:
-        """Read `context.source`, write `context.target`."""
+        """Read `context.source`, write `context.target`, in the first process."""
+        raise NotImplementedError
+
+    def follow(self, context: SharedContext) -> None:
+        """Take part in `run` in another process, which writes nothing, if the stage `runs_in_all_processes`."""
         raise NotImplementedError

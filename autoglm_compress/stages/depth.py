@@ -1,5 +1,6 @@
 """Drop whole decoder layers."""
 
+from dataclasses import replace
 from math import pi
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.cutting.importance import random_scores, top
 from autoglm_compress.cutting.layer_choice import (
     gaps,
@@ -41,9 +43,9 @@ class Depth(Stage):
     others read cached statistics, and is meant for small models or a GPU. `random` keeps layers by chance.
 
     The statistics are those of the run's source. Where layers were dropped before, `angular` and `chain` compare the
-    states that enter the present layers there: a layer before an earlier gap counts as also doing what the gap did,
-    which is what a refit makes of it, and other changes to the checkpoint since do not count. `greedy_loss` measures
-    the checkpoint as it is.
+    states that enter the present layers there: a layer before an earlier gap counts as also doing the gap's work, as a
+    refit makes it do. Other earlier changes to the checkpoint do not count. `greedy_loss` measures the checkpoint as it
+    is. First layers after which a tower adds features once more always stay.
     """
 
     stage: Literal["depth"]
@@ -68,10 +70,15 @@ class Depth(Stage):
         if self.layers is not None:
             if sorted(set(self.layers)) != list(self.layers) or not 0 <= self.layers[0] <= self.layers[-1] < have:
                 raise PlanError("layers", f"{list(self.layers)}: expected ascending indices from 0 to {have - 1}")
+            if self.layers[: shape.first_layers] != tuple(range(shape.first_layers)):
+                raise PlanError("layers", f"{list(self.layers)}: {_first_layers(shape)}")
             return shape.with_layers(self.layers)
+        assert self.num_hidden_layers is not None  # options without either are refused
         keep = resolve_size(self.num_hidden_layers, have)
         if not 1 <= keep <= have:
             raise PlanError("num_hidden_layers", f"{keep}: expected 1 to {have}, the source's number of layers")
+        if keep < shape.first_layers:
+            raise PlanError("num_hidden_layers", f"{keep}: {_first_layers(shape)}")
         if shape.family.layer_kinds is not None:
             raise PlanError(
                 "num_hidden_layers",
@@ -80,11 +87,15 @@ class Depth(Stage):
             )
         return shape.with_layers(range(keep))
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """The sampled states at every boundary, or what `remove_greedily` holds."""
+        if not self.uses_calibration:
+            return Needs()
         if self.method == "greedy_loss":
-            return Needs(memory=greedy_memory(shape))
-        return Needs(memory=states_memory(shape) if self.method in ("angular", "chain") else 0)
+            return Needs(memory=greedy_memory(shape, calibration.tokens))
+        measured = super().needs(shape, source, calibration)
+        states = states_memory(shape) if self.method in ("angular", "chain") else 0
+        return replace(measured, memory=max(measured.memory, states))
 
     @classmethod
     def plot(cls, record: Record) -> "Figure":
@@ -102,33 +113,49 @@ class Depth(Stage):
     def _choose(self, context: StageContext) -> tuple[Indices, Any]:
         """The layers to keep, and what the method measured of them."""
         keep, have = context.shape.num_hidden_layers, context.source.shape.num_hidden_layers
+        first = context.source.shape.first_layers
         if self.layers is not None:
             return self.layers, None
         if self.method == "random":
             scores = random_scores(have, context.seed, 0)
-            return top(scores, keep), scores.tolist()
+            return _highest(scores, keep, first), scores.tolist()
         if self.method == "block_influence":
             statistics = context.statistics()
             scores = torch.stack([statistics.layer(layer)["block_influence"] for layer in context.lineage.layers])
-            return top(scores, keep), scores.tolist()
+            return _highest(scores, keep, first), scores.tolist()
         if self.method == "angular":
             distances = state_distances(_boundaries(context), lambda cosine: cosine.arccos() / pi)
-            kept, across = keep_without_block(distances, keep)
+            kept, across = keep_without_block(distances, keep, first)
             return kept, {"block_distances": across}
         if self.method == "chain":
             costs = state_distances(_boundaries(context), lambda cosine: 1 - cosine)
-            kept = keep_chain(costs, keep)
+            kept = keep_chain(costs, keep, first)
             found = [{"layers": [*range(*gap)], "cost": float(costs[gap])} for gap in gaps(kept, have)]
             return kept, {"total_cost": sum(gap["cost"] for gap in found), "gaps": found}
         removed = remove_greedily(
             context.source,
             context.text.batches,
             keep,
+            first=first,
             runtime=context.runtime,
             file=context.work / "removed.json",
         )
         gone = {step["layer"] for step in removed}
         return tuple(layer for layer in range(have) if layer not in gone), {"removed": removed}
+
+
+def _highest(scores: torch.Tensor, keep: int, first: int) -> Indices:
+    """The first layers that have to stay, and of the others those with the highest scores [layers]."""
+    scores = scores.clone()
+    scores[:first] = torch.inf
+    return top(scores, keep)
+
+
+def _first_layers(shape: ModelShape) -> str:
+    """Why the first layers have to stay."""
+    return (
+        f"the model adds features of images after each of the first {shape.first_layers} layers, so these have to stay"
+    )
 
 
 def _boundaries(context: StageContext) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a stage decided as a picture, drawn from its `stage.json` alone, so that it can always be redrawn."""
+"""The picture of a stage's decisions, drawn from its `stage.json` alone, so that it can always be redrawn."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def draw_missing(stage_file: Path, progress: Progress) -> None:
             temporary = file.with_name(f".{PLOT}.partial")
             temporary.write_bytes(plot)
             temporary.replace(file)
-    except Exception as error:  # whatever is wrong with a plot, the stage is done and its run can go on
+    except Exception as error:  # an error in a plot does not fail the stage or the run
         progress.note(f"warning: {stage_file.parent.name}: no {PLOT}: {type(error).__name__}: {error}")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoglm_compress.architecture import Family, ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.described import describe
 from autoglm_compress.export.exporting import export
 from autoglm_compress.export.formats import FORMATS
@@ -39,7 +40,7 @@ class Export(Stage, ExportOptions):
         model = describe(folder, family)
         FORMATS[self.format].check_model(model.shape, model.text_config, folder)
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """The files, and what writing the largest tensor or the proof takes."""
         kind = FORMATS[self.format]
         memory = max(kind.memory(shape, self), proof_memory(shape))

@@ -1,23 +1,25 @@
 """Heal by distillation: train the compressed model to predict what the original predicts."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.errors import UserError
 from autoglm_compress.figures import Record
 from autoglm_compress.healing.checks import check_options, check_teacher, check_tokens
 from autoglm_compress.healing.costs import healing_memory, healing_scratch
 from autoglm_compress.healing.optimizer import EIGHT_BIT
-from autoglm_compress.healing.options import Dataset, HealingOptions
+from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.setup import HealingInputs, set_up
 from autoglm_compress.healing.sharding import require_equal_parts
 from autoglm_compress.healing.trained_weights import healed
+from autoglm_compress.healing.trainer import Trainer
 from autoglm_compress.processes import Processes
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.heal import heal_plot
 
@@ -31,16 +33,16 @@ class Heal(Stage, HealingOptions):
     The loss is KL(teacher || student), averaged over `tokens` tokens of the calibration sources, of what the teacher
     writes from their openings on (`teacher_samples`), or of a dataset. `cross_entropy` is the share of the text's own
     next tokens in it, and `residual` the weight of the residual stream's relative error. `random_tokens` is the share
-    of rows that are no text, but tokens of the whole vocabulary: so healing reaches what the model knows of those that
-    the text does not have. All weights are trained, or low-rank adapters with `lora`; of a quantized checkpoint norms,
-    biases and scales, and its integers stay.
-    `teacher_top_k` keeps that many of the teacher's likeliest tokens on disk, made a layer at a time, so that the
-    teacher is not in memory. The weights of the best of `checks` on rows held out are kept, the start's if none is
-    better.
+    of rows that are no text, but tokens of the whole vocabulary: so healing also covers tokens that the text does not
+    contain. All weights are trained, or low-rank adapters with `lora`; in a quantized checkpoint norms, biases and
+    scales are trained, and the integers stay. `teacher_top_k` keeps that many of the teacher's likeliest tokens on
+    disk, made a layer at a time, so that the teacher is not in memory. The weights of the best of `checks`, on text
+    that no stage of the run is fitted to, are kept. If no check is better than the start, the start's weights stay.
     """
 
     stage: Literal["heal"]
 
+    revision: ClassVar[int] = 2
     reads_quantized: ClassVar[bool] = True
 
     @property
@@ -76,10 +78,10 @@ class Heal(Stage, HealingOptions):
         """The tokens fill a batch, in rows of the stage's length or the calibration's."""
         check_tokens(self, calibration.sequence_length)
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """Both models, what training adds to one of them, and its state on disk."""
         return Needs(
-            whole_models=healing_memory(self, shape, source),
+            memory=healing_memory(self, shape, source, self.sequence_length or calibration.sequence_length),
             scratch=healing_scratch(self, shape, source),
         )
 
@@ -96,18 +98,9 @@ class Heal(Stage, HealingOptions):
 
     def run(self, context: StageContext) -> None:
         """Train, and write the best weights."""
-        source = context.source
-        try:
-            trainer = set_up(self, self._inputs(context))
-            trainer.run()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
-                "micro_batch_size of 1, gradient_checkpointing: true, a teacher_top_k, or lora."
-            ) from None
-        if context.target is None:
-            return
-        trained = trainer.trained()
+        source, trainer = context.source, self._train(context)
+        decisions, trained, checks, best = _decisions(trainer), trainer.trained(), trainer.checks, trainer.best_check
+        del trainer  # the models, and what the optimizer keeps
         family, layers = source.family, range(source.shape.num_hidden_layers)
         units = [[family.embedding], *([] for _ in layers), []]
         for name, _ in source.shape.tensors():
@@ -117,16 +110,30 @@ class Heal(Stage, HealingOptions):
         for number, names in enumerate(units):
             context.target.write(number, healed(names, source, trained, self.lora))
         context.target.finish(source.config, like=source)
-        context.decisions |= {
-            "steps": trainer.step,
-            "passes": round(trainer.data.passes, 3),
-            "stopped": trainer.stopped,
-            "kept": asdict(trainer.best_check),
-            "checks": [asdict(check) for check in trainer.checks],
-            "curve": [asdict(point) for point in trainer.curve],
-        }
+        context.decisions |= decisions
+        if not best.step:
+            first, *others = (check.divergence for check in checks)
+            context.ends_where_it_began(
+                f"no check was better than the start, {first:.4g} nats from the teacher on text that decides; the best "
+                f"of {len(others)} had {min(others):.4g}"
+            )
 
-    def _inputs(self, context: StageContext) -> HealingInputs:
+    def follow(self, context: SharedContext) -> None:
+        """Train, and leave the writing to the first process."""
+        self._train(context)
+
+    def _train(self, context: SharedContext) -> Trainer:
+        try:
+            trainer = set_up(self, self._inputs(context))
+            trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"healing does not fit into the GPU's memory: {str(error).splitlines()[0]} Give a "
+                "micro_batch_size of 1, gradient_checkpointing: true, a teacher_top_k, or lora."
+            ) from None
+        return trainer
+
+    def _inputs(self, context: SharedContext) -> HealingInputs:
         teacher = context.origin if self.teacher is None else context.open_checkpoint(self.teacher, "teacher")
         return HealingInputs(
             origin=context.origin,
@@ -138,3 +145,15 @@ class Heal(Stage, HealingOptions):
             work=context.work,
             runtime=context.runtime,
         )
+
+
+def _decisions(trainer: Trainer) -> dict[str, Any]:
+    """What goes on record of training."""
+    return {
+        "steps": trainer.step,
+        "passes": round(trainer.data.passes, 3),
+        "stopped": trainer.stopped,
+        "kept": asdict(trainer.best_check),
+        "checks": [asdict(check) for check in trainer.checks],
+        "curve": [asdict(point) for point in trainer.curve],
+    }

@@ -1,4 +1,4 @@
-"""What a stage costs, for `plan`."""
+"""The needs of a stage, for `plan`."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,14 @@ class Needs:
     """Upper estimates of what a stage needs.
 
     Attributes:
-        memory: bytes beside a walk, or beside the tensors that the stage rewrites.
-        scratch: bytes of disk for what is there only while the stage works; 0 where a walk's own states are all.
-        whole_models: bytes for a stage that holds whole models rather than a layer at a time; 0 for the others.
-        fan_in: inputs of the largest linear that the stage changes by how they go together; 0 if it changes none so.
+        memory: bytes of the most that the stage holds at a time, beside the process itself. A stage that only writes
+            the checkpoint gives 0.
+        scratch: bytes of disk that the stage uses only while it works; 0 if these are only a walk's own states.
+        fan_in: inputs of the largest linear that the stage changes by the inputs' correlations; 0 if there is none.
         artifact: bytes of the files it writes that are no checkpoint.
     """
 
     memory: int = 0
     scratch: int = 0
-    whole_models: int = 0
     fan_in: int = 0
     artifact: int = 0

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
@@ -17,7 +18,7 @@ from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.quantizing_walk import walk_and_quantize
 from autoglm_compress.quantization.result_check import measure_agreement, require_agreement
 from autoglm_compress.quantization.writing import LayerWriter, write_outside
-from autoglm_compress.stages.base import Stage, StageContext
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.quantize import quantize_plot
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 class Quantize(Stage, QuantizationOptions):
     """Round the decoder layers' linears to integers with a scale per group of input features.
 
-    `awq` (Lin et al. 2023) scales channels before rounding so that those which carry much are rounded finely, and by
-    `error_feedback` (GPTQ, Frantar et al. 2023) what rounding one input does is made up for by the next;
-    `round_to_nearest` does not look at activations. `bits: auto` gives 8 bits to the linears that lose most by 4, as
-    far as the `budget` goes. Embedding, norms and biases keep their dtype, and so does the head unless `head_bits` is
-    8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`. Before it counts
-    as done, its predictions on held-out text are compared with those before: a mean KL divergence over `max_divergence`
-    nats, or predictions that are not finite, fail the stage.
+    `awq` (Lin et al. 2023) scales channels before rounding, so that important channels are rounded finely. With
+    `error_feedback` (GPTQ, Frantar et al. 2023), later inputs correct the error of rounding earlier ones;
+    `round_to_nearest` does not look at activations. `bits: auto` gives 8 bits to the linears that lose most with 4
+    bits, as far as the `budget` allows. Embedding, norms and biases keep their dtype, and so does the head unless
+    `head_bits` is 8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`.
+    Before it counts as done, its predictions on held-out text are compared with those before: a mean KL divergence over
+    `max_divergence` nats, or predictions that are not finite, fail the stage.
 
-    `backend: autoawq` has AutoAWQ 0.2.9 do it instead, with its own search and the whole model in memory, to compare.
+    `backend: autoawq` quantizes with AutoAWQ 0.2.9 instead, with its own search and the whole model in memory, for
+    comparison.
     """
 
     stage: Literal["quantize"]
@@ -61,11 +63,11 @@ class Quantize(Stage, QuantizationOptions):
         check_options(self, shape)
         return replace(shape, quantization=planned(self, shape))
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the states that are walked."""
         return Needs(
-            memory=quantizing_memory(self, shape),
-            scratch=quantizing_scratch(self, shape, tokens),
+            memory=quantizing_memory(self, shape, calibration),
+            scratch=quantizing_scratch(self, shape, calibration.tokens),
             fan_in=fed_back_fan_in(self, shape),
         )
 
@@ -86,13 +88,8 @@ class Quantize(Stage, QuantizationOptions):
     def run(self, context: StageContext) -> None:
         """Quantize layer by layer, each on inputs from the quantized layers before it, write and check the result."""
         source, target = context.source, context.target
-        if target is not None and self.bits == "auto":
-            self._choose_bits(context)
-        quantization = context.shape.quantization
+        quantization = self._choose_bits(context) if self.bits == "auto" else planned(self, source.shape)
         writer = LayerWriter(source, target, quantization, context.work)
-        if target is None:  # a process that only shares in the walk
-            self._walk(context, writer)
-            return
         write_outside(source, target, quantization)
         if self.backend == "autoawq":
             write_with_autoawq(source, target, lambda: context.text.batches, self.group_size)
@@ -102,12 +99,17 @@ class Quantize(Stage, QuantizationOptions):
         target.finish(dict(source.config, quantization_config=described), like=source)
         self._check(context)
 
-    def _choose_bits(self, context: StageContext) -> None:
-        """Replace the planned shape's bits by those that cost least within the budget."""
+    def follow(self, context: SharedContext) -> None:
+        """Share in the walk."""
+        self._walk(context, None)
+
+    def _choose_bits(self, context: StageContext) -> Quantization:
+        """Replace the planned shape's bits by those that cost least within the budget, and return them."""
         batches, file = context.text.batches, context.work / "sensitivity.json"
         choice = choose_bits(self, context.source, batches, context.runtime, file)
         context.shape = replace(context.shape, quantization=choice.quantization)
         context.decisions |= {"average_bits": choice.average_bits, "bits": choice.groups}
+        return choice.quantization
 
     def _quantize_layers(self, context: StageContext, writer: LayerWriter) -> None:
         if self.method == "awq":
@@ -117,10 +119,15 @@ class Quantize(Stage, QuantizationOptions):
         layers = range(context.source.shape.num_hidden_layers)
         context.decisions["layers"] = [writer.decisions(layer) for layer in layers]
 
-    def _walk(self, context: StageContext, writer: LayerWriter) -> None:
+    def _walk(self, context: SharedContext, writer: LayerWriter | None) -> None:
         """What all processes do together."""
         walk_and_quantize(
-            writer, lambda: context.text.batches, error_feedback=self.error_feedback, runtime=context.runtime
+            context.source,
+            lambda: context.text.batches,
+            writer=writer,
+            folder=context.work,
+            error_feedback=self.error_feedback,
+            runtime=context.runtime,
         )
 
     def _check(self, context: StageContext) -> None:

@@ -1,4 +1,4 @@
-"""Repair what the surgeries before it did, by fitting every linear to the original."""
+"""Repair the damage of earlier surgeries by fitting every linear to the original."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, losses_record
+from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, has_changed, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
 from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
-from autoglm_compress.stages.base import Stage, StageContext, require_alike_layers
+from autoglm_compress.stages.base import SharedContext, Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.refit import refit_plot
 
@@ -30,18 +31,22 @@ class Refit(Stage):
     the source's, by changing the head alone, or the last layer where the head is tied; before that, `layer_passes` is
     the same for every layer as a whole, towards the source's residual stream. A pass costs three times what it takes to
     send the tokens through the checkpoint: hours for a large model on a CPU, where 0 may be the better choice. A fit
-    is kept only where it is better on calibration rows that it has not seen.
+    is kept only where it is better on text that no stage of the run is fitted to.
     """
 
     stage: Literal["refit"]
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 4
-    holds_out_samples = True
+    revision: ClassVar[int] = 5
 
     @property
     def uses_calibration(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def holds_out_samples(self) -> bool:
         """Always."""
         return True
 
@@ -56,11 +61,13 @@ class Refit(Stage):
             )
         return shape
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What the largest of its steps holds, and the hidden states of both models."""
         return Needs(
-            memory=refit_memory(shape, layer_passes=self.layer_passes, logit_passes=self.logit_passes),
-            scratch=refit_scratch(shape, source, tokens),
+            memory=refit_memory(
+                shape, source, calibration, layer_passes=self.layer_passes, logit_passes=self.logit_passes
+            ),
+            scratch=refit_scratch(shape, source, calibration.tokens),
             fan_in=shape.widest_input,
         )
 
@@ -83,56 +90,64 @@ class Refit(Stage):
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
         layers = source.shape.num_hidden_layers
-        walk = PairedWalk(
+        walk = self._walk(context)
+        shared = source if context.made_by_the_run else None
+        target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
+        self._write_layers(context, walk)
+        head_changed = self._write_last(context, walk, target, source)
+        target.finish(source.config, like=source)
+        found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
+        context.decisions["layers"] = [layer["fits"] for layer in found]
+        context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
+        if not (head_changed or any(layer["changed"] for layer in found)):
+            context.ends_where_it_began("no fit was better on the rows that decide")
+
+    def follow(self, context: SharedContext) -> None:
+        """Do what the first process does, and leave the writing to it."""
+        walk = self._walk(context)
+        for _, refitted in walk.run():
+            del refitted  # so that it is not there beside the next layer
+        if not walk.compressed.shape.tie_word_embeddings:
+            walk.refit_head()
+
+    def _walk(self, context: SharedContext) -> PairedWalk:
+        return PairedWalk(
             context.origin,
-            source,
+            context.source,
             context.lineage,
-            context.text.batches,
+            context.text.divided(),
             runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,
             logit_passes=self.logit_passes,
         )
-        if target is None:
-            self._take_part(walk)
-            return
-        shared = source if context.made_by_the_run else None
-        target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
-        self._write_layers(context, walk)
-        self._write_last(context, walk, target, source)
-        target.finish(source.config, like=source)
-        found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
-        context.decisions["layers"] = [layer["fits"] for layer in found]
-        context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
-
-    @staticmethod
-    def _take_part(walk: PairedWalk) -> None:
-        """Do what the first process does, and leave the writing to it."""
-        for _ in walk.run():
-            pass
-        if not walk.compressed.shape.tie_word_embeddings:
-            walk.refit_head()
 
     def _write_layers(self, context: StageContext, walk: PairedWalk) -> None:
         """Refit and write the layers; a function, so that nothing of the last one is kept while the head is fitted."""
         source, target, family = context.source, context.target, context.source.family
         for layer, refitted in walk.run():
             prefix = family.layer_prefix(layer)
-            fits = {linear: fit_record(fit) for linear, fit in refitted.fits.items()}
-            write_json(_fits_file(context, layer), {"fits": fits, "distilled": losses_record(refitted.descent)})
+            changed = has_changed(refitted.fits.values(), refitted.descent)
+            found = {"fits": refitted.fits, "distilled": losses_record(refitted.descent), "changed": changed}
+            write_json(_fits_file(context, layer), found)
             stored = {name: source.infos[prefix + name].dtype for name in refitted.weights}
             unit = {prefix + name: weight.to(stored[name]).cpu() for name, weight in refitted.weights.items()}
             target.write(1 + layer, unit)
+            del refitted, unit  # so that they are not there beside the next layer
 
     def _write_last(
         self, context: StageContext, walk: PairedWalk, target: CheckpointWriter, source: Checkpoint
-    ) -> None:
-        family = source.family
+    ) -> bool:
+        """Write what comes after the layers, and return whether it was changed."""
+        family, changed = source.family, False
         unit = {family.final_norm: source.read(family.final_norm)}
         if not source.shape.tie_word_embeddings:
             unit[family.head], found, descent = walk.refit_head()
-            context.decisions |= {"head": fit_record(found), "distilled_head": losses_record(descent)}
+            record = fit_record(found)
+            context.decisions |= {"head": record, "distilled_head": losses_record(descent)}
+            changed = has_changed([record], descent)
         target.write(1 + source.shape.num_hidden_layers, unit)
+        return changed
 
 
 def _fits_file(context: StageContext, layer: int) -> Path:

@@ -1,4 +1,4 @@
-"""Which stages there are: those of this package, and those that other packages add by an entry point."""
+"""The available stages: those of this package, and those that other packages add by an entry point."""
 
 from functools import cache
 from importlib import metadata
@@ -49,7 +49,7 @@ def plug_ins() -> tuple[dict[str, type[Stage]], dict[str, str]]:
     for entry in metadata.entry_points(group=GROUP):
         try:
             found[entry.name] = _stage(entry)
-        except Exception as error:  # another package's code runs here: whatever it does, the other stages work
+        except Exception as error:  # another package's code runs here: if it fails, the other stages still work
             package = f" of the package {entry.dist.name} {entry.dist.version}" if entry.dist else ""
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken[entry.name] = f"entry point {entry.value!r}{package}: {reason}"

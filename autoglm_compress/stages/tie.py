@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import computed_once
 from autoglm_compress.cutting.surgery import Rewrite
 from autoglm_compress.cutting.tying import OUTPUT_WEIGHT, pair_moments, tie_least_squares, tying_memory
@@ -29,11 +30,11 @@ class Tie(Stage):
     """Replace the embedding and the head by one matrix, which the checkpoint then holds once.
 
     `least_squares` finds the matrix, and the final norm's gain, that serve both best. `output_weight` is how much the
-    logits count against the embedding: a refit or healing after this stage mends wrong logits in the last layers, and a
-    wrong embedding hardly at all, since all layers see it. `average` takes the mean of the two, `input` the embedding,
-    `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are then trained
-    to stand in for what they were, so that all between finds what it knows; best where the checkpoint has been refitted
-    before.
+    logits count against the embedding: a refit or healing after this stage repairs wrong logits in the last layers. It
+    hardly repairs a wrong embedding, because all layers see it. `average` takes the mean of the two, `input` the
+    embedding, `output` the head. With `passes` over the calibration text, the matrix and the layers at both ends are
+    then trained to replace the untied ends, so that the layers between them see familiar states. This works best if the
+    checkpoint was refitted before.
     """
 
     stage: Literal["tie"]
@@ -55,6 +56,9 @@ class Tie(Stage):
         """The shape without a head of its own."""
         if shape.tie_word_embeddings:
             raise PlanError("stage", "the embeddings are tied already: leave this stage out")
+        if not shape.family.transformers_ties:
+            architecture = shape.family.architecture
+            raise PlanError("stage", f"transformers gives {architecture} a head of its own: leave this stage out")
         if self.uses_calibration:
             require_alike_layers(shape, f"{self.stage} with {self.method}")
         if self.passes and shape.num_hidden_layers < 2:
@@ -69,12 +73,15 @@ class Tie(Stage):
             "an untied pair stored in INT8 takes the same bytes"
         ]
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """What finding the shared matrix takes, or fitting the ends to it if that is more."""
-        matrix = shape.vocab_size * shape.hidden_size * shape.element_bytes
-        memory, scratch = tying_memory(shape), max(matrix, buffer_bytes(source, tokens))
+        matrix, tokens = shape.vocab_size * shape.hidden_size * shape.element_bytes, calibration.tokens
+        memory, scratch = 3 * matrix, max(matrix, buffer_bytes(source, tokens))
+        if self.method == "least_squares":
+            memory = max(tying_memory(shape), super().needs(shape, source, calibration).memory)
         if self.passes:
-            memory, scratch = max(memory, ends_memory(shape)), max(scratch, ends_scratch(shape, tokens))
+            memory = max(memory, ends_memory(shape, tokens, calibration.batch_tokens))
+            scratch = max(scratch, ends_scratch(shape, tokens))
         return Needs(memory=memory, scratch=scratch)
 
     @classmethod
@@ -112,16 +119,20 @@ class Tie(Stage):
         source, family = context.source, context.source.family
 
         def fitted() -> dict[str, torch.Tensor]:
-            batches = record(source, context.text.batches, context.work / "states", context.runtime)
+            batches = record(source, context.text.divided(), context.work / "states", context.runtime)
             gain = changed.get(family.final_norm, source.read(family.final_norm))
             ends = TiedEnds(source, changed[family.embedding], gain, context.runtime.device)
             descent = ends.fit(batches, self.passes, context.runtime.progress)
             losses = {name: torch.tensor(getattr(descent, name), dtype=torch.float64) for name in ("before", "after")}
-            return losses | {name: tensor.to("cpu", source.infos[name].dtype) for name, tensor in ends.tensors()}
+            return losses | {name: tensor.to("cpu", source.dtype_of(name)) for name, tensor in ends.tensors()}
 
         found = computed_once(context.work / "ends.safetensors", fitted)
         descent = Descent(*(float(found.pop(name)) for name in ("before", "after")))
         context.decisions |= {"loss_before": descent.before, "loss_after": descent.after}
+        if not descent.improved:
+            context.warnings.append(
+                "training made the ends no better on rows that decide: they stay as tying made them"
+            )
         return found if descent.improved else changed
 
     def _fitted(self, context: StageContext) -> dict[str, torch.Tensor]:

@@ -1,12 +1,15 @@
 """Narrow the residual stream."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import computed_once
+from autoglm_compress.cutting.bridges import BridgeCut
 from autoglm_compress.cutting.importance import choose_channels, top
 from autoglm_compress.cutting.residual_stream import ResidualStream, energy
 from autoglm_compress.cutting.rotation import (
@@ -15,12 +18,13 @@ from autoglm_compress.cutting.rotation import (
     principal_directions,
     reader_directions,
     reconstruction,
+    turning_memory,
 )
-from autoglm_compress.cutting.surgery import Cut, Rewrite
-from autoglm_compress.cutting.tying import retying_memory
+from autoglm_compress.cutting.surgery import Cut, Rewrite, slice_axes, unchanged
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
+from autoglm_compress.stages.head_choice import HeadChoice, choose, with_heads
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.width import width_plot
 
@@ -45,10 +49,15 @@ class Width(Stage):
 
     Turning a stream moves the final norm's gain into the head. Where the head is the embedding, the two that this would
     make are tied again as the stage `tie` does.
+
+    `num_attention_heads` cuts query heads too, as the stage `heads` does by contribution: for models that take head_dim
+    to be hidden_size / num_attention_heads. What towers beside the text write to the stream is turned or cut with it;
+    neurons within them that are as many as the stream's channels are kept by their weights.
     """
 
     stage: Literal["width"]
     hidden_size: Size
+    num_attention_heads: Size | None = None
     method: Literal["readers", "pca", "least_squares", "activation", "magnitude", "random"] | None = None
 
     revision: ClassVar[int] = 2
@@ -61,9 +70,13 @@ class Width(Stage):
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with a narrower residual stream."""
         require_alike_layers(shape, self.stage)
-        if shape.family.kept:
+        if shape.family.kept and not shape.family.bridges:
             towers = ", ".join(shape.family.kept)
-            raise PlanError("stage", f"width would leave states narrower than what is kept as it is ({towers}) gives")
+            raise PlanError(
+                "stage",
+                f"width would narrow the states, but the kept towers ({towers}) give full width: leave it out, or say "
+                "in the family's bridges which of their tensors do",
+            )
         keep = resolve_size(self.hidden_size, shape.hidden_size)
         if not 1 <= keep <= shape.hidden_size:
             raise PlanError("hidden_size", f"{keep}: expected 1 to {shape.hidden_size}, the source's hidden_size")
@@ -71,13 +84,23 @@ class Width(Stage):
             below = keep // 8 * 8
             raise PlanError("hidden_size", f"{keep}: kernels need a multiple of 8: use {below} or {below + 8}")
         if self.method in TURNING and shape.family.writer_norms:
-            message = "cannot turn this model's residual stream, as norms stand behind its writers: use least_squares"
+            message = (
+                "cannot rotate this residual stream, as norms follow the linears that write to it: use least_squares"
+            )
             raise PlanError("method", f"{self.method} {message}")
-        return replace(shape, hidden_size=keep)
+        if self.num_attention_heads is not None:
+            shape = with_heads(shape, self.num_attention_heads, None)
+        return shape.with_width(keep)
 
-    def needs(self, shape: ModelShape, source: ModelShape, tokens: int) -> Needs:
-        """A few Gram matrices, and what tying again takes."""
-        return Needs(memory=gram_memory(shape) + (retying_memory(shape) if shape.tie_word_embeddings else 0))
+    def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
+        """A few Gram matrices, or what turning takes, and tying again."""
+        measured = super().needs(shape, source, calibration)
+        kept = resolve_size(self.hidden_size, shape.hidden_size)
+        turned = turning_memory(shape, kept) if self._method(shape) in TURNING else 0
+        return replace(measured, memory=max(measured.memory, gram_memory(shape), turned))
+
+    def _method(self, shape: ModelShape) -> str:
+        return self.method or ("least_squares" if shape.family.writer_norms else "readers")
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":
@@ -86,21 +109,44 @@ class Width(Stage):
 
     def run(self, context: StageContext) -> None:
         """Choose what to keep and write a checkpoint without the rest."""
-        method = self.method or ("least_squares" if context.source.family.writer_norms else "readers")
+        heads = None if self.num_attention_heads is None else choose(context, "contribution")
+        method = self._method(context.source.shape)
         if context.shape.hidden_size == context.source.shape.hidden_size:
-            self._write(context, {})
-            context.decisions = {"method": "nothing to remove"}
+            self._write(context, {}, heads)
+            context.decisions |= {"method": "nothing to remove"}
         elif method in TURNING:
-            self._turn(context, method)
+            self._turn(context, method, heads)
         else:
-            self._select(context, method)
+            self._select(context, method, heads)
+        if heads is not None:
+            context.lineage = heads.left_of(context.lineage)
+            context.decisions["layers"] = heads.as_data()
 
-    def _write(self, context: StageContext, cut: Cut, **change: Any) -> None:
-        layers = range(context.source.shape.num_hidden_layers)
-        rewrite = Rewrite(layers, cut, lambda _: cut, **change)
-        rewrite.run(context.source, context.target, context.shape, context.runtime.progress)
+    def _write(
+        self,
+        context: StageContext,
+        cut: Cut,
+        heads: HeadChoice | None,
+        change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged,
+    ) -> None:
+        source = context.source
 
-    def _turn(self, context: StageContext, method: str) -> None:
+        def bridge(name: str, tensor: torch.Tensor, axes: tuple[str | int, ...]) -> torch.Tensor:
+            return change(name, slice_axes(tensor, axes, cut))
+
+        towers = BridgeCut(source, context.shape.hidden_size, bridge)
+        rewrite = Rewrite(
+            range(source.shape.num_hidden_layers),
+            cut,
+            lambda layer: cut | (heads.cut(layer) if heads else {}),
+            change,
+            read_kept=towers.read,
+        )
+        rewrite.run(source, context.target, context.shape, context.runtime.progress)
+        if towers.neurons:
+            context.decisions["kept_tower_neurons"] = {module: list(kept) for module, kept in towers.neurons.items()}
+
+    def _turn(self, context: StageContext, method: str, heads: HeadChoice | None) -> None:
         source, keep = context.source, context.shape.hidden_size
 
         def compute() -> dict[str, torch.Tensor]:
@@ -126,11 +172,11 @@ class Width(Stage):
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return tied[name].to(tensor.dtype) if name in tied else rotation.change(name, tensor)
 
-        self._write(context, {}, change=change)
+        self._write(context, {}, heads, change)
         context.lineage = context.lineage.keep_directions(basis, context.origin.shape.hidden_size)
-        context.decisions = {"method": method, "share_of_energy": float(found["share"]), "gains": gains}
+        context.decisions |= {"method": method, "share_of_energy": float(found["share"]), "gains": gains}
 
-    def _select(self, context: StageContext, method: str) -> None:
+    def _select(self, context: StageContext, method: str, heads: HeadChoice | None) -> None:
         keep, stream = context.shape.hidden_size, _stream(context)
         if method == "least_squares":
             kept = choose_channels(stream.sum_of_grams(), stream.reader_metric(), keep)
@@ -143,9 +189,9 @@ class Width(Stage):
         def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
             return (tensor.float() * gains[name]).to(tensor.dtype) if name in gains else tensor
 
-        self._write(context, {"hidden": torch.tensor(kept)}, change=change)
+        self._write(context, {"hidden": torch.tensor(kept)}, heads, change)
         context.lineage = context.lineage.keep_channels(kept)
-        context.decisions = {"method": method, "kept_channels": list(kept), "gains": gains}
+        context.decisions |= {"method": method, "kept_channels": list(kept), "gains": gains}
 
 
 def _stream(context: StageContext) -> ResidualStream:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress import Checkpoint
 
 Tensors = dict[str, torch.Tensor]
 ROWS_AT_ONCE = 4

@@ -133,9 +133,15 @@ def test_an_auto_class_that_transformers_has_not_is_told(source: Path, tmp_path:
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ({"stage": "heal", "tokens": 1000}, "healing works on that alone"),
-        ({"stage": "width", "hidden_size": 32}, "kept as it is (vision)"),
-        ({"stage": "heads", "num_attention_heads": 2}, "takes head_dim to be hidden_size 64 / 2 heads, and it is 16"),
+        (
+            {"stage": "heal", "tokens": 1000, "data": "teacher_samples"},
+            "more than a text tower, which alone cannot write",
+        ),
+        ({"stage": "width", "hidden_size": 32}, "the kept towers (vision) give full width"),
+        (
+            {"stage": "heads", "num_attention_heads": 2},
+            "assumes a head_dim of hidden_size 64 / 2 heads, but head_dim is 16",
+        ),
     ],
 )
 def test_stages_that_the_model_cannot_go_through_are_refused(stage: dict, words: str, source: Path, tmp_path: Path):

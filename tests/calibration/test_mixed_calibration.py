@@ -105,7 +105,7 @@ def test_held_out_rows_of_three_to_one_are_three_to_one():
 def test_one_source_gives_its_documents_in_a_row(files: dict[str, Path], model: SimpleNamespace, mapping: bool):
     source = {"cats": 0.5} if mapping else "cats"
     rows, notes = rows_of(files, model, source=source, samples=8, sequence_length=20, seed=3)
-    order = documents(files["cats"], "calibration")
+    order = documents(files["cats"], "fitted")
     random.Random(3).shuffle(order)
     tokenizer = model.tokenizer()
     stream = [token for text in order for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
@@ -116,7 +116,7 @@ def test_one_source_gives_its_documents_in_a_row(files: dict[str, Path], model: 
 def test_a_row_never_mixes_sources_and_the_rows_are_those_of_each_alone(files: dict[str, Path], model: SimpleNamespace):
     rows, notes = rows_of(files, model, source={"cats": 3, "dogs": 1}, samples=16, sequence_length=20)
     alone = [
-        token_rows(model.tokenizer(), files[source], "calibration", count, 20, seed=0)
+        token_rows(model.tokenizer(), files[source], "fitted", count, 20, seed=0)
         for source, count in (("cats", 12), ("dogs", 4))
     ]
     assert sorted(rows.tolist()) == sorted(torch.cat(alone).tolist())
@@ -128,7 +128,7 @@ def test_a_row_never_mixes_sources_and_the_rows_are_those_of_each_alone(files: d
 def test_a_source_with_little_text_gives_fewer_rows_and_is_named(files: dict[str, Path], model: SimpleNamespace):
     write_text(files["dogs"], "Dog {} barks.", rows=20)
     rows, notes = rows_of(files, model, source={"cats": 1, "dogs": 1}, samples=40, sequence_length=20)
-    dogs = len(token_rows(model.tokenizer(), files["dogs"], "calibration", 20, 20, seed=0))
+    dogs = len(token_rows(model.tokenizer(), files["dogs"], "fitted", 20, 20, seed=0))
     assert 1 <= dogs < 20
     assert len(rows) == 20 + dogs
     assert notes == [f"warning: dogs fills only {dogs} of 20 samples"]
@@ -138,13 +138,14 @@ def test_a_source_with_little_text_gives_fewer_rows_and_is_named(files: dict[str
 
 
 def test_the_key_is_that_of_the_rows(files: dict[str, Path]):
-    def key(source: object) -> str:
-        return calibration_key(CalibrationOptions(source=source, samples=8), files)
+    def key(source: object, divided_sources: tuple[str, ...] = ("cats", "dogs")) -> str:
+        return calibration_key(CalibrationOptions(source=source, samples=8), files, divided_sources)
 
     assert key("cats") == key({"cats": 2})
     assert key({"cats": 3, "dogs": 1}) == key({"cats": 6, "dogs": 2})
     sources = ["cats", "dogs", {"cats": 3, "dogs": 1}, {"cats": 1, "dogs": 1}, {"dogs": 3, "cats": 1}]
     assert len(set(map(key, sources))) == len(sources)
+    assert key("cats", ("cats",)) == key("cats") != key("cats", ())
 
 
 def test_a_run_on_two_sources(make_checkpoint: MakeCheckpoint, files: dict[str, Path], tmp_path: Path):

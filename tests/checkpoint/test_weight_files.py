@@ -6,11 +6,12 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from autoglm_compress.checkpoint import Checkpoint
 from support.command_line import assert_says, plan, refusal
-from support.running import write_recipe
+from support.running import compress, invoke, load, logits, write_recipe
 
 INDEX = "model.safetensors.index.json"
 SHARDS = {"model-00001-of-00002.safetensors": "embed_tokens", "model-00002-of-00002.safetensors": ""}
@@ -49,6 +50,20 @@ def test_an_index_may_name_the_single_file(folder: Path):
     names = load_file(folder / "model.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
     assert len(Checkpoint(folder).infos) == len(names)
+
+
+def test_shards_may_stand_in_folders_beside_the_index(folder: Path, tokens: torch.Tensor, tmp_path: Path):
+    split(folder)
+    (folder / "model.safetensors").unlink()
+    index = json.loads((folder / INDEX).read_text())
+    for shard, moved in zip(SHARDS, ("one/a.safetensors", "two/deep/b.safetensors"), strict=True):
+        (folder / moved).parent.mkdir(parents=True)
+        (folder / shard).rename(folder / moved)
+        index["weight_map"] = {name: moved if file == shard else file for name, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    assert_says(invoke("inspect", folder, "--json").output, "one/a.safetensors", "two/deep/b.safetensors")
+    kept = compress(tmp_path / "kept", folder, {"stage": "depth", "layers": [0, 1, 2, 3]})
+    torch.testing.assert_close(logits(load(kept), tokens), logits(load(folder), tokens), rtol=0, atol=0)
 
 
 def test_an_adapter_is_named_with_its_base(folder: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation import EvaluationOptions, check_tasks, evaluate, layerwise_lm, output_head
 from autoglm_compress.evaluation.perplexity import perplexity
 from autoglm_compress.records.task_results import without_records
-from support.evaluating import WORDS, hugging_face, layerwise
+from support.evaluating import WORDS, hugging_face, layerwise, make_model
 from support.quiet import quiet
 
 
@@ -97,6 +97,20 @@ def test_what_requests_share_is_walked_once(glm: Path, monkeypatch: pytest.Monke
     letters = [([1, 2, 3], [token]) for token in (5, 6, 7, 8)]
     layerwise(glm).score([*letters, ([1, 2, 3], [5, 6, 9]), ([1, 2], [3]), ([4, 2], [3])])
     assert [batch.tolist() for batch in walked] == [[[1, 2, 3, 5, 6], [4, 2, 0, 0, 0]]]
+
+
+def test_a_row_has_the_rotary_frequencies_of_its_own_length(tmp_path: Path) -> None:
+    """LongRoPE has others for long rows, and plain transformers chooses by the longest of a batch."""
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    folder = make_model(tmp_path, "qwen3", rope_parameters=rope | factors)
+    long = torch.randint(320, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    beginnings = [(long[: length - 3], long[length - 3 : length]) for length in (4, 12, 16, 17, 18, 30, 40)]
+    letters = [(long[:size], [token]) for size in (9, 20) for token in (5, 6, 7)]
+    requests = [(("", ""), context, continuation) for context, continuation in beginnings + letters]
+    alone = hugging_face(folder)
+    expected = [alone._loglikelihood_tokens([request], disable_tqdm=True)[0] for request in requests]
+    assert_same(layerwise(folder)._loglikelihood_tokens(requests), expected)
 
 
 def test_no_request_at_all(glm: Path) -> None:

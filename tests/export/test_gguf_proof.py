@@ -18,20 +18,17 @@ from support.running import load, logits, result_folders, run
 torch.set_num_threads(1)
 Make = Callable[..., Path]
 blocks_of = gguf_blocks._blocks
-make_tensor = gguf_tensors.make_tensor
 
 
-def swapped_nibbles(integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None, bits: int) -> np.ndarray:
-    blocks = blocks_of(integers, scales, minima, bits).copy()
+def swapped_nibbles(integers: torch.Tensor, kinds: list[torch.Tensor], bits: int) -> np.ndarray:
+    blocks = blocks_of(integers, kinds, bits).copy()
     nibbles = blocks.reshape(len(blocks), -1, 18)[..., 2:]
     nibbles[...] = (nibbles >> 4) | (nibbles << 4)
     return blocks
 
 
-def scales_of_the_next_group(
-    integers: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None, bits: int
-) -> np.ndarray:
-    return blocks_of(integers, scales.roll(1, 1), minima, bits)
+def scales_of_the_next_group(integers: torch.Tensor, kinds: list[torch.Tensor], bits: int) -> np.ndarray:
+    return blocks_of(integers, [kinds[0].roll(1, 1)], bits)
 
 
 MUTANTS = {

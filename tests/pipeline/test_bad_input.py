@@ -120,6 +120,10 @@ DAMAGES = {
     "damaged tokenizer": (write("tokenizer.json", "{"), ["cannot read the tokenizer", "again"]),
     "missing shard": (lose_shard, ["missing shard", SHARDS[1], "26 tensors"]),
     "index leads outside": (lead_outside, [INDEX, "'../outside.safetensors'", "beside the index"]),
+    "index leads outside by a detour": (
+        change_index(lambda weight_map: dict.fromkeys(weight_map, "a/../../b.safetensors")),
+        [INDEX, "'a/../../b.safetensors'", "beside the index"],
+    ),
     "index names an absolute path": (
         change_index(lambda weight_map: dict.fromkeys(weight_map, "/etc/model.safetensors")),
         [INDEX, "/etc/model.safetensors"],

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from autoglm_compress.architecture import Scheme
+from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import PlanError
 from autoglm_compress.forward.one_layer_model import OneLayerModel
@@ -154,7 +155,7 @@ def test_the_disk_that_measuring_takes_is_planned(source: Path, tmp_path: Path):
     divergences(*arguments, tmp_path / "found.json")
     kept = (tmp_path / "found" / STREAMS).stat().st_size
     assert kept == pytest.approx(stream_bytes(shape, GROUPS), rel=0.01)
-    assert stage.needs(shape, shape, 1).scratch == 2 * stream_bytes(shape, GROUPS)
+    assert stage.needs(shape, shape, CalibrationOptions()).scratch == 2 * stream_bytes(shape, GROUPS)
 
 
 # The stage

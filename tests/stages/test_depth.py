@@ -53,7 +53,7 @@ def decisions(checkpoint: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def rows(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """The calibration rows of `running`, fewer than the statistics sample."""
-    return token_rows(tokenizer, None, "calibration", 4, 32, 0)
+    return token_rows(tokenizer, None, "fitted", 4, 32, 0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autoglm_compress.calibration.training_rows import TextPart, random_rows, training_rows
+from autoglm_compress.calibration.training_rows import TextPart, random_rows, set_apart, training_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.healing.optimizer import learning_rate
 from autoglm_compress.healing.options import HealingOptions, Lora
@@ -24,6 +24,7 @@ from support.running import compress, digests, half_written, load, run, run_unti
 
 CUT = {"stage": "depth", "layers": [0, 1, 3]}
 HEAL = {"stage": "heal", "tokens": 1024, "batch_size": 4, "checks": 2, "learning_rate": 2e-3}
+LONGER = 2048  # tokens, after which text that was not trained on has gained too
 LONG_CALIBRATION = {"source": "python-docs", "samples": 4, "sequence_length": 64}
 
 
@@ -46,16 +47,16 @@ def source(make_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def healed(tmp_path_factory: pytest.TempPathFactory, source: Path) -> tuple[Path, dict[str, Any]]:
-    return heal(tmp_path_factory.mktemp("healed"), source)
+    return heal(tmp_path_factory.mktemp("healed"), source, tokens=LONGER)
 
 
 def test_predictions_come_nearer_to_the_originals(healed: tuple[Path, dict[str, Any]]):
     checkpoint, record = healed
-    assert record["steps"] == 1024 // (4 * 32)
-    assert [check["step"] for check in record["checks"]] == [0, 4, 8]
+    assert record["steps"] == LONGER // (4 * 32)
+    assert [check["step"] for check in record["checks"]] == [0, 8, 16]
     assert record["kept"] == min(record["checks"], key=lambda check: check["divergence"])
     assert record["kept"]["divergence"] < 0.9 * record["checks"][0]["divergence"]
-    assert [point["tokens"] for point in record["curve"]] == [128 * step for step in range(1, 9)]
+    assert [point["tokens"] for point in record["curve"]] == [128 * step for step in range(1, 17)]
     load(checkpoint)
     assert changed(checkpoint) == set(tensors_of(checkpoint))
 
@@ -89,7 +90,7 @@ def test_adapters_are_fp32_beside_bf16_weights():
     ids=lambda changes: "-".join(changes),
 )
 def test_every_way_helps(changes: dict[str, Any], tmp_path: Path, source: Path):
-    _, record = heal(tmp_path, source, **changes)
+    _, record = heal(tmp_path, source, tokens=LONGER, **changes)
     assert record["kept"]["divergence"] < 0.95 * record["checks"][0]["divergence"]
 
 
@@ -103,13 +104,16 @@ class Writer:
 
 
 def test_the_teacher_goes_on_from_openings(tmp_path: Path, source: Path):
-    parts = [TextPart(torch.arange(3 * 16, dtype=torch.int32).view(3, 16) * 10, wanted=4)]
+    rows = torch.arange(4 * 16, dtype=torch.int32).view(4, 16) * 10
+    parts = [TextPart(rows[:3], 5, rows[3:])]
     progress, shape = Progress(Console(quiet=True)), Checkpoint(source).shape
     (found,) = continued(Writer(), shape, parts, 0, tmp_path, progress)
-    assert len(found.rows) > found.wanted == 4
+    assert len(found.rows) == found.wanted == 5
     assert found.rows[4].tolist() == [160, 170, *range(171, 185)]  # the second opening, for the second time
     (again,) = continued(None, shape, parts, 0, tmp_path, progress)  # what is written needs no writer
     assert torch.equal(found.rows, again.rows)
+    # What decides goes on from the opening of a row that decides.
+    assert found.deciding.tolist() == again.deciding.tolist() == [[480, 490, *range(491, 505)]]
 
 
 def test_what_the_teacher_writes_is_trained_on(tmp_path: Path, source: Path):
@@ -121,13 +125,13 @@ def test_random_tokens_reach_embeddings_that_the_text_does_not(
     tmp_path: Path, source: Path, healed: tuple[Path, dict[str, Any]]
 ):
     before = tensors_of(source)["model.embed_tokens.weight"]
-    mixed, record = heal(tmp_path, source, random_tokens=0.5)
+    mixed, record = heal(tmp_path, source, random_tokens=0.5, tokens=LONGER)
     assert record["steps"] == healed[1]["steps"]
     of_text, of_both = (
         (tensors_of(checkpoint)["model.embed_tokens.weight"] != before).any(-1) for checkpoint in (healed[0], mixed)
     )
     assert of_text.float().mean() < 0.5
-    # A token is in 512 random ones with a probability of 1 - (1 - 1/512)^512 = 63 %.
+    # A token is in 1024 random ones with a probability of 1 - (1 - 1/512)^1024 = 86 %.
     assert of_both[~of_text].float().mean() > 0.5
 
 
@@ -210,7 +214,9 @@ def test_bad_options_are_refused_before_work(
 @pytest.mark.parametrize(
     "how", [{"symmetric": True}, {"symmetric": False}, {"format": "awq"}], ids=["symmetric", "zero points", "awq"]
 )
-def test_a_quantized_checkpoint_keeps_its_integers(how: dict[str, Any], tmp_path: Path, source: Path):
+def test_a_quantized_checkpoint_keeps_its_integers(
+    how: dict[str, Any], tmp_path: Path, source: Path, zero_points_load: None
+):
     quantize = {"stage": "quantize", "bits": 4, "group_size": 32, "method": "round_to_nearest"} | how
     healed = compress(tmp_path, source, quantize, HEAL | {"learning_rate": 3e-3, "tokens": 2048})
     record = json.loads((healed / "stage.json").read_text())["decisions"]
@@ -240,21 +246,32 @@ def test_the_learning_rate_rises_and_falls_as_a_cosine():
     assert rates[99] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 89 / 90)) / 2)
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=3), st.integers(0, 9))
-def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int]], seed: int):
-    texts = [TextPart(torch.zeros(rows, 4, dtype=torch.int32), wanted) for rows, wanted in sizes]
-    random = random_rows(7, 4, 100, seed)
-    data = training_rows([*texts, random], seed)
-    assert len(data.order) == sum(wanted for _, wanted in sizes) + 7
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90), st.booleans()), min_size=1, max_size=3),
+    st.integers(0, 9),
+)
+def test_every_source_keeps_its_share_and_holds_rows_out(sizes: list[tuple[int, int, bool]], seed: int):
+    def part(source: int, rows: int, wanted: int, kept: bool) -> TextPart:
+        text = torch.full((rows + kept, 4), source, dtype=torch.int32)
+        text[:, 1] = torch.arange(rows + kept)
+        return TextPart(text[:rows], wanted, text[rows:]) if kept else set_apart(text, wanted, 5)
+
+    parts = [part(source, *size) for source, size in enumerate(sizes)]
+    data = training_rows([*parts, random_rows(7, 4, 100, seed)], seed)
+    assert len(data.order) == sum(wanted for _, wanted, _ in sizes) + 7
     start = 0
-    for rows, wanted in sizes:
-        own = data.order[(data.order >= start) & (data.order < start + rows)]
-        held_out = data.held_out[(data.held_out >= start) & (data.held_out < start + rows)]
-        assert len(own) == wanted
-        assert len(held_out) >= 1
-        assert rows == 1 or not set(own.tolist()) & set(held_out.tolist())
-        times = torch.bincount(own - start, minlength=rows)[torch.isin(torch.arange(rows) + start, own)]
-        assert times.max() - times.min() <= 1
-        start += rows
+    for source, ((rows, wanted, _), found) in enumerate(zip(sizes, parts, strict=True)):
+        own = data.order[(data.order >= start) & (data.order < start + len(found.rows))]
+        trained = data.rows[own]
+        assert trained[:, 0].tolist() == [source] * wanted
+        assert 1 <= len(found.deciding) <= 5
+        decides = set(found.deciding[:, 1].tolist())
+        assert (len(found.rows) == rows == 1) or not set(trained[:, 1].tolist()) & decides
+        times = torch.bincount(own - start, minlength=len(found.rows))
+        assert min(wanted, len(found.rows)) == (times > 0).sum()
+        assert times[times > 0].max() - times[times > 0].min() <= 1
+        start += len(found.rows)
     assert sorted(data.order[data.order >= start].tolist()) == list(range(start, start + 7))
-    assert int(data.held_out.max()) < start
+    judging = torch.cat([found.deciding for found in parts])
+    assert torch.equal(data.rows[data.held_out], judging)  # and no random rows
+    assert int(data.held_out.min()) == start + 7

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autoglm_compress.architecture import Scheme
+from autoglm_compress.quantization.loading_probe import transformers_loads
 from support.command_line import assert_says, plan, refusal
 from support.running import compress, run, stage_folders, write_recipe
 
@@ -30,8 +32,8 @@ WRONG = {
     "bits in quotes": (INT4 | {"bits": "4"}, ["bits: given '4'", "4, 8 or 'auto'; write 4 without quotes"]),
     "bits misspelt": (INT4 | {"bits": "atuo"}, ["bits: given 'atuo'", "4, 8 or 'auto'"]),
     "no bits": ({"stage": "quantize"}, ["bits: missing"]),
-    "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: goes with `bits: auto`"]),
-    "auto without budget": (INT4 | {"bits": "auto"}, ["budget: goes with `bits: auto`", "bytes", "average_bits"]),
+    "budget without auto": (INT4 | {"budget": {"average_bits": 5}}, ["budget: `bits: auto` needs a budget"]),
+    "auto without budget": (INT4 | {"bits": "auto"}, ["budget: `bits: auto` needs a budget", "bytes", "average_bits"]),
     "both budgets": (
         AUTO | {"budget": {"bytes": 10**9, "average_bits": 5}},
         ["budget: ", "expected one of bytes and average_bits"],
@@ -112,7 +114,7 @@ def test_a_quantized_head_needs_a_matrix_of_its_own(command: str, make_checkpoin
 def test_outputs_that_awq_cannot_pack(command: str, make_checkpoint: MakeCheckpoint, tmp_path: Path):
     source = make_checkpoint("llama", intermediate_size=100)
     message = refused(command, tmp_path, source, INT4 | {"format": "awq", "group_size": -1})
-    assert_says(message, "stages.1.format: awq packs outputs by eights", "mlp.gate_proj")
+    assert_says(message, "stages.1.format: awq packs eight outputs into one integer", "mlp.gate_proj")
 
 
 @COMMANDS
@@ -146,7 +148,9 @@ def test_calibration_activations_that_are_not_finite(stage: dict, make_checkpoin
     [{"bits": 8, "head_bits": 8}, {"bits": 8, "symmetric": False}, {"format": "awq"}, AUTO | {"head_bits": 8}],
     ids=str,
 )
-def test_what_comes_out_is_evaluated(options: dict, make_checkpoint: MakeCheckpoint, tmp_path: Path):
+def test_what_comes_out_is_evaluated(
+    options: dict, make_checkpoint: MakeCheckpoint, tmp_path: Path, zero_points_load: None
+):
     stages = [INT4 | options, {"stage": "evaluate", "tasks": ["perplexity"]}]
     run(write_recipe(tmp_path, make_checkpoint("llama"), stages))
     rows = json.loads((tmp_path / "out/metrics.json").read_text())["stages"]
@@ -167,9 +171,9 @@ def test_a_plan_says_what_the_bits_are(make_checkpoint: MakeCheckpoint, tmp_path
     asymmetric = plan(write_recipe(tmp_path, make_checkpoint("llama"), [INT4 | {"format": "awq"}]))["checkpoints"][-1]
     found = asymmetric["shape"]["quantization"]
     assert (found["format"], found["symmetric"], found["bits"]) == ("awq", False, 4)
-    warned = plan(write_recipe(tmp_path, make_checkpoint("llama"), [INT4 | {"symmetric": False}]))["warnings"]
-    assert len(warned) == 1
-    assert_says(warned[0], "01-quantize: asymmetric compressed-tensors", "dequantize=True")
+    if not transformers_loads(Scheme(4, 32, symmetric=False)):
+        message = refusal("plan", write_recipe(tmp_path, make_checkpoint("llama"), [INT4 | {"symmetric": False}]))
+        assert_says(message, "recipe.yaml", "symmetric", "zero points", "`format: awq`")
 
 
 def test_a_plan_warns_where_error_feedback_has_too_few_tokens(make_checkpoint: MakeCheckpoint, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Tiny models in fp32 for evaluation, and lm-eval's own model to hold ours against."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def make_model(folder: Path, name: str, seed: int = 0) -> Path:
+def make_model(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     """A random model with its tokenizer, whose final norm is not that of a fresh one."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    config = deepcopy(CONFIGS[name])
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config)
     model.model.norm.weight.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

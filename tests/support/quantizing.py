@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from autoglm_compress.architecture import ModelShape, family_of
-from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.stages.base import StageContext
 from autoglm_compress.stages.quantize import Quantize
@@ -80,7 +80,6 @@ def context_for(stage: Quantize, source: Path, folder: Path) -> StageContext:
     return StageContext(
         origin=checkpoint,
         source_folder=source,
-        target=CheckpointWriter(folder / "target", checkpoint.shape.num_hidden_layers + 2),
         shape=stage.plan(checkpoint.shape),
         lineage=Lineage.of_source(checkpoint.shape),
         result=folder / "target",

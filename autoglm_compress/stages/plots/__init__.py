@@ -1,1 +1,1 @@
-"""The plots that stages draw of what they decided, a file for each; records of older versions can be drawn too."""
+"""The plots of stages' decisions, one file each. Records of older versions can be drawn too."""

@@ -57,14 +57,16 @@ def _block_distances(axes: "Axes", distances: list[float]) -> None:
 
 
 def _gaps(axes: "Axes", gaps: list[dict[str, Any]]) -> None:
-    """For each run of dropped layers, as wide as it is, what it costs."""
+    """The cost of each run of dropped layers, drawn as wide as the run."""
     for gap in gaps:
         axes.bar(gap["layers"][0] - 0.375, gap["cost"], len(gap["layers"]) - 0.25, align="edge", color=DROPPED)
     axes.set(title=f"in all {sum(gap['cost'] for gap in gaps):.3g}", ylabel="cost of the gap (1 - cosine)")
 
 
 def _removed(axes: "Axes", removed: list[dict[str, Any]]) -> None:
-    """For each dropped layer how far predictions were from the start's after it went, and when that was."""
+    """For each dropped layer, the divergence from the start's predictions after its removal, and its place in the
+    order.
+    """
     bars = axes.bar([step["layer"] for step in removed], [step["kl_divergence"] for step in removed], color=DROPPED)
     axes.bar_label(bars, [str(number) for number in range(1, len(removed) + 1)], padding=2, fontsize=7)
     axes.set_ylabel("KL divergence (nats)\nafter removal; in what order")

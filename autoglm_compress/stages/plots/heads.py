@@ -14,7 +14,7 @@ MAP_WIDTH, HEAD_HEIGHT = 960, 16
 
 
 def heads_plot(record: Record) -> "Figure":
-    """A map of heads by layers: the colour says what became of a head, its strength the score."""
+    """A map of heads by layers. The colour shows whether a head is kept; its strength shows the score."""
     import numpy
     from matplotlib.colors import to_rgb
 

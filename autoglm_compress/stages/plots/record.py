@@ -1,4 +1,4 @@
-"""What several plots tell of a record in their titles."""
+"""Parts of titles that several plots share."""
 
 from autoglm_compress.figures import Record
 
@@ -9,5 +9,5 @@ def of_before(record: Record, size: str) -> str:
 
 
 def method_of(record: Record) -> str:
-    """What a method is called; where a stage chose one, its decisions say which."""
+    """The name of the method. If the stage chose it, the decisions have it."""
     return (record["decisions"].get("method") or record["options"]["method"]).replace("_", " ")

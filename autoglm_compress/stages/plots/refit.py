@@ -1,4 +1,4 @@
-"""The plot of a refit: how much nearer to the original its fits brought each linear of each layer."""
+"""The plot of a refit: the errors of each linear of each layer before and after."""
 
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALLEST_ERROR = 1e-7
-"""Smaller errors are drawn as this one: a logarithmic axis has no place for zero."""
+"""Smaller errors are drawn as this one, because a logarithmic axis has no zero."""
 DESCENT = "gradient descent"
 
 
@@ -29,7 +29,7 @@ def refit_plot(record: Record) -> "Figure":
     title = f"Refit: median error {before:.3g} → {after:.3g}; worst: {_change(worst)}, layer {number}, {linear}"
     ends = [f"head: {_change(head)}"] if head else []
     if record["options"].get("logit_passes"):
-        # What stands last before the logits is the head, or the last layer where the head is tied.
+        # The last part before the logits is the head, or the last layer where the head is tied.
         to_logits = record["decisions"].get("distilled_head") if head else descents.pop(len(layers) - 1, None)
         ends += [f"next-token KL divergence: {_change(_as_fit(to_logits))}"] if to_logits else []
     if descents:
@@ -59,12 +59,15 @@ def _fits(axes: "Axes", panel: dict[int, dict[str, Any]], strengths: set[float |
 
     axes.plot(list(panel), [_drawn(fit["error_before"]) for fit in panel.values()], color=NEUTRAL, label="before")
     tried = sorted(strength for strength in strengths if isinstance(strength, float))
-    looks = {None: ("kept as it was", NEUTRAL, "none"), DESCENT: (DESCENT, DROPPED, DROPPED)}
+    looks: dict[float | str | None, tuple[str, Any, Any]] = {
+        None: ("kept as it was", NEUTRAL, "none"),
+        DESCENT: (DESCENT, DROPPED, DROPPED),
+    }
     for strength, color in zip(tried, colormaps["viridis"](linspace(0.4, 0.8, len(tried))), strict=True):
         looks[strength] = (f"strength {strength:g}", color, color)
-    for strength, (label, color, fill) in looks.items():
-        chosen = [layer for layer, fit in panel.items() if fit["strength"] == strength]
-        if strength in strengths:
+    for kind, (label, color, fill) in looks.items():
+        chosen = [layer for layer, fit in panel.items() if fit["strength"] == kind]
+        if kind in strengths:
             after = [_drawn(panel[layer]["error_after"]) for layer in chosen]
             axes.plot(chosen, after, "o", color=color, markerfacecolor=fill, label=label)
 

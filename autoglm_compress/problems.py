@@ -1,15 +1,14 @@
-"""Everything that is wrong with a recipe, said at once."""
+"""All problems of a recipe, or of options, reported together."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, suggestion
 
 FieldPath = tuple[str | int, ...]
 
@@ -26,7 +25,7 @@ EXPECTED = {
     "string_too_short": "expected text",
     "string_pattern_mismatch": "expected letters, digits, '_', '.' and '-', the first a letter or digit",
 }
-"""What was expected, by pydantic's type of error, where pydantic says it in words of its own."""
+"""The expected value by pydantic's type of error, where pydantic's own words are not clear."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Problem:
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run, with every problem found, each with its line."""
+    """A recipe that cannot run. The message lists every problem with its line."""
 
     def __init__(self, file: Path, problems: Sequence[Problem], locations: dict[FieldPath, str]) -> None:
         lines = [f"{file}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]
@@ -50,7 +49,7 @@ class RecipeError(UserError):
 
 
 def _located(path: FieldPath, locations: dict[FieldPath, str]) -> FieldPath:
-    """A field, or the innermost one around it that has a place in the file."""
+    """The line of a field, or of the innermost enclosing field that has one."""
     while path and path not in locations:
         path = path[:-1]
     return path
@@ -58,24 +57,18 @@ def _located(path: FieldPath, locations: dict[FieldPath, str]) -> FieldPath:
 
 def _spell(path: FieldPath) -> str:
     """A field as `--set` takes it: stages count from 1."""
-    if path[:1] == ("stages",) and len(path) > 1:
-        path = ("stages", str(path[1] + 1), *path[2:])
+    match path:
+        case ("stages", int(number), *rest):
+            path = ("stages", str(number + 1), *rest)
     spelled = "".join(f"[{part}]" if isinstance(part, int) or "." in part else f".{part}" for part in path)
     return spelled.removeprefix(".") or "recipe"
-
-
-def suggestion(given: str, allowed: Iterable[str]) -> str:
-    """Words that name the nearest valid spelling and all that is allowed."""
-    names = sorted(allowed)
-    near = get_close_matches(given, names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"Allowed: {', '.join(names)}"
 
 
 def from_validation(error: ValidationError, prefix: FieldPath, model: type[BaseModel]) -> list[Problem]:
     """Problems in the words of this package, from pydantic's."""
     entries = error.errors()
     inner = {tuple(entry["loc"][:-1]) for entry in entries}
-    # A list whose items are wrong is said to be too short as well.
+    # pydantic also reports a list with wrong items as too short.
     entries = [entry for entry in entries if entry["type"] != "too_short" or tuple(entry["loc"]) not in inner]
     return [_from_entry(entry, prefix, model) for entry in entries]
 
@@ -104,6 +97,6 @@ def _from_entry(entry: Any, prefix: FieldPath, model: type[BaseModel]) -> Proble
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """The keys allowed at a place inside a model."""
     for part in path:
-        annotation = model.model_fields[part].annotation
+        annotation = model.model_fields[str(part)].annotation
         model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return [field.alias or name for name, field in model.model_fields.items()]

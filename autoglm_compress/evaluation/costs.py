@@ -1,0 +1,46 @@
+"""Memory that measuring a checkpoint takes, from shapes alone."""
+
+from collections.abc import Sequence
+
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.evaluation.agreement import SLICES
+from autoglm_compress.evaluation.evaluate import EvaluationOptions
+from autoglm_compress.forward.costs import FP32, head_elements, walk_memory
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+
+TOKEN_BUDGET = 1_024
+"""Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
+HIDDEN_STATE_BYTES = 1 << 30
+"""Hidden states of one walk. The walk holds them twice, and the positions that are scored are copied once more."""
+VOCAB_SLICE = 16_384
+POSITION_SLICE = 2_048
+"""Logits of one slice: 2,048 x 16,384 x 4 bytes = 128 MiB."""
+MEASURING = 100 << 20
+"""Bytes of lm-eval, and of the texts, requests and scores of some thousand questions."""
+
+
+def evaluation_memory(shape: ModelShape, tasks: Sequence[str], options: EvaluationOptions) -> int:
+    """Bytes of scoring tasks: a walk in small batches, then states, the head and two slices of logits; 0 for no tasks.
+
+    Of perplexity all states are scored. Questions of other tasks share most of their tokens, and a position or a few
+    of each are scored: those are taken to be no more than perplexity has by default.
+    """
+    if not tasks:
+        return 0
+    length = options.perplexity.sequence_length
+    scored = min(options.perplexity.samples * length * shape.hidden_size * FP32, HIDDEN_STATE_BYTES)
+    slices = FP32 * POSITION_SLICE * (2 * min(VOCAB_SLICE, shape.vocab_size) + 3 * shape.hidden_size)
+    head = shape.element_bytes * head_elements(shape) + FP32 * min(VOCAB_SLICE, shape.vocab_size) * shape.hidden_size
+    return MEASURING + max(walk_memory(shape, max(TOKEN_BUDGET, length)), scored + head + slices)
+
+
+def agreement_memory(shape: ModelShape, tokens: int) -> int:
+    """Bytes of comparing two checkpoints on so many tokens: a walk with its states, or two heads and their logits.
+
+    States are in memory, of the walk twice, and of the two checkpoints. Of logits there are those of both, less their
+    mean and as log-probabilities, while the next ones are made, and as many on the way there.
+    """
+    states = FP32 * tokens * shape.hidden_size
+    logits = 10 * FP32 * min(LOGITS_AT_ONCE // SLICES, tokens * shape.vocab_size)
+    heads = 2 * shape.element_bytes * head_elements(shape)
+    return max(4 * states + walk_memory(shape, tokens), 2 * states + heads + logits)

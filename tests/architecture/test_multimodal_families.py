@@ -1,0 +1,135 @@
+"""Every family with towers beside the text through the stages: what comes out sees and hears as its source does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from autoglm_compress.architecture.family_files import built_in
+from support.multimodal import FAMILIES, load, logits, media_rows, save, text_row
+from support.running import invoke, run, tensors_of, write_recipe
+
+torch.set_num_threads(1)
+IDENTITY = {"stage": "depth", "name": "same", "num_hidden_layers": "1x"}
+DEPTH = {"stage": "depth", "num_hidden_layers": 3}
+FFN = {"stage": "ffn", "intermediate_size": 96}
+HEADS = {"stage": "heads", "num_attention_heads": 2}
+WIDTH = {"stage": "width", "hidden_size": 32}
+TIE = {"stage": "tie"}
+REFIT = {"stage": "refit", "layer_passes": 1, "logit_passes": 1}
+HEAL = {"stage": "heal", "tokens": 4096, "batch_size": 8, "learning_rate": 0.001, "checks": 2}
+EVALUATE = {"stage": "evaluate", "tasks": ["perplexity"]}
+INT8 = {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32}
+INT4 = {"stage": "quantize", "name": "int4", "from": "heal", "bits": 4, "group_size": 32}
+
+
+def family_of(name: str):
+    return built_in()[FAMILIES[name].architecture]
+
+
+def stages_of(name: str) -> list[dict]:
+    family = family_of(name)
+    size = [WIDTH | {"num_attention_heads": 2}] if family.transformers_derives_head_dim else [HEADS, WIDTH]
+    tie = [TIE] if family.transformers_ties else []
+    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, HEAL, EVALUATE, INT8, INT4]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def source(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(name, tmp_path_factory.mktemp(name), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def output(name: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = write_recipe(tmp_path_factory.mktemp("chain"), source, stages_of(name))
+    run(recipe)
+    (recipe.parent / "plan.json").write_text(invoke("plan", recipe, "--json").output)
+    return recipe.parent / "out"
+
+
+def made(output: Path) -> list[Path]:
+    return sorted(file.parent for file in output.glob("[0-9][0-9]-*/config.json"))
+
+
+def towers_of(name: str, checkpoint: Path) -> dict[str, torch.Tensor]:
+    prefixes = tuple(family_of(name).kept.values())
+    return {tensor: value for tensor, value in tensors_of(checkpoint).items() if tensor.startswith(prefixes)}
+
+
+def test_every_checkpoint_loads_and_answers_text_and_media(name: str, source: Path, output: Path):
+    checkpoints = made(output)
+    assert len(checkpoints) == len(stages_of(name)) - 1  # evaluate makes none
+    for checkpoint in checkpoints:
+        model = load(checkpoint)
+        assert type(model).__name__ == FAMILIES[name].architecture
+        assert logits(model, text_row()).isfinite().all()
+        for row, other in zip(media_rows(name), media_rows(name, seed=1), strict=True):
+            answer = logits(model, row)
+            assert answer.isfinite().all()
+            # The tower ran: another image or sound gives another answer.
+            assert (answer - logits(model, other)).abs().max() > 1e-3
+
+
+def test_towers_stay_bit_for_bit_but_for_bridges_after_a_cut_of_the_width(name: str, source: Path, output: Path):
+    before, bridge = towers_of(name, source), family_of(name).bridge
+    narrow = False
+    for checkpoint in made(output):
+        narrow |= checkpoint.name.endswith("-width")
+        after = towers_of(name, checkpoint)
+        assert before.keys() == after.keys()
+        changed = {tensor for tensor in before if not torch.equal(before[tensor], after[tensor])}
+        assert changed == ({tensor for tensor in before if bridge(tensor)} if narrow else set()), checkpoint.name
+
+
+def test_sizes_are_those_of_the_plan(name: str, output: Path):
+    planned = {entry["name"]: entry for entry in json.loads((output.parent / "plan.json").read_text())["checkpoints"]}
+    for checkpoint in made(output):
+        stored = tensors_of(checkpoint).values()
+        assert planned[checkpoint.name]["bytes"] == sum(tensor.nbytes for tensor in stored), checkpoint.name
+
+
+def test_a_stage_that_keeps_all_changes_no_answer(name: str, source: Path, output: Path):
+    before, after = load(source), load(output / "01-same")
+    for row in (text_row(), *media_rows(name)):
+        assert torch.equal(logits(before, row), logits(after, row))
+
+
+def test_dropping_layers_is_passing_the_stream_on_for_media_too(name: str, source: Path, output: Path):
+    kept = json.loads((output / "02-depth" / "stage.json").read_text())["decisions"]["kept_layers"]
+    [gone] = set(range(4)) - set(kept)
+    reference, result = load(source), load(output / "02-depth")
+    decoder = reference.get_decoder()
+    decoder.layers[gone].forward = lambda hidden_states, **_: hidden_states
+    for row in (text_row(), *media_rows(name)):
+        torch.testing.assert_close(logits(result, row), logits(reference, row), rtol=1e-5, atol=1e-5)
+
+
+def test_inspect_names_the_class_and_the_parts(name: str, source: Path, output: Path):
+    for checkpoint in (source, output / "02-depth", made(output)[-3], made(output)[-1]):
+        found = json.loads(invoke("inspect", checkpoint, "--json").output)
+        assert found["auto_class"] == family_of(name).auto_class
+        assert found["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}
+        parts = found["parameters_by_part"]
+        assert set(family_of(name).kept) < set(parts)
+        for tower in family_of(name).kept:
+            assert parts[tower] > 0
+        assert sum(parts.values()) == found["parameters"]
+        if found["shape"]["quantization"] is None:
+            assert found["parameters"] == load(checkpoint).num_parameters()
+
+
+def test_healing_trains_the_text_tower(name: str, output: Path):
+    [refit], [heal] = output.glob("*-refit"), output.glob("*-heal")
+    record = json.loads((heal / "stage.json").read_text())
+    assert record["decisions"]["kept"]["step"] > 0, record["decisions"]["checks"]
+    before, after = tensors_of(refit), tensors_of(heal)
+    prefixes = tuple(family_of(name).kept.values())
+    same = {tensor for tensor in before if torch.equal(before[tensor], after[tensor])}
+    assert {tensor for tensor in before if tensor.startswith(prefixes)} == same

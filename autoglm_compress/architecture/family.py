@@ -115,12 +115,21 @@ class Place:
     name: str
 
 
+class Within(_Data):
+    """Where a model stands in a larger one: the larger one's architectures, the part of its config, and a prefix."""
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    config: str
+    prefix: Prefix
+
+
 class Family(_Data):
     """One model family, as its YAML describes it.
 
     Attributes:
         architecture: as in `config.json`'s `architectures`.
         model_type: as in `config.json`.
+        within: the larger model that the family's model may be stored as a part of; nothing else of it is read.
         auto_class: the Auto class of `transformers` that loads a checkpoint.
         prefix: the prefix of the text tower's layers, whose names begin with `{prefix}layers.N.`.
         config: the part of `config.json` with the text tower's settings, or ROOT.
@@ -132,6 +141,7 @@ class Family(_Data):
             linears and norms that share a module are one set.
         folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
             outside the second's set.
+        kept_embeddings: the matrices of kept towers that no linear has, as names in which `*` may stand for anything.
         width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
             `vision_config.out_hidden_size`.
         first_layers: the list in `config.json` with an entry for each of the first layers after which a tower adds to
@@ -151,6 +161,7 @@ class Family(_Data):
 
     architecture: str
     model_type: str
+    within: Within | None = None
     auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^AutoModel\w*$")
     prefix: Prefix = "model."
     config: str = ROOT
@@ -158,6 +169,7 @@ class Family(_Data):
     kept: dict[str, Prefix] = Field(default_factory=dict)
     bridges: dict[str, TensorAxes] = Field(default_factory=dict)
     folded: tuple[str, str] | None = None
+    kept_embeddings: tuple[str, ...] = ()
     width_in_config: tuple[str, ...] = ()
     first_layers: str | None = None
     roles: Roles
@@ -240,6 +252,10 @@ class Family(_Data):
     def bridge(self, name: str) -> tuple[str | int, ...] | None:
         """The axes of a kept tower's tensor that depends on the text tower's width; None for all others."""
         return next((tensor.axes for pattern, tensor in self.bridges.items() if fnmatchcase(name, pattern)), None)
+
+    def is_kept_embedding(self, name: str) -> bool:
+        """Whether a matrix of a kept tower is looked up by rows and no linear's."""
+        return any(fnmatchcase(name, pattern) for pattern in self.kept_embeddings)
 
     def axes_of(self, name: str) -> tuple[str | int, ...]:
         """The axes of a tensor of the text tower, or of a bridge to it, by its full name in the checkpoint."""

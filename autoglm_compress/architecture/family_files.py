@@ -164,6 +164,14 @@ def family_of(config: dict[str, Any], where: str, given: Family | None = None) -
     raise UnsupportedArchitectureError(message)
 
 
+def family_within(architectures: Sequence[str]) -> Family | None:
+    """The family whose model is a part of a larger one, by the larger one's architectures."""
+    for family in known_families().values():
+        if family.within is not None and set(family.within.architectures) & set(architectures):
+            return family
+    return None
+
+
 def require_used(given: Family | None, found: Family, option: str, where: str) -> None:
     """Raise UserError if an option gives a family for a model, whose config is `where`, that is of another."""
     if given is not None and found is not given:

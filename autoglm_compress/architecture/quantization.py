@@ -1,7 +1,7 @@
 """How a checkpoint's weights are quantized: which matrices, how many bits, how many scales."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from autoglm_compress.architecture.family import Family
@@ -31,11 +31,12 @@ class Quantization:
     """Weight-only quantization of a checkpoint in one of the formats `compressed-tensors` and `awq`.
 
     `schemes` has the scheme of every quantized linear by its name in the model, such as `model.layers.0.mlp.up_proj` or
-    `lm_head`; all other tensors have the checkpoint's dtype.
+    `lm_head`, and `towers` has those of linears of kept towers; all other tensors have the checkpoint's dtype.
     """
 
     format: str
     schemes: Mapping[str, Scheme]
+    towers: Mapping[str, Scheme] = field(default_factory=dict)
 
     def in_layer(self, prefix: str) -> dict[str, Scheme]:
         """The schemes of one layer's linears, by their names relative to the layer."""
@@ -50,7 +51,11 @@ class Quantization:
 
     def matrix_bytes(self, name: str, shape: tuple[int, int], element_bytes: int) -> int:
         """Bytes of one linear's weight [out, in] in the checkpoint: integers, scales, zero points, and its shape."""
-        scheme, (rows, columns) = self.schemes[name], shape
+        return self.scheme_bytes(self.schemes[name], shape, element_bytes)
+
+    def scheme_bytes(self, scheme: Scheme, shape: tuple[int, int], element_bytes: int) -> int:
+        """Bytes of the weight [out, in] of a linear with a scheme in the checkpoint."""
+        rows, columns = shape
         groups = scheme.groups(columns)
         if self.format == AWQ:
             return (columns + groups) * rows // 2 + 2 * rows * groups

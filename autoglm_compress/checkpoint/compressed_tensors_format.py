@@ -7,13 +7,13 @@ weight = (q - zero) * scale with q and zero in [-2^(bits-1), 2^(bits-1) - 1]. Pa
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import ceil
 from typing import Any
 
 import torch
 
-from autoglm_compress.architecture import Family, ModelShape, Quantization, Scheme
+from autoglm_compress.architecture import Family, ModelShape, Quantization, Scheme, packed_linears
 from autoglm_compress.architecture.quantization import COMPRESSED_TENSORS
 from autoglm_compress.errors import UserError
 
@@ -38,15 +38,22 @@ def quantization_config(quantization: Quantization, family: Family) -> dict[str,
     """The `quantization_config` of `config.json`: one group of modules per scheme.
 
     Linears that have the same scheme in all layers are named once, by a regular expression. It would also mean linears
-    of that name in kept towers, so those are to be ignored.
+    of that name in kept towers, so those are to be ignored, or kept out where towers have schemes of their own.
     """
     alike = {linear: schemes[0] for linear, schemes in quantization.by_linear(family).items() if len(schemes) == 1}
     targets: dict[Scheme, list[str]] = {}
+    rounded = {family.kept[family.place(module).tower] for module in quantization.towers}
+    elsewhere = "".join(rf"(?!(.*\.)?{re.escape(prefix)})" for prefix in sorted(rounded))
     for linear, scheme in alike.items():
-        targets.setdefault(scheme, []).append(rf"re:(.*\.)?{re.escape(linear)}$")
+        targets.setdefault(scheme, []).append(rf"re:{elsewhere}(.*\.)?{re.escape(linear)}$")
     for module, scheme in quantization.schemes.items():
         if not any(module == linear or module.endswith(f".{linear}") for linear in alike):
-            targets.setdefault(scheme, []).append(_target(module, family))
+            targets.setdefault(scheme, []).append(_target(module, family, elsewhere))
+    for module, scheme in quantization.towers.items():
+        numbered = re.sub(r"\\\.\d+(?=\\\.|$)", lambda _: r"\.\d+", re.escape(module))
+        target = rf"re:(.*\.)?{numbered}$"
+        if target not in targets.setdefault(scheme, []):
+            targets[scheme].append(target)
     groups = {}
     for number, scheme in enumerate(sorted(targets, key=lambda scheme: (scheme.bits, scheme.group_size))):
         groups[f"group_{number}"] = {
@@ -71,21 +78,29 @@ def quantization_config(quantization: Quantization, family: Family) -> dict[str,
         "config_groups": groups,
         "ignore": [
             *([] if family.roles.head in quantization.schemes else [family.roles.head]),
-            *(rf"re:(.*\.)?{re.escape(prefix)}.*" for prefix in family.kept.values()),
+            *(_ignored(prefix, rounded) for prefix in family.kept.values() if prefix not in rounded),
         ],
     }
 
 
-def _target(module: str, family: Family) -> str:
+def _ignored(prefix: str, rounded: Collection[str]) -> str:
+    """What names all of a kept tower but for towers within it that are rounded, by the prefixes of these."""
+    within = sorted(other.removeprefix(prefix) for other in rounded if other.startswith(prefix))
+    return rf"re:(.*\.)?{re.escape(prefix)}{''.join(f'(?!{re.escape(rest)})' for rest in within)}.*"
+
+
+def _target(module: str, family: Family, elsewhere: str) -> str:
     """What names one linear of one layer.
 
     Beside kept towers, `transformers` may have other names for modules than files have for tensors, which begin in
     another way.
     """
     place = family.place(module)
-    if not family.kept or place.layer is None:
+    if not family.kept:
         return module
-    return rf"re:(.*\.)?layers\.{place.layer}\.{re.escape(place.name)}$"
+    if place.layer is None:
+        return rf"re:(.*\.)?{re.escape(module.rpartition('.')[2])}$"
+    return rf"re:{elsewhere}(.*\.)?layers\.{place.layer}\.{re.escape(place.name)}$"
 
 
 def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) -> Quantization:
@@ -98,6 +113,7 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
     ignored: list[str] = []
     expected = [linear for linear, _ in shape.linear_shapes()]
     heads = [] if shape.tie_word_embeddings else [shape.family.roles.head]
+    packed = packed_linears(shape.kept)
     try:
         ignored = [str(target) for target in described.get("ignore") or []]
         for group in described["config_groups"].values():
@@ -109,17 +125,17 @@ def read_quantization(shape: ModelShape, described: dict[str, Any], where: str) 
                 raise UserError(f"{where}: quantization_config: {kind} cannot be read, only int by group or channel.")
             size = -1 if weights["strategy"] == "channel" else weights["group_size"]
             scheme = Scheme(weights["num_bits"], size, weights["symmetric"])
-            for module in expected + heads:
+            for module in (*expected, *heads, *packed):
                 named = any(_matches(target, module) for target in group["targets"])
                 if named and not any(_matches(target, module) for target in ignored):
                     schemes[module] = scheme
     except (AttributeError, KeyError, TypeError, re.error):
         schemes = {}
-    for module in expected:
+    for module in (*expected, *packed):
         # An ignored linear has a plain weight, which the reader checks.
         if module not in schemes and not any(_matches(target, module) for target in ignored):
             raise UserError(f"{where}: quantization_config.config_groups does not say how {module} is quantized.")
-    return Quantization(COMPRESSED_TENSORS, schemes)
+    return Quantization(COMPRESSED_TENSORS, schemes, {module: schemes.pop(module) for module in packed})
 
 
 def _matches(target: str, module: str) -> bool:

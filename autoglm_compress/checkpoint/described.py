@@ -12,7 +12,7 @@ from autoglm_compress.checkpoint.model_config import first_layers, load_config, 
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.tied_head import has_own_head
-from autoglm_compress.checkpoint.weight_files import has_weights, locate_tensors
+from autoglm_compress.checkpoint.weight_files import has_weights, locate_tensors, part_of
 from autoglm_compress.errors import UserError
 
 
@@ -35,7 +35,7 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     if raw.get("quantization_config"):
         raise UserError(f"{folder}: quantized already; give the unquantized model.")
     family, config = family_of(raw, where, family), load_config(folder)
-    infos = _infos(folder)
+    infos, _ = part_of(_infos(folder), family)
     if has_own_head(infos, family, config):
         config.tie_word_embeddings = False
     text = text_config(config, family, where)
@@ -64,7 +64,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
     if not family.kept:
         return ()
     if infos:
-        return towers_of(family, ((name, info.shape, info.element_bytes) for name, info in infos.items()))
+        return towers_of(family, {name: (info.shape, info.nbytes) for name, info in infos.items()})
     try:
         model = meta_model(config, family.auto_class)
     except Exception as error:  # whatever in the config this version of transformers does not have
@@ -72,7 +72,7 @@ def _towers(infos: Mapping[str, TensorInfo], shape: ModelShape, config: Any, whe
         raise UserError(f"{where}: transformers cannot build the model to say its size: {reason}") from None
     tensors = model.state_dict().items()
     return towers_of(
-        family, ((_name_in_files(name, family), tuple(found.shape), shape.element_bytes) for name, found in tensors)
+        family, {_name_in_files(name, family): (tuple(t.shape), t.numel() * shape.element_bytes) for name, t in tensors}
     )
 
 

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import Family
+from autoglm_compress.architecture import Family, family_within
 from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
 from autoglm_compress.checkpoint.weight_files import require_whole_model
@@ -25,7 +25,7 @@ SIZES = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` as a dictionary.
+    """`config.json` as a dictionary, or the part of it for the one part of a larger model that is supported.
 
     Raises:
         UserError: the folder or the file is missing, or the file is not a JSON object.
@@ -45,11 +45,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{path}: architectures: given {names!r}: expected a list of names.")
-    return config
+    family = family_within(names or ())
+    if family is None or family.within is None:
+        return config
+    part = config.get(family.within.config)
+    if not isinstance(part, dict):
+        raise UserError(f"{path}: {family.within.config}: missing: {family.architecture} is described there.")
+    dtype = {name: config[name] for name in ("dtype", "torch_dtype") if name in config}
+    return dtype | part | {"architectures": [family.architecture]}
 
 
 def load_config(folder: Path) -> Any:
-    """The `transformers` config object of a folder; remote code is never run.
+    """The `transformers` config object of what `read_config` gives; remote code is never run.
 
     Raises:
         UserError: `transformers` refuses it.
@@ -57,10 +64,17 @@ def load_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; the user needs one sentence
         path = folder / "config.json"
         raise UserError(f"{path}: transformers cannot read it: {' '.join(str(error).split())}") from None
+    family = family_within(config.architectures or ())
+    if family is None or family.within is None:
+        return config
+    part = getattr(config, family.within.config)
+    part.dtype = part.dtype or config.dtype
+    part.architectures = [family.architecture]
+    return part
 
 
 def text_config(config: Any, family: Family, where: str) -> Any:

@@ -19,8 +19,8 @@ def plain_verdict(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.shape.tie_word_embeddings:
         for inside in loaded_names(model, [checkpoint.family.head]).values():
             expected.pop(inside, None)
-    kept = (name for names in checkpoint.kept_tensors.values() for name in names)
-    shapes = dict(checkpoint.shape.tensors()) | {name: checkpoint.infos[name].shape for name in kept}
+    kept = (tensor for tower in checkpoint.shape.kept for tensor in tower.tensors if tensor.elements)
+    shapes = dict(checkpoint.shape.tensors()) | {tensor.name: tensor.shape for tensor in kept}
     ours = {inside: shapes[name] for name, inside in loaded_names(model, shapes).items()}
     missing = sorted(set(expected) - set(ours))
     different = sorted(name for name in expected.keys() & ours.keys() if expected[name] != ours[name])

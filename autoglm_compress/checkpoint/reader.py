@@ -18,7 +18,7 @@ from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
 from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
-from autoglm_compress.checkpoint.weight_files import locate_tensors, stamp
+from autoglm_compress.checkpoint.weight_files import locate_tensors, part_of, stamp
 from autoglm_compress.errors import UserError, listed
 
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
@@ -29,7 +29,8 @@ class Checkpoint:
 
     Opening reads the config and the headers of the weight files only, and checks that every tensor the family asks
     for is there with the shape the config implies. Tensors that the family does not know are looked up in the model
-    that `transformers` builds: `left_out` are the names of those that this model does not use either.
+    that `transformers` builds: `left_out` are the names of those that this model does not use either. Of a larger model
+    that the family's is a part of, nothing else is read; `left_out` then names the other parts too.
 
     Args:
         folder: the folder.
@@ -44,14 +45,14 @@ class Checkpoint:
         self.folder = folder = Path(folder)
         self.config = read_config(folder)
         self.family: Family = family_of(self.config, str(folder / "config.json"), family)
-        self.infos = locate_tensors(folder)
+        self.infos, outside = part_of(locate_tensors(folder), self.family)
         self.format = format_of(self.config, str(folder / "config.json"))
         self._stamps = {file: stamp(file) for file in self.files()}
         if has_own_head(self.infos, self.family, self.whole_config):
             self.config = untied(self.config, self.family)
             self.whole_config.tie_word_embeddings = False
         known = self._check_tensors()
-        self.left_out = self._unused(set(self.infos) - known)
+        self.left_out = self._unused(set(self.infos) - known) + outside
 
     @cached_property
     def whole_config(self) -> Any:
@@ -133,7 +134,7 @@ class Checkpoint:
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
 
     def _towers(self) -> tuple[Tower, ...]:
-        return towers_of(self.family, ((name, info.shape, info.element_bytes) for name, info in self.infos.items()))
+        return towers_of(self.family, {name: (info.shape, info.nbytes) for name, info in self.infos.items()})
 
     def files(self) -> list[Path]:
         """The weight files, in name order."""
@@ -182,7 +183,7 @@ class Checkpoint:
         self.require_unchanged(info.file)
         # An open handle would keep every page that was read from its file resident.
         with safe_open(info.file, framework="pt") as file:
-            tensor = file.get_tensor(name)
+            tensor = file.get_tensor(info.name)
         if bad := not_finite(tensor):
             raise UserError(
                 f"{info.file}: tensor {name} has {bad} NaN or infinite values of {tensor.numel()}. "

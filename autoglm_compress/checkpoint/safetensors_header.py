@@ -29,17 +29,16 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Place, shape and dtype of a tensor, without its values. An unknown dtype keeps its name in the file."""
+    """Place, shape and dtype of a tensor, without its values. An unknown dtype keeps its name in the file.
+
+    `name` is what the file calls the tensor.
+    """
 
     file: Path
+    name: str
     dtype: torch.dtype | str
     shape: tuple[int, ...]
     nbytes: int
-
-    @property
-    def element_bytes(self) -> int:
-        """Bytes of one element, whatever the dtype."""
-        return self.nbytes // max(prod(self.shape), 1)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -74,4 +73,4 @@ def _info(file: Path, name: str, entry: dict[str, Any]) -> TensorInfo:
     start, stop = entry["data_offsets"]
     if isinstance(dtype, torch.dtype) and stop - start != prod(shape) * dtype.itemsize:
         raise ValueError(f"{name}: {stop - start} bytes for {shape}")
-    return TensorInfo(file, dtype, shape, stop - start)
+    return TensorInfo(file, name, dtype, shape, stop - start)

@@ -27,23 +27,23 @@ def has_own_head(infos: Mapping[str, TensorInfo], family: Family, config: Any) -
     if not is_tied(config) or embedding is None or head is None:
         return False
     stamps = tuple(stamp(info.file) for info in (embedding, head))
-    return not _equal(family.embedding, embedding, family.head, head, stamps)
+    return not _equal(embedding, head, stamps)
 
 
 @cache
-def _equal(one: str, first: TensorInfo, other: str, second: TensorInfo, stamps: tuple[tuple[int, int], ...]) -> bool:
+def _equal(first: TensorInfo, second: TensorInfo, stamps: tuple[tuple[int, int], ...]) -> bool:
     """Whether two stored matrices have the same values, read a few rows at a time.
 
     The answer is cached as long as the files keep their stamps, because a run opens a checkpoint many times.
     """
     step = max(1, ELEMENTS_AT_ONCE // first.shape[1])
 
-    def rows(name: str, info: TensorInfo, start: int) -> torch.Tensor:
+    def rows(info: TensorInfo, start: int) -> torch.Tensor:
         # A handle that stayed open would keep every page ever read of its file resident.
         with safe_open(info.file, framework="pt") as file:
-            return file.get_slice(name)[start : start + step].float()
+            return file.get_slice(info.name)[start : start + step].float()
 
     return first.shape == second.shape and all(
-        torch.allclose(rows(one, first, start), rows(other, second, start), rtol=0, atol=0, equal_nan=True)
+        torch.allclose(rows(first, start), rows(second, start), rtol=0, atol=0, equal_nan=True)
         for start in range(0, first.shape[0], step)
     )

@@ -1,8 +1,10 @@
 """The weight files of a folder: which there are, and which tensors they hold, from their headers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from autoglm_compress.architecture import Family
 from autoglm_compress.atomic import read_object
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo, read_header
 from autoglm_compress.errors import UserError, listed
@@ -113,3 +115,13 @@ def _locate_by_index(folder: Path, index: Path) -> dict[str, TensorInfo]:
     if absent:
         raise UserError(f"{index}: {weight_map[absent[0]]} does not hold the tensor {absent[0]} it is said to hold.")
     return infos
+
+
+def part_of(infos: Mapping[str, TensorInfo], family: Family) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """A model's tensors by their names in it, where files hold a larger model, and the names of the other parts."""
+    prefix = family.within.prefix if family.within else ""
+    if not prefix or not any(name.startswith(prefix) for name in infos):
+        return dict(infos), ()
+    own = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
+    others = {f"{name.partition('.')[0]}.*" for name in infos if not name.startswith(prefix)}
+    return own, tuple(sorted(others))

@@ -65,14 +65,17 @@ class CheckpointWriter:
             save_atomically(self._unit(number), tensors)
 
     def finish(
-        self, config: dict[str, Any], like: Checkpoint, read_kept: Callable[[str], torch.Tensor] | None = None
+        self,
+        config: dict[str, Any],
+        like: Checkpoint,
+        make_kept: Callable[[str], dict[str, torch.Tensor]] | None = None,
     ) -> None:
         """Turn the units into shards with an index, and add config, tokenizer files and kept towers of `like`.
 
-        `read_kept` gives the kept towers' tensors by name, where they are not to be those of `like`.
+        `make_kept` gives what is written for each of the kept towers' tensors of `like`, if not the tensor itself.
         """
         give_back_freed_memory()
-        read_kept = read_kept or like.read
+        make_kept = make_kept or (lambda name: {name: like.read(name)})
         for path in like.tokenizer_files():
             copy = self.folder / path.relative_to(like.folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class CheckpointWriter:
         units = [self._unit(number) for number in range(self.units + len(kept))]
         for number, names in enumerate(kept, self.units):
             if not self.has(number):
-                self.write(number, {name: read_kept(name) for name in names})
+                self.write(number, {new: tensor for name in names for new, tensor in make_kept(name).items()})
         if not self._sealed:
             self._make_shards(units)
         for unit in units:

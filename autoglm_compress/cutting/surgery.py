@@ -46,8 +46,8 @@ class Rewrite:
     """A checkpoint written anew: `layers` kept, `cut_model` outside them, `cut_layer` in each, then `change` on each.
 
     Layers are numbered as in the source, and names given to `change` are the source's. `linked` says that files of the
-    source whose tensors stay as they are may be shared with it: it is no one else's. `read_kept` gives the tensors of
-    kept towers by name, where they change.
+    source whose tensors stay as they are may be shared with it: it is no one else's. `make_kept` gives what is written
+    for each tensor of kept towers, where they change.
     """
 
     layers: Sequence[int]
@@ -55,7 +55,7 @@ class Rewrite:
     cut_layer: Callable[[int], Cut]
     change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
     linked: bool = False
-    read_kept: Callable[[str], torch.Tensor] | None = None
+    make_kept: Callable[[str], dict[str, torch.Tensor]] | None = None
 
     def run(self, source: Checkpoint, target: CheckpointWriter, shape: ModelShape, progress: Progress) -> None:
         """Read the source tensor by tensor and write the target unit by unit, leaving out units already written."""
@@ -78,7 +78,7 @@ class Rewrite:
                     target.write(number, tensors, same_as=source if same and self.linked else None)
                 advance(1)
         config = resized_config(source.config, shape, self.layers, source.lists_per_layer)
-        target.finish(config, like=source, read_kept=self.read_kept)
+        target.finish(config, like=source, make_kept=self.make_kept)
 
     def _tensor(self, source: Checkpoint, name: str, cut: Cut) -> tuple[torch.Tensor, bool]:
         """A tensor as it will be written, and whether it is unchanged."""

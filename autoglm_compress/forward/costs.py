@@ -90,9 +90,11 @@ def rewriting_memory(before: ModelShape, after: ModelShape, shard: int) -> int:
     Of a unit there are all tensors as they will be, and one as it was, in fp32 where it is multiplied.
     """
     outside, largest = before.element_bytes * head_elements(before), largest_of_layer(before)
+    if after.hidden_size != before.hidden_size:
+        outside += after.element_bytes * head_elements(after)
     layer = max(map(after.layer_bytes, after.kinds_of_layers)) + (FP32 + before.element_bytes) * largest
     unit = max(max(map(after.layer_bytes, after.kinds_of_layers)), after.element_bytes * head_elements(after))
-    return max(layer, 2 * outside, min(after.bytes, shard + unit))
+    return max(layer, outside, min(after.bytes, shard + unit))
 
 
 def _fused(shape: ModelShape) -> bool:

@@ -38,11 +38,11 @@ class TextTower(nn.Module):
             holder = getattr(holder, part)
         holder.add_module(last, module)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> Any:
         """The layers with what stands around them, but for the head."""
         return self.get_submodule(self._decoder_name)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """The head."""
         return self.get_submodule(self._head_name)
 

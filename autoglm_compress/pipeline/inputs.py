@@ -6,6 +6,7 @@ from pathlib import Path
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.checkpoint import Checkpoint, resolve_source
 from autoglm_compress.checkpoint.plain_verdict import require_loadable
+from autoglm_compress.checkpoint.processor import require_processor
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
@@ -68,6 +69,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     source = Checkpoint(resolve_source(recipe.model.source, recipe.bases), recipe.family())
     require_loadable(source)
     source.require_tokenizer()
+    require_processor(source.folder, source.family)
     if source.left_out:
         runtime.progress.note(f"left out, as the model does not use them: {listed(source.left_out)}")
     plan = with_texts(plan, source.folder)

@@ -1,7 +1,7 @@
 """The bits of every linear: as the options say, or for `bits: auto` those that cost least within the budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,19 @@ def uniform(options: QuantizationOptions, shape: ModelShape) -> Quantization:
     schemes = {name: scheme for name, _ in shape.linear_shapes()}
     if options.head_bits == MANY:
         schemes[shape.family.roles.head] = Scheme(MANY, -1)
-    return Quantization(options.format, schemes)
+    return Quantization(options.format, schemes, tower_schemes(options, shape))
+
+
+def tower_schemes(options: QuantizationOptions, shape: ModelShape) -> dict[str, Scheme]:
+    """The schemes of linears of towers beside the text, by their names."""
+    chosen = [tower for tower in shape.kept if tower.name in options.towers]
+    return {module: Scheme(options.towers[tower.name].bits, -1) for tower in chosen for module in tower.linears}
+
+
+def with_rounded_towers(options: QuantizationOptions, shape: ModelShape) -> ModelShape:
+    """The shape with towers as they are rounded, and the text tower as it is."""
+    quantization = Quantization(options.format, {}, tower_schemes(options, shape))
+    return replace(shape, kept=tuple(tower.rounded(quantization, shape.element_bytes) for tower in shape.kept))
 
 
 def planned(options: QuantizationOptions, shape: ModelShape) -> Quantization:
@@ -83,7 +95,7 @@ def choose_bits(
     Raises:
         UserError: the predictions are not finite.
     """
-    shape = source.shape
+    shape = with_rounded_towers(options, source.shape)
     quantization, groups = uniform(options, shape), groups_of(shape)
     costs = divergences(source, quantization, groups, batches, runtime, file)
     assert options.budget is not None  # the options are refused without one where the bits are to be chosen

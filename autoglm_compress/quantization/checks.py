@@ -21,10 +21,21 @@ def check_options(options: QuantizationOptions, shape: ModelShape) -> None:
         raise PlanError("stage", message)
     if (options.bits == "auto") is (options.budget is None):
         raise PlanError("budget", "`bits: auto` needs a budget, {bytes: …} or {average_bits: …}; other bits take none")
+    _check_towers(options, shape)
     _check_group_size(options.group_size, shape)
     _check_format(options, shape)
     _check_backend(options, shape)
     _check_method(options, shape)
+
+
+def _check_towers(options: QuantizationOptions, shape: ModelShape) -> None:
+    known = [tower.name for tower in shape.kept]
+    for name in options.towers:
+        if name not in known:
+            has = f"has the towers {', '.join(known)}" if known else "has no towers beside the text"
+            raise PlanError("towers", f"{name}: {shape.family.architecture} {has}")
+    if options.towers and options.format == AWQ:
+        raise PlanError("towers", "awq holds 4 bits: use compressed-tensors")
 
 
 def _check_group_size(group_size: int, shape: ModelShape) -> None:

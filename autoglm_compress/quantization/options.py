@@ -25,6 +25,14 @@ class Budget(BaseModel):
         return self
 
 
+class TowerOptions(BaseModel):
+    """How the linears of a tower beside the text are rounded: to the nearest of 8 bits, a scale per output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: Literal[8]
+
+
 class QuantizationOptions(BaseModel):
     """The options of quantizing."""
 
@@ -36,6 +44,7 @@ class QuantizationOptions(BaseModel):
     symmetric: bool | None = None
     error_feedback: bool = True
     head_bits: Literal[8, 16] = 16
+    towers: dict[str, TowerOptions] = Field(default_factory=dict)
     format: Literal["compressed-tensors", "awq"] = "compressed-tensors"
     max_divergence: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 

@@ -71,17 +71,25 @@ def write_outside(source: Checkpoint, target: CheckpointWriter, quantization: Qu
         return
     unit = {name: source.read(name) for name in source.shape.model_tensors() if name != family.embedding}
     if family.roles.head in quantization.schemes:
-        unit |= _rounded_head(family.roles.head, unit.pop(family.head), quantization, source.dtype)
+        unit |= _rounded(family.roles.head, unit.pop(family.head), quantization, source.dtype)
     target.write(last, unit)
 
 
-def _rounded_head(
-    name: str, head: torch.Tensor, quantization: Quantization, scale_dtype: torch.dtype
+def tower_tensor(source: Checkpoint, quantization: Quantization, name: str) -> dict[str, torch.Tensor]:
+    """What is stored for a tensor of a kept tower: itself, or integers and scales where its linear has a scheme."""
+    module, weight = name.removesuffix(".weight"), source.read(name)
+    if module == name or module not in quantization.towers:
+        return {name: weight}
+    return _rounded(module, weight, quantization, source.dtype)
+
+
+def _rounded(
+    name: str, weight: torch.Tensor, quantization: Quantization, scale_dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Round a head [vocab_size, hidden_size] to the nearest values and pack it, some rows at a time."""
-    scheme = quantization.schemes[name]
-    parts = [grid_for(head[rows].float(), scheme, scale_dtype) for rows in row_slices(len(head))]
-    integers = [grid.integers(head[rows].float()) for grid, rows in zip(parts, row_slices(len(head)), strict=True)]
+    """Round the weight [out, in] of a head or of a tower's linear to the nearest values and pack it, by rows."""
+    scheme = quantization.towers.get(name) or quantization.schemes[name]
+    parts = [grid_for(weight[rows].float(), scheme, scale_dtype) for rows in row_slices(len(weight))]
+    integers = [grid.integers(weight[rows].float()) for grid, rows in zip(parts, row_slices(len(weight)), strict=True)]
     scales = torch.cat([grid.scales for grid in parts])
     return FORMATS[quantization.format].pack(name, scheme, torch.cat(integers), scales, None)
 

@@ -9,7 +9,7 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
 from autoglm_compress.quantization.autoawq_backend import write_with_autoawq
-from autoglm_compress.quantization.bit_choice import choose_bits, planned
+from autoglm_compress.quantization.bit_choice import choose_bits, planned, with_rounded_towers
 from autoglm_compress.quantization.checks import check_options, loader_warnings
 from autoglm_compress.quantization.costs import fed_back_fan_in, quantizing_memory, quantizing_scratch
 from autoglm_compress.quantization.linear_records import rounded_linears
@@ -17,7 +17,7 @@ from autoglm_compress.quantization.nearest import round_layers
 from autoglm_compress.quantization.options import QuantizationOptions
 from autoglm_compress.quantization.quantizing_walk import walk_and_quantize
 from autoglm_compress.quantization.result_check import measure_agreement, require_agreement
-from autoglm_compress.quantization.writing import LayerWriter, write_outside
+from autoglm_compress.quantization.writing import LayerWriter, tower_tensor, write_outside
 from autoglm_compress.stages.base import SharedContext, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.quantize import quantize_plot
@@ -36,6 +36,9 @@ class Quantize(Stage, QuantizationOptions):
     `head_bits` is 8. The result is compressed-tensors `pack-quantized`, or AutoAWQ's GEMM layout with `format: awq`.
     Before it counts as done, its predictions on held-out text are compared with those before: a mean KL divergence over
     `max_divergence` nats, or predictions that are not finite, fail the stage.
+
+    `towers: {vision: {bits: 8}}` rounds the linears of a tower beside the text to the nearest of 8 bits; without it
+    towers keep their dtype.
 
     `backend: autoawq` quantizes with AutoAWQ 0.2.9 instead, with its own search and the whole model in memory, for
     comparison.
@@ -61,6 +64,7 @@ class Quantize(Stage, QuantizationOptions):
     def plan(self, shape: ModelShape) -> ModelShape:
         """The shape with quantized linears; with `bits: auto` the first of them have 8 bits until the run decides."""
         check_options(self, shape)
+        shape = with_rounded_towers(self, shape)
         return replace(shape, quantization=planned(self, shape))
 
     def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
@@ -96,7 +100,11 @@ class Quantize(Stage, QuantizationOptions):
         else:
             self._quantize_layers(context, writer)
         described = FORMATS[self.format].quantization_config(quantization, source.family)
-        target.finish(dict(source.config, quantization_config=described), like=source)
+        target.finish(
+            dict(source.config, quantization_config=described),
+            like=source,
+            make_kept=lambda name: tower_tensor(source, quantization, name),
+        )
         self._check(context)
 
     def follow(self, context: SharedContext) -> None:

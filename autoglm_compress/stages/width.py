@@ -140,7 +140,7 @@ class Width(Stage):
             cut,
             lambda layer: cut | (heads.cut(layer) if heads else {}),
             change,
-            read_kept=towers.read,
+            make_kept=lambda name: {name: towers.read(name)},
         )
         rewrite.run(source, context.target, context.shape, context.runtime.progress)
         if towers.neurons:

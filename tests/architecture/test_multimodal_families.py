@@ -1,6 +1,7 @@
 """Every family with towers beside the text through the stages: what comes out sees and hears as its source does."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.architecture.family_files import built_in
+from support.command_line import assert_says, refusal
 from support.multimodal import FAMILIES, load, logits, media_rows, save, text_row
 from support.running import invoke, run, tensors_of, write_recipe
 
@@ -133,3 +135,41 @@ def test_healing_trains_the_text_tower(name: str, output: Path):
     prefixes = tuple(family_of(name).kept.values())
     same = {tensor for tensor in before if torch.equal(before[tensor], after[tensor])}
     assert {tensor for tensor in before if tensor.startswith(prefixes)} == same
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_linears_of_towers_are_rounded_where_asked_for(name: str, all_of_them: bool, output: Path, tmp_path: Path):
+    family = family_of(name)
+    towers = list(family.kept) if all_of_them else list(family.kept)[:1]
+    head = {} if family.transformers_ties else {"head_bits": 8}
+    [source] = output.glob("*-heal")
+    recipe = write_recipe(tmp_path, source, [INT8 | {"towers": {tower: {"bits": 8} for tower in towers}} | head])
+    planned = json.loads(invoke("plan", recipe, "--json").output)["checkpoints"]
+    run(recipe)
+    result = tmp_path / "out/01-int8"
+    stored = tensors_of(result)
+    assert planned[-1]["bytes"] == sum(tensor.nbytes for tensor in stored.values()) < planned[0]["bytes"]
+    packed = {tensor.removesuffix(".weight_packed") for tensor in stored if tensor.endswith(".weight_packed")}
+    rounded = {module for module in packed if family.place(module).tower in family.kept}
+    assert {family.place(module).tower for module in rounded} == set(towers)
+    before, after = load(source), load(result)
+    schemes = [getattr(module, "quantization_scheme", None) for module in after.modules()]
+    by_strategy = Counter(scheme.weights.strategy for scheme in schemes if scheme is not None)
+    channels = len(rounded) + len(head)
+    assert by_strategy == {"channel": channels, "group": len(packed) - channels}
+    for row in media_rows(name):
+        wanted, found = logits(before, row), logits(after, row)
+        assert ((found - wanted).norm() / wanted.norm()) < 0.05
+    inspected = json.loads(invoke("inspect", result, "--json").output)
+    assert inspected["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}
+    assert inspected["parameters_by_part"] == planned[0]["parameters_by_part"]
+
+
+def test_towers_that_a_model_has_not_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    source = save("glm4v", tmp_path / "source", tokenizer)
+    message = refusal("plan", write_recipe(tmp_path, source, [INT8 | {"towers": {"audio": {"bits": 8}}}]))
+    assert_says(message, "stages.1.towers", "audio", "has the towers vision, adapter")
+    awq = {"stage": "quantize", "bits": 4, "group_size": 32, "format": "awq", "towers": {"vision": {"bits": 8}}}
+    assert_says(refusal("plan", write_recipe(tmp_path, source, [awq])), "stages.1.towers", "use compressed-tensors")
+    message = refusal("plan", write_recipe(tmp_path, source, [INT8 | {"towers": {"vision": {"bits": 4}}}]))
+    assert_says(message, "towers.vision.bits")

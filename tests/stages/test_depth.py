@@ -345,11 +345,11 @@ def test_a_method_that_does_not_exist(make_checkpoint: MakeCheckpoint, tmp_path:
 
 
 def test_the_plan_counts_the_streams_of_greedy_loss(tmp_path: Path):
-    """36 layers, 4,096 wide: 1.2 GB of streams; 2,048 states at 37 boundaries are 0.6 GB."""
+    """36 layers, 4,096 wide: 1.2 GB of streams. Measuring takes more than 2,048 states at 37 boundaries."""
     qwen = QWEN
     stages = [depth(method, "1x", name=method) for method in METHODS]
-    planned = plan(write_recipe(tmp_path, qwen, stages))["checkpoints"][1:]
+    calibration = {"source": "python-docs", "samples": 16, "sequence_length": 128}
+    planned = plan(write_recipe(tmp_path, qwen, stages, calibration=calibration))["checkpoints"][1:]
     memory = {method: entry["peak_memory_bytes_estimate"] for method, entry in zip(METHODS, planned, strict=True)}
-    extra = {method: (memory[method] - memory["block_influence"]) / 1e9 for method in METHODS}
-    assert extra["chain"] == extra["angular"] == pytest.approx(0.62, rel=0.01)
-    assert 1.2 < extra["greedy_loss"] < 1.7
+    assert memory["greedy_loss"] > memory["random"] + 1.2e9
+    assert memory["chain"] == memory["angular"] == memory["block_influence"] > memory["random"]

@@ -12,13 +12,14 @@ import torch
 
 from autoglm_compress.checkpoint import Checkpoint
 from support.command_line import assert_says, plan, refusal
-from support.exporting import QUANTIZED, export, quantize, recipe_of, record, run_stages, stage_folder
+from support.exporting import export, quantize, recipe_of, record, run_stages, stage_folder
 from support.models import FAMILIES
 from support.onnx_files import exact_weight, initializers, node_types, product, read_product
 from support.running import digests, run
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 Make = Callable[..., Path]
+KINDS = ("int4", "int8", "awq")
 
 
 def onnx(checkpoint: str, **options: Any) -> dict[str, Any]:
@@ -29,10 +30,10 @@ def onnx(checkpoint: str, **options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_kind_of_weights_is_exact_and_proven(family: str, make_checkpoint: Make, tmp_path: Path):
     source = make_checkpoint(family)
-    stages = [quantize(name) for name in QUANTIZED]
-    stages += [onnx(name, accuracy_level=0) for name in [*QUANTIZED, "source"]] + [onnx("int4", name="fast")]
+    stages = [quantize(name) for name in KINDS]
+    stages += [onnx(name, accuracy_level=0) for name in [*KINDS, "source"]] + [onnx("int4", name="fast")]
     run_stages(tmp_path, source, *stages)
-    for name in [*QUANTIZED, "source"]:
+    for name in [*KINDS, "source"]:
         folder = stage_folder(tmp_path / "out", f"{name}-onnx")
         checkpoint = Checkpoint(source if name == "source" else stage_folder(tmp_path / "out", name))
         for layer in (0, 3):

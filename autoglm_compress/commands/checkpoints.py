@@ -20,6 +20,7 @@ class ExportTo(str, Enum):
     """What a checkpoint is exported to."""
 
     gguf = "gguf"
+    onnx = "onnx"
 
 
 def inspect(
@@ -102,9 +103,14 @@ def evaluate(
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the files go.")],
-    format_: Annotated[ExportTo, typer.Option("--format", help="What for: gguf is for llama.cpp and Ollama.")],
+    format_: Annotated[
+        ExportTo, typer.Option("--format", help="gguf is for llama.cpp and Ollama, onnx for ONNX Runtime.")
+    ],
     embedding_bits: Annotated[
         int | None, typer.Option(metavar="8", help="Of embedding and head. \\[default: as the checkpoint has them]")
+    ] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(metavar="0|4", help="Of ONNX Runtime's products: 0 in fp32. \\[default: 4, fast]")
     ] = None,
     called: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the model is called. \\[default: the folder's name]")
@@ -131,7 +137,12 @@ def export(
         quiet_transformers()
         try:
             options = ExportOptions.model_validate(
-                {"format": format_.value, "embedding_bits": embedding_bits, "called": called}
+                {
+                    "format": format_.value,
+                    "embedding_bits": embedding_bits,
+                    "accuracy_level": accuracy_level,
+                    "called": called,
+                }
             )
         except ValidationError as error:
             option = str(error.errors()[0]["loc"][0]).replace("_", "-")

@@ -39,7 +39,7 @@ def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> 
     found: dict[str, Any] = {
         "format": kind.name,
         "file": kind.file(job).name,
-        "bytes": kind.file(job).stat().st_size,
+        "bytes": sum(file.stat().st_size for file in kind.files(job)),
         "verified": verified,
         "rounded": rounded,
         **kind.details(job),
@@ -81,13 +81,18 @@ def _proof(kind: ExportFormat, job: ExportJob, rows: ProofRows) -> Proof:
         proof = prove(job.checkpoint, rows.tokens, prediction, job.runtime)
         proof.require(kind.limits(job.checkpoint.shape, job.options), kind.engine, file)
     except EngineError as error:
-        file.unlink(missing_ok=True)
+        _discard(kind, job)
         raise UserError(f"{file.name}: {kind.engine} does not take it: {error}. Nothing was kept.") from None
     except UserError:
-        file.unlink(missing_ok=True)
+        _discard(kind, job)
         raise
     prediction.logits.unlink()
     return proof
+
+
+def _discard(kind: ExportFormat, job: ExportJob) -> None:
+    for file in kind.files(job):
+        file.unlink(missing_ok=True)
 
 
 def _checksums(folder: Path) -> str:

@@ -9,6 +9,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_format import GgufFormat
 from autoglm_compress.export.job import ExportJob
+from autoglm_compress.export.onnx_format import OnnxFormat
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
 
@@ -43,6 +44,9 @@ class ExportFormat(Protocol):
     def file(self, job: ExportJob) -> Path:
         """The file that the engine is given."""
 
+    def files(self, job: ExportJob) -> list[Path]:
+        """That file, and those that hold its tensors."""
+
     def write(self, job: ExportJob) -> Exactness:
         """Write the files; those that a killed process wrote may be there."""
 
@@ -69,4 +73,4 @@ class ExportFormat(Protocol):
         """Small files that belong to it, as text by their names."""
 
 
-FORMATS: Mapping[str, ExportFormat] = {"gguf": GgufFormat()}
+FORMATS: Mapping[str, ExportFormat] = {"gguf": GgufFormat(), "onnx": OnnxFormat()}

@@ -89,6 +89,10 @@ class GgufFormat:
         kind = most_bytes_type(job.checkpoint.shape, job.options.embedding_bits)
         return job.folder / f"{job.name}-{kind}.gguf"
 
+    def files(self, job: ExportJob) -> list[Path]:
+        """The one file."""
+        return [self.file(job)]
+
     def write(self, job: ExportJob) -> Exactness:
         """Write the one file."""
         checkpoint, bits = job.checkpoint, job.options.embedding_bits

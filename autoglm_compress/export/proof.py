@@ -10,6 +10,7 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.export.exact_checkpoint import ExactCheckpoint
 from autoglm_compress.forward.logits import LOGITS_AT_ONCE, logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
@@ -122,8 +123,9 @@ def prove(checkpoint: Checkpoint, rows: torch.Tensor, found: EnginePrediction, r
     engine = np.load(found.logits, mmap_mode="r")
     if engine.shape != (*whole.shape, checkpoint.shape.vocab_size):
         raise UserError(f"{found.logits.name}: logits of shape {engine.shape}: the engine has another vocabulary.")
-    norm, head = final_norm(checkpoint, runtime.device), checkpoint.head_weight().to(runtime.device)
-    states = next(walk(checkpoint, [whole], None, runtime=runtime.alone(), title="reference for the proof"))
+    exact = ExactCheckpoint(checkpoint.folder, checkpoint.family)
+    norm, head = final_norm(exact, runtime.device), exact.head_weight().to(runtime.device)
+    states = next(walk(exact, [whole], None, runtime=runtime.alone(), title="reference for the proof"))
     normed = norm(states.to(runtime.device)).float()
     divergence, difference, size, same = 0.0, 0.0, 0.0, []
     for row in range(len(whole)):

@@ -4,12 +4,13 @@ import torch
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.agreement import agreement
+from autoglm_compress.export.eight_bits import rounded_to_eight_bits
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
 
 
 class RoundedEnds(Checkpoint):
-    """A checkpoint whose embedding and head, where they are plain numbers, read as ggml's Q8_0 holds them."""
+    """A checkpoint whose embedding and head, where they are plain numbers, read as blocks of 8 bits hold them."""
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, rounded if it is one of them."""
@@ -18,15 +19,8 @@ class RoundedEnds(Checkpoint):
             return values
         rounded = torch.empty_like(values)
         for rows in row_slices(len(values)):
-            rounded[rows] = _rounded(values[rows])
+            rounded[rows] = rounded_to_eight_bits(values[rows])
         return rounded
-
-
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    from gguf import GGMLQuantizationType, dequantize, quantize
-
-    kind = GGMLQuantizationType.Q8_0
-    return torch.from_numpy(dequantize(quantize(values.float().numpy(), kind), kind)).to(values.dtype)
 
 
 def cost_of_rounding(checkpoint: Checkpoint, rows: torch.Tensor, runtime: Runtime) -> float:

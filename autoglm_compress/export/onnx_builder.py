@@ -72,7 +72,7 @@ class GraphModel(Model):
         model.load_state_dict(vectors, strict=False, assign=True)
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.matrix = (Rows(name, 0, module.out_features, module.in_features),)
+                vars(module)["matrix"] = (Rows(name, 0, module.out_features, module.in_features),)
         return model
 
     def make_rope_init(self, config: Any) -> None:
@@ -120,7 +120,7 @@ class GraphModel(Model):
         (rows,) = gate_up_linear.matrix
         for number, name in enumerate(("gate_proj", "up_proj")):
             half = torch.nn.Linear(1, 1, bias=False, device="meta")
-            half.matrix = (rows.half(number),)
+            vars(half)["matrix"] = (rows.half(number),)
             setattr(mlp, name, half)
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:

@@ -86,7 +86,7 @@ class OnnxFormat:
             if name not in checkpoint.infos:
                 exactness.add(name, "scales", Rounding(size, 0, 0.0))
             elif not kind.startswith("INT"):
-                exactness.add(name, "values", Rounding(size // checkpoint.infos[name].dtype.itemsize, 0, 0.0))
+                exactness.add(name, "values", Rounding(size // checkpoint.dtype_of(name).itemsize, 0, 0.0))
         return exactness
 
     def longest(self, checkpoint: Checkpoint) -> int:

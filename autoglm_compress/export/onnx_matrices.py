@@ -70,10 +70,14 @@ class MatrixReader:
         return np.concatenate([self._packed(rows, layout, part) for rows in matrix])
 
     def _packed(self, rows: Rows, layout: BlockLayout, part: str) -> np.ndarray:
-        integers, scales, zeros = (None if each is None else each[rows.chosen] for each in self._integers(rows.module))
+        integers, scales, zeros = self._integers(rows.module)
         if part == WEIGHTS:
-            return pack_weights(layout, integers)
-        return pack_scales(layout, scales) if part == SCALES else pack_zeros(layout, zeros)
+            return pack_weights(layout, integers[rows.chosen])
+        if part == SCALES:
+            return pack_scales(layout, scales[rows.chosen])
+        if zeros is None:
+            raise ValueError(f"{rows.module}: no zero points")
+        return pack_zeros(layout, zeros[rows.chosen])
 
     def _integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         if self._last is None or self._last[0] != module:

@@ -28,7 +28,8 @@ def refit_memory(
 ) -> int:
     """Bytes of the most that a step holds: a layer of both models and a fit or gradients, or the head and those."""
     tokens = calibration.batch_tokens
-    states = 2 * FP32 * tokens * (shape.hidden_size + source.hidden_size)  # of a batch, in the middle of a layer too
+    # Of each of a model's three buffers (before, in the middle of and after a layer) a batch is resident.
+    states = 3 * FP32 * tokens * (shape.hidden_size + source.hidden_size)
     layers = layer_memory(source) + layer_memory(shape)
     passing = max(pass_memory(model, tokens) for model in (shape, source))
     step = max(_fits_memory(shape, source, calibration), passing, reading_memory(source))

@@ -180,7 +180,7 @@ def test_a_broken_family_of_another_package_is_named_where_it_is_missed(
     with pytest.raises(UserError) as raised:
         family_of({"architectures": ["WrongForCausalLM"]}, "config.json")
     message = str(raised.value)
-    assert_says(message, "unsupported architecture: WrongForCausalLM", "Supported: Glm4ForCausalLM, GlmForCausalLM")
+    assert_says(message, "unsupported architecture: WrongForCausalLM", "Supported: ", "Glm4ForCausalLM, ")
     assert_says(message, "'broken' (entry point 'theirs:broken' of the package their-package 2.1): ImportError: no")
     assert_says(message, "'number'", "expected the path of a YAML file, found 3")
     assert_says(message, "'wrong'", str(tmp_path), "model_type: missing")

@@ -51,6 +51,7 @@ class GraphModel(Model):
     def __init__(self, checkpoint: Checkpoint, options: ExportOptions, file: str) -> None:
         self.family: GraphFamily = graph_family(checkpoint.shape)
         self.reader = MatrixReader(checkpoint)
+        self.matrices: dict[torch.nn.Module, Matrix] = {}
         self.checkpoint, self.shape, self.options = checkpoint, checkpoint.shape, options
         self.hf_config = checkpoint.unquantized_config()
         del self.hf_config.quantization_config
@@ -66,13 +67,13 @@ class GraphModel(Model):
     # What the builder is told of the model.
 
     def load_weights(self, input_path: str) -> Any:
-        """The model of `transformers`: vectors have values, and linears say of which rows they are."""
+        """The model of `transformers`: vectors have values, and it is known of which rows linears are."""
         model = meta_model(self.hf_config, self.checkpoint.family.auto_class)
         vectors = {name: self.checkpoint.read(name).float() for name, size in self.shape.tensors() if len(size) == 1}
         model.load_state_dict(vectors, strict=False, assign=True)
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
-                vars(module)["matrix"] = (Rows(name, 0, module.out_features, module.in_features),)
+                self.matrices[module] = (Rows(name, 0, module.out_features, module.in_features),)
         return model
 
     def make_rope_init(self, config: Any) -> None:
@@ -106,21 +107,21 @@ class GraphModel(Model):
     def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
         """Whether queries, keys and values go through one matrix: if they are quantized alike."""
         try:
-            scheme_of(self.shape, _joined(attention.q_proj, attention.k_proj, attention.v_proj))
+            scheme_of(self.shape, self._joined(attention.q_proj, attention.k_proj, attention.v_proj))
         except ValueError:
             return False
         return True
 
     def make_packed_matmul(self, q_matmul: Any, k_matmul: Any, v_matmul: Any, basename: str, root_input: str) -> str:
         """One product for queries, keys and values."""
-        return self._multiply(_joined(q_matmul, k_matmul, v_matmul), basename, root_input, f"{basename}/output_0")
+        return self._multiply(self._joined(q_matmul, k_matmul, v_matmul), basename, root_input, f"{basename}/output_0")
 
     def make_mlp_unpacked_regular(self, layer_id: int, mlp: Any, gate_up_linear: Any, root_input: str) -> None:
         """Gate and up as two, where the checkpoint has one matrix for both."""
-        (rows,) = gate_up_linear.matrix
+        (rows,) = self.matrices[gate_up_linear]
         for number, name in enumerate(("gate_proj", "up_proj")):
             half = torch.nn.Linear(1, 1, bias=False, device="meta")
-            vars(half)["matrix"] = (rows.half(number),)
+            self.matrices[half] = (rows.half(number),)
             setattr(mlp, name, half)
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
@@ -128,15 +129,16 @@ class GraphModel(Model):
         output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
         if kwargs.get("logits"):
             return self._make_head(matmul, basename, root_input, output)
-        return self._multiply(matmul.matrix, basename, root_input, output)
+        return self._multiply(self.matrices[matmul], basename, root_input, output)
 
     def _make_head(self, head: Any, name: str, root_input: str, output: str) -> str:
         if self.shape.tie_word_embeddings:
             return self._make_tied_head(name, root_input, output)
-        if self._rounds(head.matrix):
-            layout, weights = self._store_rounded(HEAD, head.matrix)
+        matrix = self.matrices[head]
+        if self._rounds(matrix):
+            layout, weights = self._store_rounded(HEAD, matrix)
             return self._multiply_integers(name, root_input, output, layout, self.shape.vocab_size, weights)
-        return self._multiply(head.matrix, name, root_input, output)
+        return self._multiply(matrix, name, root_input, output)
 
     def _make_tied_head(self, name: str, root_input: str, output: str) -> str:
         """The product with the embedding's own tensor."""
@@ -247,6 +249,9 @@ class GraphModel(Model):
 
     # Tensors.
 
+    def _joined(self, *linears: torch.nn.Module) -> Matrix:
+        return tuple(rows for linear in linears for rows in self.matrices[linear])
+
     def _rounds(self, matrix: Matrix) -> bool:
         """Whether the options round an end that is stored in plain numbers."""
         return self.options.embedding_bits is not None and scheme_of(self.shape, matrix) is None
@@ -301,10 +306,6 @@ class GraphModel(Model):
 
     def _shaped(self, output: str, width: int) -> None:
         self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=width))
-
-
-def _joined(*linears: Any) -> Matrix:
-    return tuple(rows for linear in linears for rows in linear.matrix)
 
 
 def _rounded_layout(columns: int) -> BlockLayout:

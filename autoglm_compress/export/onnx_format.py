@@ -1,6 +1,7 @@
 """ONNX graphs, which ONNX Runtime runs through onnxruntime-genai."""
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,14 @@ class OnnxFormat:
         """Write the files, which hold scales and plain numbers as they are."""
         checkpoint, exactness = job.checkpoint, Exactness()
         write_onnx(checkpoint, job.options, job.folder, job.runtime.progress)
-        for name, kind, size in stored_bytes(checkpoint.shape, job.options.embedding_bits):
+        schemes = checkpoint.shape.quantization.schemes if checkpoint.shape.quantization else {}
+        kinds = {name: kind for name, kind, _ in stored_bytes(checkpoint.shape, job.options.embedding_bits)}
+        for name, size in checkpoint.shape.tensors():
             if name not in checkpoint.infos:
-                exactness.add(name, "scales", Rounding(size, 0, 0.0))
-            elif not kind.startswith("INT"):
-                exactness.add(name, "values", Rounding(size // checkpoint.dtype_of(name).itemsize, 0, 0.0))
+                groups = schemes[name.removesuffix(".weight")].groups(size[1])
+                exactness.add(name, "scales", Rounding(size[0] * groups, 0, 0.0))
+            elif not kinds[name].startswith("INT"):
+                exactness.add(name, "values", Rounding(prod(size), 0, 0.0))
         return exactness
 
     def longest(self, checkpoint: Checkpoint) -> int:

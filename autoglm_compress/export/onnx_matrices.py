@@ -71,13 +71,11 @@ class MatrixReader:
 
     def _packed(self, rows: Rows, layout: BlockLayout, part: str) -> np.ndarray:
         integers, scales, zeros = self._integers(rows.module)
-        if part == WEIGHTS:
-            return pack_weights(layout, integers[rows.chosen])
+        if part == ZEROS and zeros is not None:
+            return pack_zeros(layout, zeros[rows.chosen])
         if part == SCALES:
             return pack_scales(layout, scales[rows.chosen])
-        if zeros is None:
-            raise ValueError(f"{rows.module}: no zero points")
-        return pack_zeros(layout, zeros[rows.chosen])
+        return pack_weights(layout, integers[rows.chosen])
 
     def _integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         if self._last is None or self._last[0] != module:

@@ -10,7 +10,7 @@ from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout
 TYPES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 GRAPH_BYTES, LAYER_BYTES = 50_000, 30_000
 """Of nodes: of a graph without layers, and of each layer."""
-WRITER_BYTES, ENGINE_BYTES = 64_000_000, 96_000_000
+WRITER_BYTES, ENGINE_BYTES = 64_000_000, 128_000_000
 """What the two take beside the model: libraries, activations, the tokenizer."""
 ROUNDING = 6 * 4
 """Bytes for each value of a slice of rows that is rounded to 8 bits."""
@@ -69,14 +69,15 @@ def writing_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
 
 
 def engine_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
-    """Bytes of the engine with the model: plain numbers are multiplied with in fp32, and one is put in order at a time.
+    """Bytes of the engine with the model: matrices of plain numbers are in fp32, and one is put in order at a time.
 
-    What an embedding looks up is not multiplied with, where the head is another matrix.
+    What embeddings look up stays as it is stored.
     """
     found, largest = ENGINE_BYTES, 0
     for name, kind, size in stored_bytes(shape, embedding_bits):
-        looked_up = name == shape.family.embedding and not shape.tie_word_embeddings
-        widened = 0 if kind.startswith("INT") or looked_up else 4 * size // shape.element_bytes
-        found += size + widened
-        largest = max(largest, 0 if looked_up else widened or size)
+        looked_up, integers = name == shape.family.embedding, kind.startswith("INT")
+        multiplied = not looked_up or shape.tie_word_embeddings
+        widened = 4 * size // shape.element_bytes if multiplied and not integers else 0
+        found += widened + (size if integers or looked_up else 0)
+        largest = max(largest, widened or (size if multiplied else 0))
     return found + largest

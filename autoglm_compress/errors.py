@@ -31,3 +31,9 @@ def suggestion(given: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = get_close_matches(given, names, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"Allowed: {', '.join(names)}"
+
+
+def nearest(given: str, names: Collection[str]) -> str:
+    """A hint with the names that are spelled most like the given one, or with a few names if none is."""
+    near = get_close_matches(given, names, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {listed(names)}."

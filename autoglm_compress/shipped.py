@@ -1,6 +1,7 @@
 """The recipes that come with the package, and how a recipe that a user names is found."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from autoglm_compress.errors import UserError, suggestion
@@ -34,6 +35,7 @@ def bundled_recipe(name: str) -> Path:
         UserError: there is none of that name.
     """
     known = bundled_recipes()
+    _require_name(name, known)
     if name not in known:
         raise UserError(f"{name}: no recipe of the package has this name: {suggestion(name, known)}.")
     return known[name]
@@ -48,13 +50,20 @@ def find_recipe(recipe: str | Path) -> Path:
         UserError: there is no such recipe or file.
     """
     known = bundled_recipes()
-    if isinstance(recipe, str) and recipe in known:
-        return known[recipe]
+    if isinstance(recipe, str):
+        _require_name(recipe, known)
+        if recipe in known:
+            return known[recipe]
     file = Path(recipe)
     if not file.exists():
         hint = suggestion(file.stem, known)
         raise UserError(f"{file}: cannot read it: No such file, and no recipe of the package has this name: {hint}.")
     return file
+
+
+def _require_name(name: str, known: Iterable[str]) -> None:
+    if not name:
+        raise UserError(f"the name of the recipe is empty: {suggestion(name, known)}.")
 
 
 def hides_file(recipe: str) -> bool:

@@ -114,20 +114,50 @@ def test_results_are_those_of_the_commands(make_checkpoint: MakeCheckpoint, tmp_
         (lambda folder: load_recipe("demo", {"stages.depht.layers": [1]}), "--set stages.depht.layers=.*no stage"),
         (lambda folder: load_recipe("demo", {"stages..layers": 1}), "--set stages..layers=1: expected KEY=VALUE"),
         (lambda folder: load_recipe("demo", {"seed": -1}), "--set seed: seed: given -1"),
+        (lambda folder: load_recipe(None), "recipe: given None: expected the name of a recipe or the path of a file"),
+        (lambda folder: load_recipe({}), "recipe: given {}: expected the name"),
+        (lambda folder: load_recipe("demo", [1]), r"changes: given \[1\]: expected values by path, or texts"),
+        (lambda folder: load_recipe("demo", "sed=1"), "sed: unknown key"),
+        (lambda folder: plan(5), "recipe: given 5: expected what load_recipe gave, the name"),
         (lambda folder: plan("demo", memory_limit="1MB"), "--memory-limit"),
+        (lambda folder: plan("demo", memory_limit=1_000_000), "--memory-limit"),
+        (lambda folder: plan("demo", memory_limit=1.5), r"memory_limit: given 1\.5: expected str \| int \| None"),
+        (
+            lambda folder: run("demo", folder, device="tpu"),
+            r"device: given 'tpu': expected Literal\['auto', 'cpu'",
+        ),
+        (lambda folder: run("demo", folder, fresh="no"), "fresh: given 'no': expected bool"),
         (lambda folder: run("demo", folder, last="depht"), "--until: no stage 'depht'"),
         (lambda folder: evaluate(QWEN, folder / "a.json", limit=0), r"mmlu\.limit: given 0: .*greater than 0"),
         (lambda folder: evaluate(QWEN, folder / "a.json", subjects=[]), r"mmlu\.subjects: .*at least one"),
+        (lambda folder: evaluate(QWEN, folder / "a.json", []), "--tasks: none given"),
+        (lambda folder: evaluate(QWEN, folder / "a.json", "perplexty"), "task 'perplexty': .*Did you mean perplexity"),
+        (lambda folder: evaluate(QWEN, folder / "a.json", device="tpu"), "device: given 'tpu'"),
         (lambda folder: evaluate(QWEN, folder), "is a folder"),
         (lambda folder: evaluate(QWEN, folder / "a.json", family="none.yaml"), r"--family: no file 'none\.yaml'"),
         (lambda folder: compare(folder / "a.json", folder / "b.json"), r"a\.json: cannot be read"),
         (lambda folder: compare(folder / "a", folder / "b", max_drop=-1), "--max-drop: given -1"),
+        (
+            lambda folder: compare(folder / "a", folder / "b", max_drop="1"),
+            "max_drop: given '1': expected float",
+        ),
+        (lambda folder: compare(folder / "a", folder / "b", max_loss=[1]), r"max_loss: given \[1\]: expected Mapping"),
         (lambda folder: Checkpoint(folder), r"no config\.json"),
     ],
 )
 def test_what_cannot_be_is_a_user_error(call: Callable[[Path], object], words: str, tmp_path: Path):
     with pytest.raises(UserError, match=words):
         call(tmp_path)
+
+
+def test_a_tensor_that_is_not_there_is_named(make_checkpoint: MakeCheckpoint):
+    model = Checkpoint(make_checkpoint("glm"))
+    with pytest.raises(UserError, match=f"{model.folder}: no tensor 'nope': there are .*lm_head.weight"):
+        model.read("nope")
+    with pytest.raises(UserError, match=r"did you mean model\.norm\.weight"):
+        model.read("model.norms.weight")
+    with pytest.raises(UserError, match=r"'model\.norm': the checkpoint is not quantized"):
+        model.read_integers("model.norm")
 
 
 def test_the_command_says_the_same(tmp_path: Path):

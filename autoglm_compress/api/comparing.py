@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoglm_compress.api.arguments import Place
+from autoglm_compress.checked import checked
 from autoglm_compress.comparison.compare import Comparison
 from autoglm_compress.comparison.compare import compare as compare_results
 from autoglm_compress.comparison.limits import Limits
 from autoglm_compress.comparison.results_file import read_results
 
 
+@checked
 def compare(
     base: Place,
     new: Place,
@@ -34,7 +36,7 @@ def compare(
         confidence: with which each bound holds.
 
     Raises:
-        UserError: a limit is not valid, or the two files cannot be compared.
+        UserError: an argument is of a wrong type, a limit is not valid, or the two files cannot be compared.
     """
     limits = Limits(max_drop, max_perplexity_increase, max_divergence, min_agreement, max_loss or {}, confidence)
     return compare_results(read_results(Path(base)), read_results(Path(new)), limits)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from autoglm_compress.api.arguments import Device, Place, shown_progress
 from autoglm_compress.architecture import named_family, read_family
+from autoglm_compress.checked import checked
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.command import EvaluationRequest, evaluate_checkpoint
 from autoglm_compress.evaluation.evaluate import EvaluationOptions
@@ -17,10 +18,11 @@ from autoglm_compress.records.evaluation import EvaluationRecord
 TASKS = ("mmlu", "perplexity")
 
 
+@checked
 def evaluate(
     checkpoint: Place,
     output: Place,
-    tasks: Sequence[str] = TASKS,
+    tasks: str | Sequence[str] = TASKS,
     *,
     mmlu: Place | None = None,
     subjects: Sequence[str] | None = None,
@@ -40,7 +42,7 @@ def evaluate(
     Args:
         checkpoint: a folder with config, tokenizer and safetensors.
         output: the file that results go to.
-        tasks: `mmlu`, `perplexity` and any log-likelihood task of lm-eval.
+        tasks: `mmlu`, `perplexity` and any log-likelihood task of lm-eval; text is the name of one.
         mmlu: a folder with questions as CSV files in `dev/` and `test/`; MMLU itself, from the hub, by default.
         subjects: of MMLU; all by default.
         limit: questions of each subject, the same every time; all by default.
@@ -57,7 +59,8 @@ def evaluate(
         What was written: the result of each task, with the log-likelihoods of every question and row.
 
     Raises:
-        UserError: an option is not valid, or something that it names is missing or malformed.
+        UserError: an argument is of a wrong type, an option is not valid, or something that it names is missing or
+            malformed.
     """
     questions = {
         "data": None if mmlu is None else str(mmlu),
@@ -68,7 +71,7 @@ def evaluate(
     rows = {"source": text, "samples": samples, "sequence_length": sequence_length}
     request = EvaluationRequest(
         Path(checkpoint),
-        tasks,
+        (tasks,) if isinstance(tasks, str) else tasks,
         Path(output),
         _evaluation_options(mmlu=_given(questions), perplexity=_given(rows)),
         None if against is None else Path(against),

@@ -1,43 +1,52 @@
 """Planning and running recipes."""
 
 from pathlib import Path
+from typing import Annotated
 
 from autoglm_compress.api.arguments import Device, Place, shown_progress
+from autoglm_compress.checked import checked
 from autoglm_compress.pipeline import RunOptions, plan_recipe, run_recipe, with_texts
 from autoglm_compress.pipeline.plan import bytes_of
+from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe, load_recipe
 from autoglm_compress.records.plan import PlanRecord
 from autoglm_compress.records.run import RunResult, run_result
 
+AnyRecipe = Annotated[Recipe | Place, "what load_recipe gave, the name of a recipe or the path of a file"]
 
-def plan(recipe: Recipe | Place, output: Place | None = None, *, memory_limit: str | None = None) -> PlanRecord:
+
+@checked
+def plan(recipe: AnyRecipe, output: Place | None = None, *, memory_limit: str | int | None = None) -> PlanRecord:
     """Plan a recipe, reading no weights: shapes, sizes, memory, disk, warnings.
 
     Args:
         recipe: what `load_recipe` gave, or what it takes.
         output: the folder that a run would write to; the disk it is on counts. `runs/NAME` by default.
-        memory_limit: a size such as `8GB`: stages that may need more are refused.
+        memory_limit: a size such as `8GB`, or bytes: stages that may need more are refused.
 
     Raises:
-        UserError: the recipe, its source or a text cannot be used, or the limit is too low.
+        UserError: an argument is of a wrong type, the recipe, its source, a text or the folder cannot be used, or the
+            limit is too low.
     """
-    loaded = _recipe(recipe)
-    planned = plan_recipe(loaded, _output(loaded, output))
+    limit, loaded = _bytes(memory_limit), _recipe(recipe)
+    folder = RunFolder(_output(loaded, output), loaded.name)  # refuses what a run would refuse
+    planned = plan_recipe(loaded, folder.path)
     planned = with_texts(planned, planned.folder)
-    if memory_limit is not None:
-        planned.require_memory(bytes_of(memory_limit), range(len(loaded.stages)))
+    if limit is not None:
+        planned.require_memory(limit, range(len(loaded.stages)))
     return planned.record()
 
 
+@checked
 def run(
-    recipe: Recipe | Place,
+    recipe: AnyRecipe,
     output: Place | None = None,
     *,
     device: Device = "auto",
     first: str | None = None,
     last: str | None = None,
     fresh: bool = False,
-    memory_limit: str | None = None,
+    memory_limit: str | int | None = None,
     progress: bool = False,
 ) -> RunResult:
     """Run a recipe, stage by stage. Stages that an earlier run into the same folder finished are reused.
@@ -49,19 +58,24 @@ def run(
         first: the stage, by its label, from which all is done again (`--from`).
         last: the stage to stop after (`--until`).
         fresh: whether to delete first what earlier runs of the recipe made.
-        memory_limit: a size such as `8GB`: stages that may need more are refused.
+        memory_limit: a size such as `8GB`, or bytes: stages that may need more are refused.
         progress: whether to print how it goes.
 
     Raises:
-        UserError: something that the recipe names, the folder or the disk does not allow it.
+        UserError: an argument is of a wrong type, or something that the recipe names, the folder or the disk does not
+            allow it.
     """
     loaded = _recipe(recipe)
-    options = RunOptions(_output(loaded, output), device, first, last, fresh, memory_limit)
+    options = RunOptions(_output(loaded, output), device, first, last, fresh, _bytes(memory_limit))
     return run_result(run_recipe(loaded, options, shown_progress(progress)))
 
 
 def _recipe(recipe: Recipe | Place) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _bytes(memory_limit: str | int | None) -> int | None:
+    return bytes_of(memory_limit) if isinstance(memory_limit, str) else memory_limit
 
 
 def _output(recipe: Recipe, output: Place | None) -> Path:

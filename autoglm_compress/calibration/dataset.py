@@ -49,7 +49,7 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
         revision: on the hub.
 
     Raises:
-        UserError: the dataset, its split or its column is not there.
+        UserError: the dataset, its split or its column is not there, or the column does not hold text.
     """
     from datasets import load_dataset
 
@@ -59,11 +59,14 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
             place or options.dataset, options.subset, split=options.split, revision=revision, streaming=True
         )
         for number, row in enumerate(rows):
+            if number == 0 and column not in row:
+                raise UserError(f"{where}: no column {column!r}; there are {', '.join(row)}.")
             text = row.get(column)
-            if number == 0 and not isinstance(text, str):
-                raise UserError(f"{where}: no text column {column!r}; there are {', '.join(row)}.")
             if isinstance(text, str):
                 yield text
+            elif text is not None:
+                kind = type(text).__name__
+                raise UserError(f"{where}: row {number + 1}: column {column!r} holds a value of type {kind}, not text.")
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds; the user needs one sentence

@@ -1,5 +1,6 @@
 """Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format
 from autoglm_compress.checkpoint.tied_head import has_own_head
 from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.checkpoint.weight_files import locate_tensors, part_of, stamp
-from autoglm_compress.errors import UserError, listed
+from autoglm_compress.errors import UserError, listed, nearest
 
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
 
@@ -158,13 +159,17 @@ class Checkpoint:
         The memory may be shared with the next read of the same tensor: do not change it in place.
 
         Raises:
-            UserError: the tensor holds NaN or infinity, or its file has changed since the checkpoint was opened.
+            UserError: there is no such tensor, it holds NaN or infinity, or its file has changed since the checkpoint
+                was opened.
         """
-        if name not in self.infos:
-            module = name.removesuffix(".weight")
-            layout, scheme = self.packing_of(module)
-            return layout.dequantize(module, scheme, self._read_stored, self.dtype)
-        return self._read_stored(name)
+        if name in self.infos:
+            return self._read_stored(name)
+        module = name.removesuffix(".weight")
+        if module not in self._schemes:
+            known = [*self.infos, *(f"{packed}.weight" for packed in self._schemes)]
+            raise UserError(f"{self.folder}: no tensor {name!r}: {nearest(name, known)}")
+        layout, scheme = self.packing_of(module)
+        return layout.dequantize(module, scheme, self._read_stored, self.dtype)
 
     def read_integers(self, module: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Integers [out, in], scales [out, groups] and zero points [out, groups] of a quantized linear."""
@@ -172,11 +177,21 @@ class Checkpoint:
         return layout.unpack(module, scheme, self._read_stored)
 
     def packing_of(self, module: str) -> tuple[QuantizedFormat, Scheme]:
-        """How a quantized linear is stored."""
-        quantization = self.shape.quantization
-        assert self.format is not None  # else there are no quantized linears
-        assert quantization is not None
-        return self.format, quantization.schemes[module]
+        """How a quantized linear is stored.
+
+        Raises:
+            UserError: there is no such linear, or it is not quantized.
+        """
+        if self.format is None:
+            raise UserError(f"{self.folder}: no quantized linear {module!r}: the checkpoint is not quantized.")
+        if module not in self._schemes:
+            raise UserError(f"{self.folder}: no quantized linear {module!r}: {nearest(module, self._schemes)}")
+        return self.format, self._schemes[module]
+
+    @property
+    def _schemes(self) -> Mapping[str, Scheme]:
+        """How each quantized linear is quantized, by module."""
+        return self.shape.quantization.schemes if self.shape.quantization else {}
 
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
@@ -225,10 +240,9 @@ class Checkpoint:
             if not names
         ]
         known = {self.family.head}.union(*self.kept_tensors.values())
-        schemes = self.shape.quantization.schemes if self.shape.quantization else {}
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
-            packed = module in schemes and weight not in self.infos
+            packed = module in self._schemes and weight not in self.infos
             stored = {weight: size}
             if packed:
                 layout, scheme = self.packing_of(module)

@@ -144,6 +144,8 @@ def _questions(data: str | None) -> Path | None:
 
 
 def _check_request(request: EvaluationRequest) -> None:
+    if not request.tasks:
+        raise UserError("--tasks: none given: name one or more, such as perplexity.")
     if not all(request.tasks):
         raise UserError(f"--tasks: given {','.join(request.tasks)!r}: expected names with commas between them.")
     check_tasks(request.tasks)

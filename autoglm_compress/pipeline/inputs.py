@@ -26,7 +26,7 @@ class RunOptions:
     first: str | None = None
     last: str | None = None
     fresh: bool = False
-    memory_limit: str | None = None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from autoglm_compress.problems import FieldPath
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
 from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
+from autoglm_compress.report.numbers import size
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
 PROCESS_BYTES = 520 << 20
@@ -83,11 +84,11 @@ class Plan:
     def require_memory(self, limit: int, stages: Collection[int]) -> None:
         """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
         chosen = [self.checkpoints[number + 1] for number in stages]
-        beyond = [f"{entry.name}: {entry.peak_memory / 1e9:.2f} GB" for entry in chosen if entry.peak_memory > limit]
+        beyond = [f"{entry.name}: {size(entry.peak_memory)}" for entry in chosen if entry.peak_memory > limit]
         if beyond:
             listed = "\n  ".join(beyond)
             raise UserError(
-                f"--memory-limit: {limit / 1e9:.2f} GB may not be enough for\n  {listed}\n"
+                f"--memory-limit: {size(limit)} may not be enough for\n  {listed}\n"
                 "Raise the limit, leave these stages out, or choose cheaper options for them, such as logit_passes: 0."
             )
 
@@ -99,7 +100,7 @@ class Plan:
         """All warnings."""
         found = [*self.stage_warnings(), *self.text_warnings]
         if self.disk_bytes > self.free_bytes:
-            found.append(f"disk: {self.disk_bytes / 1e9:.1f} GB needed, {self.free_bytes / 1e9:.1f} GB free")
+            found.append(f"disk: {size(self.disk_bytes)} needed, {size(self.free_bytes)} free")
         return found
 
     def record(self) -> PlanRecord:

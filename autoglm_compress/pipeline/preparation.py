@@ -7,10 +7,10 @@ from pathlib import Path
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.keys import Keys, KnownCheckpoint, keys_of
-from autoglm_compress.pipeline.plan import bytes_of
 from autoglm_compress.pipeline.retention import most_bytes
 from autoglm_compress.pipeline.schedule import Schedule
 from autoglm_compress.records.files import SOURCE_FOLDER_NAME
+from autoglm_compress.report.numbers import size
 from autoglm_compress.stages import Makes
 from autoglm_compress.versions import made_elsewhere
 
@@ -48,7 +48,7 @@ def prepare(inputs: RunInputs) -> Preparation:
     schedule = Schedule(inputs.recipe, folder, keys.stages, known, again, inputs.chosen[-1])
     _check_processes(inputs, schedule)
     if options.memory_limit is not None:
-        inputs.plan.require_memory(bytes_of(options.memory_limit), schedule.to_make)
+        inputs.plan.require_memory(options.memory_limit, schedule.to_make)
     if options.fresh:
         folder.clear()
     _announce(inputs, keys, schedule, left_over)
@@ -117,6 +117,6 @@ def _check_disk(inputs: RunInputs, schedule: Schedule) -> None:
     if needed > plan.free_bytes:
         hint = ", or keep fewer checkpoints with --set keep=none" if recipe.keep != "none" else ""
         raise UserError(
-            f"{inputs.folder.path}: the run needs {needed / 1e9:.2f} GB of disk and {plan.free_bytes / 1e9:.2f} "
-            f"GB are free. Free some, or give a folder on another disk with --output{hint}."
+            f"{inputs.folder.path}: the run needs {size(needed)} of disk and {size(plan.free_bytes)} are "
+            f"free. Free some, or give a folder on another disk with --output{hint}."
         )

@@ -40,7 +40,7 @@ def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
             with appearing(copy) as temporary:
                 shutil.copyfile(file, temporary)
     except OSError as error:
-        raise UserError(f"--copy: cannot write to {target}: {error.strerror or error}.") from None
+        raise UserError(f"--copy: cannot write to {error.filename or target}: {error.strerror or error}.") from None
     return copies[recipe], list(copies.values())
 
 

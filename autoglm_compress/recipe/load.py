@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
+from autoglm_compress.checked import checked
 from autoglm_compress.errors import UserError, suggestion
 from autoglm_compress.evaluation.evaluate import check_tasks
 from autoglm_compress.problems import FieldPath, Problem, RecipeError, from_validation
@@ -15,17 +16,22 @@ from autoglm_compress.shipped import find_recipe
 from autoglm_compress.stages import Makes, Stage, broken_stages, stage_types
 
 
-def load_recipe(recipe: str | Path, changes: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+@checked
+def load_recipe(
+    recipe: Annotated[str | Path, "the name of a recipe or the path of a file"],
+    changes: Annotated[str | Sequence[str] | Mapping[str, Any], "values by path, or texts such as 'seed=1'"] = (),
+) -> Recipe:
     """Read, change and validate a recipe.
 
     Args:
         recipe: the name of a recipe that comes with the package, or the path of a file. A name wins over a file that is
             called the same; a Path is never a name.
         changes: of fields, by dotted paths in which a stage goes by its name or number: values by path, such as
-            `{"stages.depth.num_hidden_layers": 28}`, or texts as `--set` takes them, with a value in YAML.
+            `{"stages.depth.num_hidden_layers": 28}`, or texts as `--set` takes them, with a value in YAML, or
+            one such text.
 
     Raises:
-        UserError: the file cannot be read, or a change cannot be made.
+        UserError: an argument is of a wrong type, the file cannot be read, or a change cannot be made.
         RecipeError: the recipe is not valid; the message lists every problem.
     """
     file = find_recipe(recipe)
@@ -34,7 +40,7 @@ def load_recipe(recipe: str | Path, changes: Sequence[str] | Mapping[str, Any] =
         for key, value in changes.items():
             assign(document, key, str(value) if isinstance(value, Path) else value, f"{key}={value}")
     else:
-        for assignment in changes:
+        for assignment in [changes] if isinstance(changes, str) else changes:
             override(document, assignment)
     problems: list[Problem] = []
     header = _validate(RecipeHeader, document.data, (), problems)

@@ -221,6 +221,10 @@ class Stage(BaseModel):
 
     def check_calibration(self, calibration: CalibrationOptions) -> None:
         """Raise PlanError if the stage cannot work with so much calibration text."""
+        if self.holds_out_samples and calibration.samples < 2:
+            raise PlanError(
+                "stage", "the one sample decides about fits, which leaves none to fit to: raise calibration.samples"
+            )
 
     def check_other(self, shape: ModelShape, other: ModelShape) -> None:
         """Raise PlanError if the stage cannot use one of `other_checkpoints` with the shape it is given."""

@@ -113,7 +113,11 @@ def test_one_revision_of_the_hub_is_streamed(write: Callable[..., Path], monkeyp
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ({"dataset": "data", "column": "body"}, ["calibration.source: data: no text column 'body'", "text, other"]),
+        ({"dataset": "data", "column": "body"}, ["calibration.source: data: no column 'body'", "text, other"]),
+        (
+            {"dataset": "data", "column": "other"},
+            ["calibration.source: data: row 1: column 'other' holds a value of type int, not text"],
+        ),
         ({"dataset": "data", "split": "test"}, ["calibration.source: data: cannot be streamed", "test"]),
         ({"dataset": "data", "documents": 0}, ["line", "calibration.source.documents: given 0"]),
         ({"dataset": "data", "documents": 2}, ["data-", "not enough for one row of sequence_length 32"]),
@@ -125,6 +129,15 @@ def test_one_revision_of_the_hub_is_streamed(write: Callable[..., Path], monkeyp
 )
 def test_a_dataset_that_cannot_be(source: dict[str, Any], words: list[str], dataset: Path, write: Callable[..., Path]):
     assert_says(refusal("plan", write(source)), *words)
+
+
+def test_rows_without_text_are_left_out(dataset: Path, write: Callable[..., Path], cache: Path):
+    rows = [json.dumps({"text": f"Row {number}." if number else None}) for number in range(300)]
+    (dataset / "train.jsonl").write_text("\n".join(rows))
+    plan(write({"dataset": "data"}))
+    [file] = cache.glob("data-*.jsonl")
+    assert json.loads(file.read_text().splitlines()[0]) == {"text": "Row 1."}
+    assert len(file.read_text().splitlines()) == 299
 
 
 def test_a_dataset_without_text(dataset: Path, write: Callable[..., Path]):

@@ -255,8 +255,9 @@ def test_a_folder_that_is_not_this_recipes_is_left_alone(
 def test_an_output_that_is_a_file_or_below_one(recipe: Path, tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("mine")
-    assert_says(refusal("run", recipe, "--output", file), f"{file}: is a file", "--output")
-    assert_says(refusal("run", recipe, "--output", file / "deep" / "er"), f"{file} is a file", "--output")
+    for command in ("run", "plan"):
+        assert_says(refusal(command, recipe, "--output", file), f"{file}: is a file", "--output")
+        assert_says(refusal(command, recipe, "--output", file / "deep" / "er"), f"{file} is a file", "--output")
     assert file.read_text() == "mine"
 
 
@@ -269,7 +270,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_starts(
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=30_000_000))
     message = refusal("run", recipe, "--output", tmp_path / "out")
-    assert_says(message, tmp_path / "out", "needs 0.54 GB of disk", "0.03 GB are free", "--output")
+    assert_says(message, tmp_path / "out", "needs 539 MB of disk", "30 MB are free", "--output")
     assert not (tmp_path / "out").exists()
 
 

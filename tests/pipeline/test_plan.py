@@ -165,7 +165,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
     planned = plan(recipe)
     assert planned["disk_bytes_free"] == 5_000_000_000
     [warning] = planned["warnings"]
-    assert_says(warning, "disk: ", "needed", "5.0 GB free")
+    assert_says(warning, "disk: ", "needed", "5 GB free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=planned["disk_bytes_needed"]))
     assert plan(recipe)["warnings"] == []
 
@@ -182,8 +182,16 @@ def test_a_limit_of_memory_refuses_the_stages_that_may_need_more(make_checkpoint
         assert_says(message, "--memory-limit", "02-refit")
         assert "01-depth" not in message
     assert not (tmp_path / "out").exists()
+    assert_says(refusal("plan", recipe, "--memory-limit", "1MB"), "1 MB may not be enough", "01-depth: ", " MB\n")
     plan(recipe, "--memory-limit", f"{max(memory.values()) / 2**30 + 0.01:.2f}GiB")
     assert_says(refusal("plan", recipe, "--memory-limit", "8"), "--memory-limit", "'8'", "8GB")
+
+
+def test_one_sample_cannot_be_fitted_to_and_decide(make_checkpoint: MakeCheckpoint, tmp_path: Path):
+    recipe = recipe_of(tmp_path, make_checkpoint("glm"), "depth, layers: [0, 1]", "refit")
+    message = refusal("plan", recipe, "--set", "calibration.samples=1")
+    assert_says(message, "stages.2.stage: the one sample decides", "raise calibration.samples")
+    plan(recipe, "--set", "calibration.samples=2")
 
 
 def test_every_stage_that_cannot_work_is_said_at_once(tmp_path: Path):

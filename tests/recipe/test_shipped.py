@@ -66,6 +66,8 @@ def test_a_recipe_that_is_not_there():
         assert_says(refusal("plan", name), f"{name}: cannot read it: No such file", "did you mean demo?", *NAMES)
     for arguments in (("recipes", "phone"), ("recipes", "phone", "--copy", "mine")):
         assert_says(refusal(*arguments), "phone: no recipe of the package", "did you mean phone9b?")
+    for arguments in (("recipes", ""), ("run", ""), ("plan", ""), ("recipes", "", "--copy", "mine")):
+        assert_says(refusal(*arguments), "the name of the recipe is empty", *NAMES)
     assert_says(refusal("recipes", "--copy", "mine"), "--copy: name the recipe to copy")
 
 
@@ -111,6 +113,9 @@ def test_copies_stand_beside_each_other_and_replace_nothing(elsewhere: Path):
     assert not (changed.parent / "phone-lite.yaml").exists()
     (elsewhere / "file").write_text("")
     assert_says(refusal("recipes", "demo", "--copy", "file"), "--copy: cannot write to file")
+    (elsewhere / "sub").mkdir()
+    (elsewhere / "sub" / "recipes").write_text("")
+    assert_says(refusal("recipes", "demo", "--copy", "sub"), "--copy: cannot write to sub/recipes: File exists")
 
 
 def test_changes_by_path_are_those_of_set():

@@ -157,7 +157,7 @@ def test_a_dataset_is_streamed_from_a_folder(tmp_path: Path, source: Path):
         "run",
         write_recipe(tmp_path / "bad", source, [HEAL | {"data": dataset | {"column": "text"}, "sequence_length": 32}]),
     )
-    assert_says(message, "no text column 'text'", "body")
+    assert_says(message, "no column 'text'", "body")
 
 
 def test_another_teacher(tmp_path: Path, source: Path, make_checkpoint: Callable[..., Path]):

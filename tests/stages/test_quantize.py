@@ -259,6 +259,10 @@ def test_awq_as_others_write_it_is_read(tmp_path: Path):
     read = Checkpoint(target).read("model.layers.0.mlp.up_proj.weight")
     (target / "config.json").write_text(json.dumps(config))
     assert torch.equal(Checkpoint(target).read("model.layers.0.mlp.up_proj.weight"), read)
+    with pytest.raises(UserError, match=r"no tensor .*did you mean .*model\.layers\.0\.mlp\.up_proj\.weight"):
+        Checkpoint(target).read("model.layers.0.mlp.up_prj.weight")
+    with pytest.raises(UserError, match=r"no quantized linear 'lm_head'"):
+        Checkpoint(target).read_integers("lm_head")
 
 
 # Killed, or fed what it cannot take

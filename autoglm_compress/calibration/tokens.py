@@ -1,5 +1,6 @@
 """From documents to rows of tokens."""
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -141,7 +142,7 @@ def token_rows(
     """
     rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
-        tokens = sum(map(len, _encode(tokenizer, shuffled(path, split, seed))))
+        tokens = sum(len(encoded(tokenizer, document)) for document in shuffled(path, split, seed))
         raise too_little(path, split, tokens, sequence_length)
     return rows
 
@@ -156,21 +157,49 @@ def too_little(path: Path | None, split: Split, tokens: int, sequence_length: in
 
 def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
     """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends."""
-    needed = samples * sequence_length
-    stream: list[int] = []
-    for ids in _encode(tokenizer, documents):
-        stream += ids
-        if len(stream) >= needed:
-            break
-    rows = min(samples, len(stream) // sequence_length)
-    return torch.tensor(stream[: rows * sequence_length], dtype=torch.long).view(rows, sequence_length)
-
-
-def _encode(tokenizer: Any, documents: Iterable[Document]) -> Iterable[list[int]]:
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    packed = PackedRows(samples, sequence_length)
     for document in documents:
-        text = document if isinstance(document, str) else chat_text(tokenizer, document)
-        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
+        packed.add(encoded(tokenizer, document))
+        if packed.full:
+            break
+    return packed.rows().long()
+
+
+class PackedRows:
+    """Rows [rows, sequence_length] that fill up with documents one after the other. A token takes 4 bytes."""
+
+    def __init__(self, samples: int, sequence_length: int) -> None:
+        self._samples, self._length = samples, sequence_length
+        self._ids = array("i")  # a list would take ten times the memory
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are filled."""
+        return len(self._ids) >= self._samples * self._length
+
+    @property
+    def started(self) -> bool:
+        """Whether a row is filled."""
+        return len(self._ids) >= self._length
+
+    def add(self, ids: list[int]) -> None:
+        """Append the tokens of a document. Full rows take no more."""
+        if not self.full:
+            self._ids.extend(ids)
+
+    def rows(self) -> torch.Tensor:
+        """The filled rows, int32, without a copy. Nothing can be added afterwards."""
+        rows = min(self._samples, len(self._ids) // self._length)
+        if rows == 0:  # torch takes no empty buffer
+            return torch.empty(0, self._length, dtype=torch.int32)
+        return torch.frombuffer(self._ids, dtype=torch.int32, count=rows * self._length).view(rows, self._length)
+
+
+def encoded(tokenizer: Any, document: Document) -> list[int]:
+    """The tokens of a document, and the end-of-text token if there is one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    text = document if isinstance(document, str) else chat_text(tokenizer, document)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + end
 
 
 def batched(rows: torch.Tensor) -> list[torch.Tensor]:

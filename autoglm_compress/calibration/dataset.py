@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from autoglm_compress.atomic import appearing
 from autoglm_compress.errors import UserError
@@ -31,6 +31,13 @@ class Dataset(BaseModel):
     split: str = "train"
     column: str = Field(default="text", validation_alias=AliasChoices("column", "field"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_column(cls, given: Any) -> Any:
+        if isinstance(given, dict) and {"column", "field"} <= given.keys():
+            raise ValueError("column and field are two words for the same: give one of them")
+        return given
+
 
 class DatasetSource(Dataset):
     """A dataset as calibration text: its first `documents`, of one revision on the hub (None: the latest)."""
@@ -49,7 +56,8 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
         revision: on the hub.
 
     Raises:
-        UserError: the dataset, its split or its column is not there.
+        UserError: the dataset, its split or its column is not there, or the column is not text. Rows without a value
+            are left out.
     """
     from datasets import load_dataset
 
@@ -59,11 +67,14 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
             place or options.dataset, options.subset, split=options.split, revision=revision, streaming=True
         )
         for number, row in enumerate(rows):
-            text = row.get(column)
-            if number == 0 and not isinstance(text, str):
+            if number == 0 and column not in row:
                 raise UserError(f"{where}: no text column {column!r}; there are {', '.join(row)}.")
-            if isinstance(text, str):
-                yield text
+            text = row.get(column)
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise UserError(f"{where}: row {number + 1}: column {column!r} holds {type(text).__name__}, not text.")
+            yield text
     except UserError:
         raise
     except Exception as error:  # the library raises many kinds; the user needs one sentence

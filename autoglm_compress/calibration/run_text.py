@@ -172,7 +172,8 @@ class CalibrationText:
 
     def _rows(self, source: str, split: Split, count: int, length: int | None = None) -> torch.Tensor:
         length = length or self.options.sequence_length
-        return token_rows(self._tokenizer, self.files[source], split, count, length, self.options.seed)
+        path, options = self.files[source], self.options
+        return token_rows(self._tokenizer, path, split, count, length, options.seed, options.title(path))
 
     @cached_property
     def _tokenizer(self) -> object:

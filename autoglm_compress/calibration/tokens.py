@@ -42,7 +42,7 @@ def _source(value: Any, _: Any) -> str | dict[str, float] | DatasetSource:
         return value
     if not isinstance(value, dict):
         raise ValueError("expected a text source, or a mapping of text sources to shares, such as {python-docs: 3}")
-    if isinstance(value.get("dataset"), str):
+    if "dataset" in value:  # no text source has this name
         return DatasetSource.model_validate(value)
     return _SHARES.validate_python(value)
 
@@ -79,6 +79,12 @@ class CalibrationOptions(BaseModel):
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
         return share_out(self.shares, self.samples)
+
+    def title(self, path: Path | None) -> str:
+        """What messages call the text of a source: its file, or the dataset that the file was made from."""
+        if isinstance(self.source, DatasetSource):
+            return f"calibration.source: {self.source.dataset}"
+        return file_title(path)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -130,12 +136,18 @@ def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def token_rows(
-    tokenizer: Any, path: Path | None, split: Split, samples: int, sequence_length: int, seed: int
+    tokenizer: Any,
+    path: Path | None,
+    split: Split,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    title: str | None = None,
 ) -> torch.Tensor:
     """Token ids [samples, sequence_length] from one split of a source, in an order that the seed decides.
 
     Documents stand one after the other, separated by the end-of-text token, and are cut into rows without padding.
-    A source with too little text gives fewer rows.
+    A source with too little text gives fewer rows. Messages call it by its title, or by its file if it has none.
 
     Raises:
         UserError: the source does not fill a single row.
@@ -143,14 +155,19 @@ def token_rows(
     rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
         tokens = sum(len(encoded(tokenizer, document)) for document in shuffled(path, split, seed))
-        raise too_little(path, split, tokens, sequence_length)
+        raise too_little(title or file_title(path), split, tokens, sequence_length)
     return rows
 
 
-def too_little(path: Path | None, split: Split, tokens: int, sequence_length: int) -> UserError:
+def file_title(path: Path | None) -> str:
+    """What messages call the text of a file, or the built-in text."""
+    return PYTHON_DOCS if path is None else str(path)
+
+
+def too_little(title: str, split: Split, tokens: int, sequence_length: int) -> UserError:
     """The message about a split that does not fill a single row."""
     return UserError(
-        f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
+        f"{title}: the {split} split has {tokens} tokens, not enough for one row of "
         f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
     )
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from autoglm_compress.atomic import appearing
 from autoglm_compress.errors import UserError
@@ -31,6 +31,13 @@ class Dataset(BaseModel):
     split: str = "train"
     column: str = Field(default="text", validation_alias=AliasChoices("column", "field"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_column(cls, given: Any) -> Any:
+        if isinstance(given, dict) and {"column", "field"} <= given.keys():
+            raise ValueError("column and field are two words for the same: give one of them")
+        return given
+
 
 class DatasetSource(Dataset):
     """A dataset as calibration text: its first `documents`, of one revision on the hub (None: the latest)."""
@@ -49,7 +56,8 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
         revision: on the hub.
 
     Raises:
-        UserError: the dataset, its split or its column is not there, or the column does not hold text.
+        UserError: the dataset, its split or its column is not there, or the column does not hold text. Rows without a value
+            are left out.
     """
     from datasets import load_dataset
 

@@ -163,7 +163,7 @@ class CalibrationText:
             return set_apart(rows.to(torch.int32), wanted, most)
         rows = self._rows(source, self._fitted(source), wanted, length)
         deciding = self._rows(source, "deciding", most, length) if source in judged else rows[:0]
-        self._check_vocabulary(torch.cat([rows, deciding]))
+        self._check_vocabulary(rows, deciding)
         return TextPart(rows.to(torch.int32), wanted, deciding.to(torch.int32))
 
     def _fitted(self, source: str) -> Split:
@@ -172,7 +172,8 @@ class CalibrationText:
 
     def _rows(self, source: str, split: Split, count: int, length: int | None = None) -> torch.Tensor:
         length = length or self.options.sequence_length
-        return token_rows(self._tokenizer, self.files[source], split, count, length, self.options.seed)
+        path, options = self.files[source], self.options
+        return token_rows(self._tokenizer, path, split, count, length, options.seed, options.title(path))
 
     @cached_property
     def _tokenizer(self) -> object:
@@ -182,11 +183,11 @@ class CalibrationText:
         self._check_vocabulary(rows)
         return batched(rows)
 
-    def _check_vocabulary(self, rows: torch.Tensor) -> None:
+    def _check_vocabulary(self, *rows: torch.Tensor) -> None:
         """Raise UserError if the model has no embedding for a token."""
-        model = self._model
-        if int(rows.max()) >= model.shape.vocab_size:
+        model, largest = self._model, max(int(part.max()) for part in rows if len(part))
+        if largest >= model.shape.vocab_size:
             raise UserError(
-                f"{model.folder}: the tokenizer gives token {int(rows.max())}, but config.json has a vocab_size "
+                f"{model.folder}: the tokenizer gives token {largest}, but config.json has a vocab_size "
                 f"of {model.shape.vocab_size}: tokenizer and model do not belong together."
             )

@@ -1,5 +1,6 @@
 """From documents to rows of tokens."""
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -41,7 +42,7 @@ def _source(value: Any, _: Any) -> str | dict[str, float] | DatasetSource:
         return value
     if not isinstance(value, dict):
         raise ValueError("expected a text source, or a mapping of text sources to shares, such as {python-docs: 3}")
-    if isinstance(value.get("dataset"), str):
+    if "dataset" in value:  # no text source has this name
         return DatasetSource.model_validate(value)
     return _SHARES.validate_python(value)
 
@@ -78,6 +79,12 @@ class CalibrationOptions(BaseModel):
     def rows(self) -> dict[str, int]:
         """How many of the samples each source gives, by source."""
         return share_out(self.shares, self.samples)
+
+    def title(self, path: Path | None) -> str:
+        """What messages call the text of a source: its file, or the dataset that the file was made from."""
+        if isinstance(self.source, DatasetSource):
+            return f"calibration.source: {self.source.dataset}"
+        return file_title(path)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -129,48 +136,87 @@ def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def token_rows(
-    tokenizer: Any, path: Path | None, split: Split, samples: int, sequence_length: int, seed: int
+    tokenizer: Any,
+    path: Path | None,
+    split: Split,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    title: str | None = None,
 ) -> torch.Tensor:
     """Token ids [samples, sequence_length] from one split of a source, in an order that the seed decides.
 
     Documents stand one after the other, separated by the end-of-text token, and are cut into rows without padding.
-    A source with too little text gives fewer rows.
+    A source with too little text gives fewer rows. Messages call it by its title, or by its file if it has none.
 
     Raises:
         UserError: the source does not fill a single row.
     """
     rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
-        tokens = sum(map(len, _encode(tokenizer, shuffled(path, split, seed))))
-        raise too_little(path, split, tokens, sequence_length)
+        tokens = sum(len(encoded(tokenizer, document)) for document in shuffled(path, split, seed))
+        raise too_little(title or file_title(path), split, tokens, sequence_length)
     return rows
 
 
-def too_little(path: Path | None, split: Split, tokens: int, sequence_length: int) -> UserError:
+def file_title(path: Path | None) -> str:
+    """What messages call the text of a file, or the built-in text."""
+    return PYTHON_DOCS if path is None else str(path)
+
+
+def too_little(title: str, split: Split, tokens: int, sequence_length: int) -> UserError:
     """The message about a split that does not fill a single row."""
     return UserError(
-        f"{path or PYTHON_DOCS}: the {split} split has {tokens} tokens, not enough for one row of "
+        f"{title}: the {split} split has {tokens} tokens, not enough for one row of "
         f"sequence_length {sequence_length}. Give more text or a smaller sequence_length."
     )
 
 
 def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
     """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends."""
-    needed = samples * sequence_length
-    stream: list[int] = []
-    for ids in _encode(tokenizer, documents):
-        stream += ids
-        if len(stream) >= needed:
-            break
-    rows = min(samples, len(stream) // sequence_length)
-    return torch.tensor(stream[: rows * sequence_length], dtype=torch.long).view(rows, sequence_length)
-
-
-def _encode(tokenizer: Any, documents: Iterable[Document]) -> Iterable[list[int]]:
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    packed = PackedRows(samples, sequence_length)
     for document in documents:
-        text = document if isinstance(document, str) else chat_text(tokenizer, document)
-        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
+        packed.add(encoded(tokenizer, document))
+        if packed.full:
+            break
+    return packed.rows().long()
+
+
+class PackedRows:
+    """Rows [rows, sequence_length] that fill up with documents one after the other. A token takes 4 bytes."""
+
+    def __init__(self, samples: int, sequence_length: int) -> None:
+        self._samples, self._length = samples, sequence_length
+        self._ids = array("i")  # a list would take ten times the memory
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are filled."""
+        return len(self._ids) >= self._samples * self._length
+
+    @property
+    def started(self) -> bool:
+        """Whether a row is filled."""
+        return len(self._ids) >= self._length
+
+    def add(self, ids: list[int]) -> None:
+        """Append the tokens of a document. Full rows take no more."""
+        if not self.full:
+            self._ids.extend(ids)
+
+    def rows(self) -> torch.Tensor:
+        """The filled rows, int32, without a copy. Nothing can be added afterwards."""
+        rows = min(self._samples, len(self._ids) // self._length)
+        if rows == 0:  # torch takes no empty buffer
+            return torch.empty(0, self._length, dtype=torch.int32)
+        return torch.frombuffer(self._ids, dtype=torch.int32, count=rows * self._length).view(rows, self._length)
+
+
+def encoded(tokenizer: Any, document: Document) -> list[int]:
+    """The tokens of a document, and the end-of-text token if there is one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    text = document if isinstance(document, str) else chat_text(tokenizer, document)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + end
 
 
 def batched(rows: torch.Tensor) -> list[torch.Tensor]:

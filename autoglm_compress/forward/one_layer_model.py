@@ -118,8 +118,9 @@ class OneLayerModel:
         except Exception as error:  # of many kinds; the user needs one sentence
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(".")
             raise UserError(
-                f"{self.checkpoint.folder}: transformers cannot run layer {layer}: {reason}. Correct what config.json "
-                "says of attention: rotary embeddings, sliding windows, kinds of layers."
+                f"{self.checkpoint.folder}: transformers cannot run layer {layer}: {reason}. Check what config.json "
+                "says of attention, such as rotary embeddings, sliding windows and kinds of layers, and whether the "
+                "installed transformers can run this model."
             ) from None
 
     def release(self) -> None:

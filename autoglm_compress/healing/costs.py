@@ -6,6 +6,7 @@ import torch
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import BATCH_TOKENS
+from autoglm_compress.calibration.training_rows import DECIDING_TOKENS
 from autoglm_compress.forward.costs import (
     FP32,
     graph_memory,
@@ -21,9 +22,14 @@ from autoglm_compress.healing.optimizer import EIGHT_BIT
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import TOKENS_AT_ONCE
 
+ROW_BYTES = 4
+"""Bytes of a token of the rows to train on."""
+PACKING_BYTES = 5 * ROW_BYTES
+"""Bytes of a token at most while rows are made: packed, as int64 for a look at the vocabulary, and joined."""
+
 
 def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShape, length: int) -> int:
-    """Bytes of weights and moments, of the teacher, and of the most that a step on rows of such length adds.
+    """Bytes of weights and moments, of the teacher, of the text, and of the most that a step on rows of `length` adds.
 
     Those are a forward pass's activations, logits and the head's gradient, or all gradients and what the optimizer
     makes of the largest one; with rows of a batch one after the other, gradients are there in the forward pass too.
@@ -34,8 +40,9 @@ def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShap
     weights = FP32 * _elements(shape) if options.lora is None else stored * _elements(shape) + FP32 * trained
     copies = stored * _elements(shape) if stored < FP32 and options.lora is None else 0
     fixed = weights + copies + _moments(options, shape) + (FP32 * trained if options.ema else 0)
-    if options.teacher_top_k is None or options.data == "teacher_samples":
-        fixed += dtype_bytes(source) * _elements(source)
+    resident = options.teacher_top_k is None or options.data == "teacher_samples"
+    teacher = dtype_bytes(source) * _elements(source) if resident else 0
+    fixed += teacher
     head = FP32 * head_elements(shape) if options.lora is None else 0
     gradients = FP32 * trained
     rows = options.micro_batch_size or options.batch_size
@@ -44,12 +51,15 @@ def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShap
     )
     # The head's gradient is copied to its parameter, and as an embedding it has another.
     stepping = gradients + max(2 * head, _stepping(options, shape))
-    found = fixed + max(forward + (gradients if rows < options.batch_size else 0), stepping)
+    found = (
+        fixed + max(forward + (gradients if rows < options.batch_size else 0), stepping) + ROW_BYTES * options.tokens
+    )
+    found = max(found, teacher + PACKING_BYTES * options.tokens)
     if options.teacher_top_k is None:
         return found
     tokens = max(BATCH_TOKENS // length, 1) * length
     head = dtype_bytes(source) * head_elements(source) + logits_memory(tokens, source.vocab_size)
-    return max(found, walk_memory(source, tokens), head)
+    return max(found, max(walk_memory(source, tokens), head) + ROW_BYTES * options.tokens)
 
 
 def _activations(options: HealingOptions, shape: ModelShape, source: ModelShape, tokens: int) -> int:
@@ -96,8 +106,13 @@ def _elements(shape: ModelShape) -> int:
 
 
 def healing_scratch(options: HealingOptions, shape: ModelShape, source: ModelShape) -> int:
-    """Bytes of disk: training state and best weights, both twice while they are replaced, and the stored teacher."""
+    """Bytes of disk: training state and best weights, both twice while they are replaced, and stored text and teacher.
+
+    Text of the calibration sources is not stored.
+    """
     state = (2 * (4 if options.ema else 3) + 2) * FP32 * trained_parameters(options, shape)
+    if options.data != "calibration":
+        state += ROW_BYTES * (options.tokens + DECIDING_TOKENS)
     if options.teacher_top_k is None:
         return state
     return state + options.tokens * 6 * options.teacher_top_k + 2 * FP32 * TOKENS_AT_ONCE * source.hidden_size

@@ -1,14 +1,10 @@
 """Text streamed by the `datasets` library, as rows of tokens."""
 
-from collections.abc import Iterator
-from itertools import tee
 from typing import Any
 
-import torch
-
 from autoglm_compress.calibration.dataset import Dataset, streamed
-from autoglm_compress.calibration.python_docs import PARTS, Split, split_of_text
-from autoglm_compress.calibration.tokens import packed_rows
+from autoglm_compress.calibration.python_docs import split_of_text
+from autoglm_compress.calibration.tokens import PackedRows, encoded
 from autoglm_compress.calibration.training_rows import TextPart, deciding_rows, rows_to_fetch, set_apart
 from autoglm_compress.errors import UserError
 
@@ -23,20 +19,26 @@ def dataset_rows(options: Dataset, tokenizer: Any, wanted: int, length: int) -> 
         UserError: the dataset, its split or its column is not there, or it does not fill a row.
     """
     most = deciding_rows(wanted, length, 1)
-    # One stream for both: documents that one of them skips are kept for the other.
-    fitted, deciding, all_but_held_out = tee(streamed(options, "data"), 3)
-    rows = packed_rows(tokenizer, _of("fitted", fitted), wanted, length).to(torch.int32)
-    decide = packed_rows(tokenizer, _of("deciding", deciding), most, length).to(torch.int32)
-    if len(rows) and len(decide):
-        return TextPart(rows, wanted, decide)
-    rows = packed_rows(tokenizer, _of("calibration", all_but_held_out), rows_to_fetch(wanted, length), length)
-    if len(rows) == 0:
+    parts = {"fitted": PackedRows(wanted, length), "deciding": PackedRows(most, length)}
+    undivided = PackedRows(rows_to_fetch(wanted, length), length)
+    for text in streamed(options, "data"):
+        part = parts.get(split_of_text(text))
+        can_be_divided = all(part.started for part in parts.values())
+        if part is None or (can_be_divided and part.full):
+            continue
+        ids = encoded(tokenizer, text)
+        part.add(ids)
+        if not can_be_divided:
+            undivided.add(ids)
+        if all(part.full for part in parts.values()):
+            break
+    rows, deciding = (part.rows() for part in parts.values())
+    if len(rows) and len(deciding):
+        return TextPart(rows, wanted, deciding)
+    found = undivided.rows()
+    if len(found) == 0:
         raise UserError(
             f"data: {options.dataset}: not enough text for one row of sequence_length {length}: give more, or smaller "
             "rows. A tenth of the documents is left out, as held out to measure on."
         )
-    return set_apart(rows.to(torch.int32), wanted, most)
-
-
-def _of(split: Split, texts: Iterator[str]) -> Iterator[str]:
-    return (text for text in texts if split_of_text(text) in PARTS[split])
+    return set_apart(found, wanted, most)

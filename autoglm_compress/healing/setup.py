@@ -69,7 +69,7 @@ def set_up(options: HealingOptions, inputs: HealingInputs) -> Trainer:
         data = training_rows(_rows(options, inputs, resident), inputs.seed)
         teacher: Teacher | None = resident
         if top_k:
-            teacher = CachedTeacher(inputs.teacher, data.rows.long(), top_k, inputs.work / "teacher", runtime)
+            teacher = CachedTeacher(inputs.teacher, data.rows, top_k, inputs.work / "teacher", runtime)
         assert teacher is not None  # it is resident or cached
     _require_batch(options, data)
     student = _student(options, inputs)

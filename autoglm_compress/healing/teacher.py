@@ -73,7 +73,7 @@ class CachedTeacher:
         for number, (part, file) in enumerate(zip(parts, files, strict=True), 1):
             if not file.exists():
                 title = f"teacher, part {number} of {len(parts)}"
-                save_atomically(file, _likeliest(checkpoint, part, top_k, folder / "states", runtime, title))
+                save_atomically(file, _likeliest(checkpoint, part.long(), top_k, folder / "states", runtime, title))
         self._files, self._rows_in_file = files, len(parts[0])
         self._device = runtime.device
 

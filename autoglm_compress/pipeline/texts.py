@@ -9,7 +9,7 @@ from autoglm_compress.calibration.chat import Chat, chat_text
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.run_text import can_be_divided
 from autoglm_compress.calibration.text import documents, locate
-from autoglm_compress.calibration.tokens import token_rows, too_little
+from autoglm_compress.calibration.tokens import file_title, token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.plan import Plan
@@ -35,24 +35,26 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
 
 def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | None) -> tuple[str, ...]:
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
-    length, seed = recipe.calibration.sequence_length, recipe.calibration.seed
+    length, seed, title = recipe.calibration.sequence_length, recipe.calibration.seed, recipe.calibration.title
     compares = any(stage.makes_quantized or stage.compares_held_out for stage in stages)
     used = set(files.values()) if compares or any(stage.uses_calibration for stage in stages) else set()
     for file in {path for path in used if path is not None}:
         _check_rows(file, tokenizer)
-        _count(file, "calibration", tokenizer, 1, length, seed)
+        _count(file, "calibration", tokenizer, 1, length, seed, title(file))
     divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
     if compares and not divided:
-        warnings += _nothing_held_out(used, tokenizer, length, seed)
+        warnings += _nothing_held_out(recipe, used, tokenizer)
     if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
         warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
         source, path = next(iter(files.items()))
+        named = title(path)
         if perplexity.source is not None:
             source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
+            named = file_title(path)
         if path is not None and path not in used:
             _check_rows(path, tokenizer)
-        rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed)
+        rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
         if rows < perplexity.samples:
             warnings.append(f"perplexity: {source} fills only {rows} of {perplexity.samples} samples")
     return tuple(warnings)
@@ -83,25 +85,29 @@ def _check_rows(path: Path, tokenizer: Any | None) -> None:
                 chat_text(tokenizer, document)
 
 
-def _count(path: Path | None, split: Split, tokenizer: Any | None, samples: int, length: int, seed: int) -> int:
+def _count(
+    path: Path | None, split: Split, tokenizer: Any | None, samples: int, length: int, seed: int, title: str
+) -> int:
     """How many rows of so many tokens a text fills, up to a number. Without a tokenizer, that number.
 
     Raises:
         UserError: not one.
     """
     if tokenizer is not None:
-        return len(token_rows(tokenizer, path, split, samples, length, seed))
+        return len(token_rows(tokenizer, path, split, samples, length, seed, title))
     if path is not None and not documents(path, split):
-        raise too_little(path, split, 0, length)
+        raise too_little(title, split, 0, length)
     return samples
 
 
-def _nothing_held_out(paths: set[Path | None], tokenizer: Any | None, length: int, seed: int) -> list[str]:
+def _nothing_held_out(recipe: Recipe, paths: set[Path | None], tokenizer: Any | None) -> list[str]:
     """A warning if no source has a row outside the calibration text to check a quantized checkpoint on."""
-    problems = []
+    calibration, problems = recipe.calibration, []
     for path in paths:
         try:
-            _count(path, "held-out", tokenizer, 1, length, seed)
+            _count(
+                path, "held-out", tokenizer, 1, calibration.sequence_length, calibration.seed, calibration.title(path)
+            )
         except UserError as error:
             problems.append(str(error))
     if len(problems) < len(paths):

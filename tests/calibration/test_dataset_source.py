@@ -1,7 +1,7 @@
 """A dataset as calibration text: streamed once, split as other sources, known by its content, refused in a message."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,12 @@ def test_one_revision_of_the_hub_is_streamed(write: Callable[..., Path], monkeyp
         ),
         ({"dataset": "data", "split": "test"}, ["calibration.source: data: cannot be streamed", "test"]),
         ({"dataset": "data", "documents": 0}, ["line", "calibration.source.documents: given 0"]),
-        ({"dataset": "data", "documents": 2}, ["data-", "not enough for one row of sequence_length 32"]),
+        (
+            {"dataset": "data", "documents": 2},
+            ["calibration.source: data: the held-out split", "not enough for one row"],
+        ),
+        ({"dataset": "data", "column": "text", "field": "text"}, ["calibration.source: ", "give one of them"]),
+        ({"dataset": 3}, ["1 problem", "calibration.source.dataset: given 3: expected text"]),
         ({"dataset": "data", "subsets": "a"}, ["calibration.source.subsets: unknown key: did you mean subset?"]),
         ({"dataset": ""}, ["calibration.source.dataset: given ''"]),
         ({"dataset": 1.0, "split": "train"}, ["calibration.source"]),
@@ -138,6 +143,19 @@ def test_rows_without_text_are_left_out(dataset: Path, write: Callable[..., Path
     [file] = cache.glob("data-*.jsonl")
     assert json.loads(file.read_text().splitlines()[0]) == {"text": "Row 1."}
     assert len(file.read_text().splitlines()) == 299
+
+
+def test_a_fetch_that_fails_leaves_no_half_of_a_file(
+    write: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def breaking(*_: Any, **__: Any) -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise ConnectionError("the line broke")
+
+    monkeypatch.setattr("datasets.load_dataset", breaking)
+    message = refusal("plan", write({"dataset": "owner/texts", "revision": COMMIT}))
+    assert_says(message, "owner/texts: cannot be streamed", "the line broke")
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
 
 
 def test_a_dataset_without_text(dataset: Path, write: Callable[..., Path]):

@@ -58,7 +58,7 @@ def test_what_transformers_does_not_run_is_refused_at_the_first_layer(
     family: str, changes: dict[str, Any], word: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ):
     source = edited(make_checkpoint(family), tmp_path / "source", **changes)
-    words = (f"{source}: transformers cannot run layer", word, "sliding windows")
+    words = (f"{source}: transformers cannot run layer", word, "Check what config.json says", "sliding windows")
     recipe = write_recipe(tmp_path, source, [CHOSEN])
     assert_says(refusal("run", recipe, "--output", tmp_path / "out"), *words)
     output = tmp_path / "out.json"

@@ -59,7 +59,11 @@ def test_a_plan_says_that_no_text_is_held_out(make_checkpoint: MakeCheckpoint, t
     assert plan(recipe)["warnings"] == []
     recipe = write_recipe(tmp_path, model, [QUANTIZE], calibration=text)
     [warning] = plan(recipe)["warnings"]
-    assert_says(warning, "check of quantized checkpoints is on calibration rows", "few.txt: the held-out split has 0")
+    assert_says(
+        warning,
+        "check of quantized checkpoints and exports is on calibration rows",
+        "few.txt: the held-out split has 0",
+    )
 
 
 def test_little_held_out_text_is_warned_of(make_checkpoint: MakeCheckpoint, tmp_path: Path):

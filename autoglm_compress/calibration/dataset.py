@@ -56,8 +56,8 @@ def streamed(options: Dataset, option: str, place: str | None = None, revision: 
         revision: on the hub.
 
     Raises:
-        UserError: the dataset, its split or its column is not there, or the column does not hold text. Rows without a value
-            are left out.
+        UserError: the dataset, its split or its column is not there, or the column does not hold text. Rows without a
+            value are left out.
     """
     from datasets import load_dataset
 

@@ -8,6 +8,43 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MIB = 1 << 20
 
 
+MOST_FREED = 128 * MIB
+"""Freed memory that may lie between what is used; the system's figures of it are those of glibc from 2.33 on."""
+
+
+class _Figures(ctypes.Structure):
+    """What mallinfo2 tells, in bytes; `fordblks` is what is free within what glibc has."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    )
+
+
+def bound_freed_memory() -> None:
+    """Return what was freed if it is more than MOST_FREED, to be called now and then within a part of the work.
+
+    The threshold that glibc has is for what is free at the end of its memory alone.
+    """
+    if platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        return
+    look = ctypes.CDLL(None).mallinfo2
+    look.restype = _Figures
+    if look().fordblks > MOST_FREED:
+        give_back_freed_memory()
+
+
 def give_back_freed_memory() -> None:
     """Have glibc return all that was freed, when a part of the work is done whose needs are not those of the next."""
     if platform.libc_ver()[0] == "glibc":

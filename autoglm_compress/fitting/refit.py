@@ -56,7 +56,7 @@ from autoglm_compress.fitting.ridge import (
 from autoglm_compress.forward.activations import capture_input, copy_input, linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype, final_norm
-from autoglm_compress.memory import give_back_freed_memory
+from autoglm_compress.memory import bound_freed_memory, give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
 
@@ -231,6 +231,7 @@ class PairedWalk:
             for middle in self.student.middle
         )
         fits[mlp] = self._fit_writer(mlp, student, written, self.teacher.after, self.student.middle)
+        bound_freed_memory()
         descent = self._distil(layer, student, run_student)
         for before, after in self.student.pairs():
             after.copy_(run_student(before))

@@ -11,6 +11,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.hidden_states import HiddenStates, remaining_layers
 from autoglm_compress.forward.one_layer_model import OneLayerModel, fast_dtype
+from autoglm_compress.memory import bound_freed_memory
 from autoglm_compress.progress import Advance
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.layer_quantizer import LayerQuantizer
@@ -116,6 +117,7 @@ class QuantizingWalk:
                 for reader, weight in quantizer.quantize(pair, inputs).items():
                     readers[reader].weight = nn.Parameter(weight, requires_grad=False)
             del inputs
+            bound_freed_memory()
             for reader, linear in readers.items():
                 self.processes.copy_first(linear.weight)
                 parts.settle(reader)

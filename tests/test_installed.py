@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.installing import Environment, environment, sources, wheel
-from support.places import GLM, QWEN, ROOT
+from support.places import GLM, GLM4V, QWEN, ROOT
 
 RECIPES = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
 MOST_BYTES = 30_000_000
@@ -57,7 +57,8 @@ def test_the_wheel_holds_the_package_and_what_its_recipes_name(built: Path):
 def test_every_recipe_is_planned_in_an_empty_folder(installed: Environment):
     listed = installed.run("autoglm-compress", "recipes").splitlines()
     assert {line.split()[0] for line in listed} == RECIPES
-    models = {name: GLM if name.startswith("glm") else QWEN for name in RECIPES - {"demo"}}
+    shapes = {"glm4": GLM, "autoglm": GLM4V}
+    models = {name: shapes.get(name.split("-")[0], QWEN) for name in RECIPES - {"demo"}}
     commands = [["plan", "demo"], *(["plan", name, "--set", f"model.source={at}"] for name, at in models.items())]
     shown = installed.run("python", "-c", PLANS.format(commands=commands))
     assert shown.count("\ndisk: ") == len(RECIPES)

@@ -177,7 +177,7 @@ def test_what_other_versions_made_is_said_and_not_gone_on_with(
         file.write_text(json.dumps(record))
     output = run(recipe, pictures=True)
     assert f"01-depth: finished before, reused, though made with torch 1.0 (here it is {torch.__version__})" in output
-    assert "--from depth makes it again" in output
+    assert "--from depth repeats it" in output
     assert "02-ffn: running" in output
     assert digests(tmp_path / "out") == undisturbed
 

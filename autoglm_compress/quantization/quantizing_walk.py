@@ -100,7 +100,8 @@ class QuantizingWalk:
 
     def _pass_layer(self, layer: int, advance: Advance) -> None:
         module, run = self.model.load(layer)
-        kept = KeptActivations(self.states.folder) if self.device.type == "cpu" else None
+        own = self.states.folder if self.device.type == "cpu" else None  # of this process, not of all
+        kept = KeptActivations(own) if own else None
         parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)

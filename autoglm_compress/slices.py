@@ -5,6 +5,6 @@ from collections.abc import Iterator
 SLICE_ROWS = 8192
 
 
-def row_slices(rows: int) -> Iterator[slice]:
+def row_slices(rows: int, at_once: int = SLICE_ROWS) -> Iterator[slice]:
     """Slices of the rows of a large matrix, for work that would make fp32 copies of all of it."""
-    return (slice(start, min(start + SLICE_ROWS, rows)) for start in range(0, rows, SLICE_ROWS))
+    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))

@@ -1,13 +1,13 @@
 """The shape of a model: everything `plan` needs to know, and the arithmetic on it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from autoglm_compress.architecture.family import Family
-from autoglm_compress.architecture.quantization import Quantization
+from autoglm_compress.architecture.quantization import Quantization, Scheme
 from autoglm_compress.architecture.tower import Tower
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -68,6 +68,11 @@ class ModelShape:
             switches=frozenset(name for name in conditions if getattr(config, name, False)),
             layer_kinds=tuple(getattr(config, family.layer_kinds)) if family.layer_kinds else (),
         )
+
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """The scheme of every quantized linear by its name in the model. Empty if the model is not quantized."""
+        return self.quantization.schemes if self.quantization else {}
 
     def axis(self, name: str | int) -> int:
         """The length of an axis."""

@@ -1,6 +1,5 @@
 """Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -165,8 +164,8 @@ class Checkpoint:
         if name in self.infos:
             return self._read_stored(name)
         module = name.removesuffix(".weight")
-        if module not in self._schemes:
-            known = [*self.infos, *(f"{packed}.weight" for packed in self._schemes)]
+        if module not in self.shape.schemes:
+            known = [*self.infos, *(f"{packed}.weight" for packed in self.shape.schemes)]
             raise UserError(f"{self.folder}: no tensor {name!r}: {nearest(name, known)}")
         layout, scheme = self.packing_of(module)
         return layout.dequantize(module, scheme, self._read_stored, self.dtype)
@@ -184,14 +183,9 @@ class Checkpoint:
         """
         if self.format is None:
             raise UserError(f"{self.folder}: no quantized linear {module!r}: the checkpoint is not quantized.")
-        if module not in self._schemes:
-            raise UserError(f"{self.folder}: no quantized linear {module!r}: {nearest(module, self._schemes)}")
-        return self.format, self._schemes[module]
-
-    @property
-    def _schemes(self) -> Mapping[str, Scheme]:
-        """How each quantized linear is quantized, by module."""
-        return self.shape.quantization.schemes if self.shape.quantization else {}
+        if module not in self.shape.schemes:
+            raise UserError(f"{self.folder}: no quantized linear {module!r}: {nearest(module, self.shape.schemes)}")
+        return self.format, self.shape.schemes[module]
 
     def _read_stored(self, name: str) -> torch.Tensor:
         info = self.infos[name]
@@ -242,7 +236,7 @@ class Checkpoint:
         known = {self.family.head}.union(*self.kept_tensors.values())
         for weight, size in self.shape.tensors():
             module = weight.removesuffix(".weight")
-            packed = module in self._schemes and weight not in self.infos
+            packed = module in self.shape.schemes and weight not in self.infos
             stored = {weight: size}
             if packed:
                 layout, scheme = self.packing_of(module)

@@ -5,6 +5,8 @@ All formats round an embedding and a head in this way, so their cost is the same
 
 import torch
 
+from autoglm_compress.slices import row_slices
+
 BLOCK = 32
 LARGEST = 127
 SLICE_ROWS = 1024
@@ -18,8 +20,7 @@ def eight_bit_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     integers = torch.empty(values.shape, dtype=torch.int8)
     scales = torch.empty(len(values), values.shape[1] // BLOCK, dtype=torch.float16)
-    for first in range(0, len(values), SLICE_ROWS):
-        rows = slice(first, first + SLICE_ROWS)
+    for rows in row_slices(len(values), SLICE_ROWS):
         integers[rows], scales[rows] = _blocks_of(values[rows])
     return integers, scales
 

@@ -76,11 +76,10 @@ class GgufFormat:
 
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
         """The largest tensor as it is and as it is stored, with what unpacking its integers takes."""
-        integers = shape.quantization.schemes if shape.quantization else {}
         return max(
             tensor.nbytes
             + prod(tensor.shape)
-            * (UNPACKING if tensor.name.removesuffix(".weight") in integers else shape.element_bytes)
+            * (UNPACKING if tensor.name.removesuffix(".weight") in shape.schemes else shape.element_bytes)
             for tensor in stored_tensors(shape, options.embedding_bits)
         )
 

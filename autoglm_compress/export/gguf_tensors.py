@@ -58,11 +58,10 @@ def stored_tensors(shape: ModelShape, embedding_bits: int | None) -> list[Stored
         ValueError: GGUF cannot hold one of them; the message names it.
     """
     ends = (shape.family.embedding, shape.family.head)
-    schemes = shape.quantization.schemes if shape.quantization else {}
     wide = "F32" if shape.dtype == "float32" else "F16"
     found = []
     for name, size in shape.tensors():
-        scheme = schemes.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        scheme = shape.schemes.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         try:
             kind = _type_of(size, scheme, embedding_bits if name in ends else None, wide)
         except ValueError as error:
@@ -118,7 +117,7 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
     """
     module = tensor.name.rpartition(".")[0]
     order = row_order(checkpoint.shape, module)
-    schemes = checkpoint.shape.quantization.schemes if checkpoint.shape.quantization else {}
+    schemes = checkpoint.shape.schemes
     if len(tensor.shape) > 1 and module in schemes and tensor.name not in checkpoint.infos:
         integers, scales, zeros = checkpoint.read_integers(module)
         zeros = None if zeros is None else zeros[tensor.rows]

@@ -83,11 +83,10 @@ class OnnxFormat:
         """Write the files, which hold scales and plain numbers as they are."""
         checkpoint, exactness = job.checkpoint, Exactness()
         write_onnx(checkpoint, job.options, job.folder, job.runtime.progress)
-        schemes = checkpoint.shape.quantization.schemes if checkpoint.shape.quantization else {}
         kinds = {name: kind for name, kind, _ in stored_bytes(checkpoint.shape, job.options.embedding_bits)}
         for name, size in checkpoint.shape.tensors():
             if name not in checkpoint.infos:
-                groups = schemes[name.removesuffix(".weight")].groups(size[1])
+                groups = checkpoint.shape.schemes[name.removesuffix(".weight")].groups(size[1])
                 exactness.add(name, "scales", Rounding(size[0] * groups, 0, 0.0))
             elif not kinds[name].startswith("INT"):
                 exactness.add(name, "values", Rounding(prod(size), 0, 0.0))

@@ -42,8 +42,7 @@ def scheme_of(shape: ModelShape, matrix: Matrix) -> Scheme | None:
     Raises:
         ValueError: its parts are not alike.
     """
-    schemes = shape.quantization.schemes if shape.quantization else {}
-    found = {schemes.get(rows.module) for rows in matrix}
+    found = {shape.schemes.get(rows.module) for rows in matrix}
     if len(found) > 1:
         raise ValueError(f"{', '.join(rows.module for rows in matrix)}: quantized in different ways")
     return found.pop()

@@ -42,10 +42,9 @@ def stored_bytes(shape: ModelShape, embedding_bits: int | None) -> Iterator[tupl
 
 
 def _layout(shape: ModelShape, name: str, size: tuple[int, ...], embedding_bits: int | None) -> BlockLayout | None:
-    schemes = shape.quantization.schemes if shape.quantization else {}
     module = name.removesuffix(".weight")
-    if module != name and module in schemes:
-        return block_layout(schemes[module], size[1])
+    if module != name and module in shape.schemes:
+        return block_layout(shape.schemes[module], size[1])
     if embedding_bits is None or name not in (shape.family.embedding, shape.family.head):
         return None
     if size[1] % BLOCK:
@@ -60,9 +59,8 @@ def graph_bytes(shape: ModelShape) -> int:
 
 def writing_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
     """Bytes of memory that writing takes: the largest matrix as it is and as it is stored."""
-    schemes = shape.quantization.schemes if shape.quantization else {}
     largest = max(
-        prod(size) * (2 * shape.element_bytes + (UNPACKING if name.removesuffix(".weight") in schemes else 0))
+        prod(size) * (2 * shape.element_bytes + (UNPACKING if name.removesuffix(".weight") in shape.schemes else 0))
         for name, size in shape.tensors()
     )
     return WRITER_BYTES + largest + (0 if embedding_bits is None else ROUNDING * SLICE_ROWS * shape.hidden_size)

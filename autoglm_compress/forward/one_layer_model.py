@@ -67,6 +67,7 @@ class OneLayerModel:
         self.dtype = dtype
         self._kind: tuple[Any, ...] | None = None
         self._model: Any = None
+        self._tried: set[tuple[Any, ...] | None] = set()
 
     def _build(self, layer: int) -> Any:
         """The one-layer model for the kind of layer (such as full or sliding attention) that this one is."""
@@ -87,7 +88,6 @@ class OneLayerModel:
 
     def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
         """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
-        before = self._model
         model = self._build(layer)
         prefix = self.checkpoint.family.layer_prefix(layer)
         # One by one, so that neither the layer before nor what is stored is in memory beside all of the new one.
@@ -101,12 +101,13 @@ class OneLayerModel:
             arguments = fork.arguments(hidden) if fork else {}
             return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
-        if model is not before:
+        if self._kind not in self._tried:
             self._try_out(layer, run)
+            self._tried.add(self._kind)
         return model.layers[0], run
 
     def _try_out(self, layer: int, run: Callable[..., torch.Tensor]) -> None:
-        """Send two tokens through a layer of another kind than the one before: configs can say what code cannot do.
+        """Send two tokens through the first layer of a kind: configs can say what code cannot do.
 
         Raises:
             UserError: `transformers` builds the layer, and cannot run it.

@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -25,9 +26,8 @@ class StateBuffer:
         Raises:
             UserError: the disk has no room for the file.
         """
-        sizes = [prod(shape) for shape in shapes]
         self._shapes, self._dtype = list(shapes), dtype
-        self._starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+        self._starts = list(accumulate(map(prod, shapes), initial=0))
         elements = self._starts[-1]
         self._mapped = _map(file, elements * dtype.itemsize) if file is not None and elements else None
         self._last: int | None = None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.export.text_models import sliding_window, towers_problem
 
 ACTIVATION = "silu"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -62,8 +63,8 @@ def engine_family(shape: ModelShape) -> EngineFamily:
 def shape_problem(shape: ModelShape) -> str | None:
     """Why llama.cpp cannot run a model of this shape; None if it can."""
     architecture = shape.family.architecture
-    if shape.family.kept:
-        return f"{architecture} has {', '.join(shape.family.kept)} beside its text, and only text models are exported"
+    if problem := towers_problem(shape):
+        return problem
     if architecture not in FAMILIES:
         return f"llama.cpp is not known to run {architecture}: it runs {', '.join(FAMILIES)}"
     known = engine_family(shape)
@@ -89,12 +90,6 @@ def config_problem(shape: ModelShape, config: Any) -> str | None:
 def context_length(config: Any) -> int:
     """The tokens that llama.cpp reads as `transformers` does: as many as a sliding window has, which it lacks."""
     return min(config.max_position_embeddings, sliding_window(config) or config.max_position_embeddings)
-
-
-def sliding_window(config: Any) -> int | None:
-    """The tokens that layers with a sliding window look back on; None if all layers see everything."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    return window if kinds is None or "sliding_attention" in kinds else None
 
 
 def row_order(shape: ModelShape, module: str) -> torch.Tensor | None:

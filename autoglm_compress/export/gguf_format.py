@@ -5,24 +5,23 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import llama_cpp
-from autoglm_compress.export.engine_process import ask_engine, has_package
+from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_check import require_same_ids
-from autoglm_compress.export.gguf_families import config_problem, context_length, shape_problem, sliding_window
+from autoglm_compress.export.gguf_families import config_problem, context_length, shape_problem
 from autoglm_compress.export.gguf_tensors import stored_tensors
 from autoglm_compress.export.gguf_tokenizer import EngineTokenizer, engine_tokenizer
 from autoglm_compress.export.gguf_usage import commands, modelfile
 from autoglm_compress.export.gguf_writer import most_bytes_type, write_gguf
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
-from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
+from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
+from autoglm_compress.export.text_models import sliding_window
 
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
@@ -106,15 +105,7 @@ class GgufFormat:
 
     def predict(self, job: ExportJob, rows: ProofRows) -> EnginePrediction:
         """llama.cpp's logits."""
-        logits = job.work / "logits.npy"
-        question = {
-            "file": str(self.file(job)),
-            "rows": rows.tokens.tolist(),
-            "continuation": rows.continuation,
-            "logits": str(logits),
-            "threads": torch.get_num_threads(),
-        }
-        return EnginePrediction(logits, ask_engine(llama_cpp.__name__, question))
+        return predicted(llama_cpp.__name__, {"file": str(self.file(job))}, job.work, rows)
 
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """By the least exact type of a matrix."""

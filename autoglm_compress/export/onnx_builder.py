@@ -21,7 +21,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.export.eight_bits import BLOCK, eight_bit_blocks
 from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout, pack_scales, pack_weights
-from autoglm_compress.export.onnx_families import GraphFamily, context_length, graph_family, has_window
+from autoglm_compress.export.onnx_families import GraphFamily, context_length, graph_family
 from autoglm_compress.export.onnx_matrices import (
     SCALES,
     WEIGHTS,
@@ -33,6 +33,7 @@ from autoglm_compress.export.onnx_matrices import (
     scheme_of,
 )
 from autoglm_compress.export.options import ExportOptions, accuracy_level
+from autoglm_compress.export.text_models import has_window
 
 CONTRIB = "com.microsoft"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

@@ -1,7 +1,6 @@
 """Whether onnxruntime-genai reads text as `transformers` does: texts in many scripts, special tokens, a chat."""
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +9,16 @@ from autoglm_compress.atomic import write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.export import onnx_engine
 from autoglm_compress.export.engine_process import EngineError, ask_engine
+from autoglm_compress.export.id_comparison import IdComparison, compare_with
 from autoglm_compress.export.onnx_families import graph_family
 from autoglm_compress.export.onnx_names import GRAPH, SETTINGS
-from autoglm_compress.export.sample_texts import sample_texts
 
-MOST_SPECIAL = 50
-"""Of the special tokens, so many are read between words."""
 CHAT = [
     {"role": "system", "content": "You are helpful."},
     {"role": "user", "content": "What is 7 × 6?"},
     {"role": "assistant", "content": "It is 42."},
     {"role": "user", "content": " Thank you!\n"},
 ]
-
-
-@dataclass(frozen=True)
-class IdComparison:
-    """Texts, and the ids that `transformers` and the engine have for each."""
-
-    texts: list[str]
-    expected: list[list[int]]
-    found: list[list[int]]
-
-    def differing(self) -> list[int]:
-        """The texts that have other ids."""
-        pairs = zip(self.expected, self.found, strict=True)
-        return [number for number, (ours, theirs) in enumerate(pairs) if ours != theirs]
 
 
 def compare_ids(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
@@ -49,20 +32,15 @@ def compare_ids(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
     Raises:
         UserError: the engine does not take the tokenizer, or gives other ids for more than blanks.
     """
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special][:MOST_SPECIAL]
-    texts = sample_texts() + [f"before{token}after" for token in special]
     try:
-        found = _ask(shape, tokenizer, {"texts": texts})
+        compared = compare_with(tokenizer, lambda texts: _ask(shape, tokenizer, {"texts": texts}))
     except EngineError as error:
         raise UserError(f"{where}: onnxruntime-genai does not take the tokenizer: {error}.") from None
-    expected = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    compared = IdComparison(texts, expected, found)
     wrong = [number for number in compared.differing() if not _alike_but_for_blanks(tokenizer, compared, number)]
     if wrong:
-        first = wrong[0]
         raise UserError(
-            f"{where}: onnxruntime-genai's tokenizer gives other ids for {len(wrong)} of {len(texts)} texts, such as "
-            f"{texts[first][:40]!r}: {found[first][:12]} instead of {expected[first][:12]}. "
+            f"{where}: onnxruntime-genai's tokenizer gives other ids for {len(wrong)} of {len(compared.texts)} texts, "
+            f"such as {compared.example(wrong[0])}. "
             "The model would read nonsense: it cannot be exported to ONNX with this tokenizer."
         )
     return compared

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.export.text_models import towers_problem
 
 ACTIVATION = "silu"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -46,8 +47,8 @@ def graph_family(shape: ModelShape) -> GraphFamily:
 def shape_problem(shape: ModelShape) -> str | None:
     """Why ONNX Runtime cannot run a model of this shape; None if it can."""
     architecture = shape.family.architecture
-    if shape.family.kept:
-        return f"{architecture} has {', '.join(shape.family.kept)} beside its text, and only text models are exported"
+    if problem := towers_problem(shape):
+        return problem
     if architecture not in FAMILIES:
         return f"there is no graph for {architecture}: there are graphs for {', '.join(FAMILIES)}"
     if shape.head_dim % HEAD_STEP:
@@ -68,9 +69,3 @@ def config_problem(config: Any) -> str | None:
 def context_length(config: Any) -> int:
     """The tokens that the graph has angles for."""
     return min(config.max_position_embeddings, MOST_TOKENS)
-
-
-def has_window(config: Any, layer: int) -> bool:
-    """Whether a layer has a sliding window."""
-    kinds = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) if kinds is None else kinds[layer] == "sliding_attention"

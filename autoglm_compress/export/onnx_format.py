@@ -5,14 +5,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import onnx_engine
-from autoglm_compress.export.engine_process import ask_engine, has_package
+from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness, Rounding
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.onnx_check import blanks_problem, chat_problem, compare_ids
@@ -22,7 +20,7 @@ from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, stored
 from autoglm_compress.export.onnx_usage import commands
 from autoglm_compress.export.onnx_writer import write_onnx
 from autoglm_compress.export.options import ExportOptions, accuracy_level
-from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
+from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
 
 PACKAGES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
 EXACT = Limits(1e-5, 2e-5)
@@ -98,15 +96,7 @@ class OnnxFormat:
 
     def predict(self, job: ExportJob, rows: ProofRows) -> EnginePrediction:
         """The engine's logits."""
-        logits = job.work / "logits.npy"
-        question = {
-            "folder": str(job.folder),
-            "rows": rows.tokens.tolist(),
-            "continuation": rows.continuation,
-            "logits": str(logits),
-            "threads": torch.get_num_threads(),
-        }
-        return EnginePrediction(logits, ask_engine(onnx_engine.__name__, question))
+        return predicted(onnx_engine.__name__, {"folder": str(job.folder)}, job.work, rows)
 
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """By what is rounded."""

@@ -1,5 +1,6 @@
 """The proof of an export: what the engine predicts from the file, beside what the checkpoint predicts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.export.engine_process import ask_engine
 from autoglm_compress.export.exact_checkpoint import ExactCheckpoint
 from autoglm_compress.forward.logits import LOGITS_AT_ONCE, logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import final_norm
@@ -40,6 +42,28 @@ class EnginePrediction:
 
     logits: Path
     continuations: list[list[int]]
+
+
+def predicted(module: str, model: Mapping[str, str], work: Path, rows: ProofRows) -> EnginePrediction:
+    """What an engine makes of rows, in a process of its own.
+
+    Args:
+        module: the module of this package that runs the engine.
+        model: where the model is, in the module's words.
+        work: the folder for the logits.
+        rows: the rows.
+
+    Raises:
+        EngineError: the engine does not take the model.
+    """
+    logits = work / "logits.npy"
+    question = {
+        "rows": rows.tokens.tolist(),
+        "continuation": rows.continuation,
+        "logits": str(logits),
+        "threads": torch.get_num_threads(),
+    }
+    return EnginePrediction(logits, ask_engine(module, {**model, **question}))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def pass_memory(shape: ModelShape, tokens: int) -> int:
     product.
     """
     attention = shape.hidden_size + 4 * shape.axis("query") + 3 * shape.axis("key_value")
-    ffn = 2 * shape.hidden_size + (4 if _fused(shape) else 3) * shape.intermediate_size
+    ffn = 2 * shape.hidden_size + (4 if shape.family.roles.ffn.gate_up else 3) * shape.intermediate_size
     return FP32 * tokens * (2 * shape.hidden_size + max(attention, ffn))
 
 
@@ -78,7 +78,7 @@ def measuring_memory(shape: ModelShape, tokens: int) -> int:
     norms = len(shape.family.norm_readers)
     gram = FP32 * shape.hidden_size**2
     states = 2 * SAMPLE_TOKENS * shape.hidden_size
-    ffn = (6 if _fused(shape) else 4) * shape.intermediate_size
+    ffn = (6 if shape.family.roles.ffn.gate_up else 4) * shape.intermediate_size
     summing = max(pass_memory(shape, tokens), FP32 * tokens * (4 * shape.hidden_size + ffn)) + (norms + 2) * gram
     found = layer_memory(shape) + states + max(reading_memory(shape), summing, 2 * (norms + 1) * gram)
     return max(found, walk_memory(shape, tokens))
@@ -95,8 +95,3 @@ def rewriting_memory(before: ModelShape, after: ModelShape, shard: int) -> int:
     layer = max(map(after.layer_bytes, after.kinds_of_layers)) + (FP32 + before.element_bytes) * largest
     unit = max(max(map(after.layer_bytes, after.kinds_of_layers)), after.element_bytes * head_elements(after))
     return max(layer, outside, min(after.bytes, shard + unit))
-
-
-def _fused(shape: ModelShape) -> bool:
-    """Whether gate and up are one linear."""
-    return any("gate_up" in tensor.axes for tensor in shape.family.layer_tensors.values())

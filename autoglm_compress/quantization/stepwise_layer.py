@@ -17,7 +17,7 @@ from autoglm_compress.architecture import Family
 from autoglm_compress.forward.hidden_states import HiddenStates
 
 
-class _Reached(Exception):  # noqa: N818
+class _Reached(Exception):  # noqa: N818 - not an error
     """Raised at the inputs of the linear where a part ends. Nothing after it is computed."""
 
     def __init__(self, inputs: torch.Tensor) -> None:

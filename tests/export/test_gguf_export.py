@@ -12,6 +12,7 @@ import torch
 from autoglm_compress.checkpoint import Checkpoint
 from support.command_line import assert_says, plan, refusal
 from support.exporting import (
+    COMMON_SHAPES,
     QUANTIZED,
     exact_weight,
     export,
@@ -70,42 +71,8 @@ def test_every_family_and_kind_of_weights_is_exact_and_proven(family: str, make_
         assert decided["bytes"] == (folder / decided["file"]).stat().st_size
 
 
-SHAPES = {
-    "tied": ("qwen3", {"tie_word_embeddings": True}),
-    "wide heads": ("llama", {"head_dim": 32}),
-    "as wide inside as outside": ("glm", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+SHAPES = COMMON_SHAPES | {
     "qwen2 as wide inside": ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 64}),
-    "no biases": ("glm4", {"attention_bias": False}),
-    "a quarter rotary": (
-        "glm",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.25}},
-    ),
-    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
-    "llama3": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
-    "yarn": (
-        "qwen3",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "fp32": ("glm", {"dtype": "float32"}),
 }
 
 

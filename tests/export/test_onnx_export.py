@@ -12,7 +12,7 @@ import torch
 
 from autoglm_compress.checkpoint import Checkpoint
 from support.command_line import assert_says, plan, refusal
-from support.exporting import export, quantize, recipe_of, record, run_stages, stage_folder
+from support.exporting import COMMON_SHAPES, export, quantize, recipe_of, record, run_stages, stage_folder
 from support.models import FAMILIES
 from support.onnx_files import exact_weight, initializers, node_types, product, read_product
 from support.running import digests, run
@@ -67,42 +67,8 @@ def products(checkpoint: Checkpoint, layer: int) -> dict[str, list[str]]:
     return found
 
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "tied": ("qwen3", {"tie_word_embeddings": True}),
-    "wide heads": ("llama", {"head_dim": 32}),
-    "as wide inside as outside": ("glm", {"num_attention_heads": 4, "num_key_value_heads": 2}),
-    "no biases": ("glm4", {"attention_bias": False}),
+SHAPES = COMMON_SHAPES | {
     "qwen3 with biases": ("qwen3", {"attention_bias": True}),
-    "a quarter rotary": (
-        "glm",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.25}},
-    ),
-    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
-    "llama3": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
-    "yarn": (
-        "qwen3",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "fp32": ("glm", {"dtype": "float32"}),
     "a matrix as wide as the vocabulary": ("llama", {"intermediate_size": 512}),
 }
 

@@ -17,6 +17,43 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "awq": {"bits": 4, "group_size": 64, "format": "awq"},
 }
 """The ways to quantize, by the names that stages have in recipes here."""
+COMMON_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied": ("qwen3", {"tie_word_embeddings": True}),
+    "wide heads": ("llama", {"head_dim": 32}),
+    "as wide inside as outside": ("glm", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "no biases": ("glm4", {"attention_bias": False}),
+    "a quarter rotary": (
+        "glm",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.25}},
+    ),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "llama3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "yarn": (
+        "qwen3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "fp32": ("glm", {"dtype": "float32"}),
+}
+"""What sets models apart, by a family and the changes to its config."""
 TEXT = {"samples": 2, "sequence_length": 128}
 
 

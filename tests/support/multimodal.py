@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from support.own_families import SIZES, TOWER
+
 MEDIA_TOKEN = 5
 SECOND_MEDIA_TOKEN = 6
 START_TOKEN = 7
@@ -16,21 +18,10 @@ START_TOKEN = 7
 END_TOKEN = 9
 MEDIA_TOKENS = 4
 """How many tokens the features of the one image, or of the one sound, fill."""
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 TEXT = SIZES | IDS | {"num_hidden_layers": 4, "initializer_range": 0.1}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-VISION = {
-    "depth": 2,
-    "hidden_size": 32,
-    "num_heads": 2,
-    "intermediate_size": 48,
-    "out_hidden_size": 64,
-    "patch_size": 2,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "initializer_range": 0.1,
-}
+VISION = TOWER | {"spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.1}
 WINDOWED = VISION | {"window_size": 8, "fullatt_block_indexes": [1]}
 SOUND = {
     "num_mel_bins": 8,

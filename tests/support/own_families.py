@@ -119,15 +119,16 @@ smoothing:
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 COMMON = SIZES | {"num_hidden_layers": 4, "vocab_size": 512, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-VISION = {
+TOWER = {
     "depth": 2,
     "hidden_size": 32,
     "num_heads": 2,
     "intermediate_size": 48,
     "out_hidden_size": 64,
     "patch_size": 2,
-    "image_size": 8,
 }
+"""A vision tower that writes to a residual stream of 64."""
+VISION = TOWER | {"image_size": 8}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "partial_rotary_factor": 1.0}
 
 

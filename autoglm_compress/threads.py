@@ -2,7 +2,7 @@
 
 import os
 
-SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+SETTINGS = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "1"}
 """How often a thread of GNU's OpenMP looks for work before it sleeps (300,000 by default), and for how many
 milliseconds one of LLVM's does (200 by default)."""
 

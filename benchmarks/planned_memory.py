@@ -54,7 +54,7 @@ HEAL = {"stage": "heal", "tokens": 2048, "batch_size": 4, "sequence_length": 256
 QUANTIZE = {"stage": "quantize", "group_size": 64, "max_divergence": 1e9}
 STAGES: dict[str, dict[str, Any]] = {
     "depth": {"stage": "depth", "num_hidden_layers": "0.5x"},
-    "depth greedy": {"stage": "depth", "num_hidden_layers": "0.97x", "method": "greedy_loss"},
+    "depth greedy": {"stage": "depth", "method": "greedy_loss"},
     "heads": {"stage": "heads", "num_attention_heads": 6},
     "ffn": {"stage": "ffn", "intermediate_size": "0.75x"},
     "width": {"stage": "width", "hidden_size": "0.75x"},
@@ -89,7 +89,9 @@ def model_folder(name: str, output: Path) -> Path:
 
 
 def write_recipe(folder: Path, source: Path, stage: dict[str, Any]) -> Path:
-    """A recipe of one stage."""
+    """A recipe of one stage; what is removed greedily is one layer."""
+    if stage.get("method") == "greedy_loss":
+        stage = stage | {"num_hidden_layers": json.loads((source / "config.json").read_text())["num_hidden_layers"] - 1}
     recipe = {
         "name": "planned-memory",
         "model": {"source": str(source)},

@@ -15,8 +15,8 @@ HIDDEN_STATE_BYTES = 1 << 30
 VOCAB_SLICE = 16_384
 POSITION_SLICE = 2_048
 """Logits of one slice: 2,048 x 16,384 x 4 bytes = 128 MiB."""
-LM_EVAL, QUESTIONS = 32 << 20, 64 << 20
-"""Bytes of lm-eval, and of the texts, requests and scores of some thousand questions."""
+QUESTIONS = 96 << 20
+"""Bytes of the texts, requests and scores of some thousand questions."""
 
 
 def evaluation_memory(shape: ModelShape, tasks: Sequence[str], options: EvaluationOptions) -> int:
@@ -31,7 +31,7 @@ def evaluation_memory(shape: ModelShape, tasks: Sequence[str], options: Evaluati
     scored = min(options.perplexity.samples * length * shape.hidden_size * FP32, HIDDEN_STATE_BYTES)
     slices = FP32 * POSITION_SLICE * (2 * min(VOCAB_SLICE, shape.vocab_size) + 3 * shape.hidden_size)
     head = shape.element_bytes * head_elements(shape) + FP32 * min(VOCAB_SLICE, shape.vocab_size) * shape.hidden_size
-    loaded = LM_EVAL + (QUESTIONS if set(tasks) - {"perplexity"} else 0)
+    loaded = QUESTIONS if set(tasks) - {"perplexity"} else 0
     return loaded + max(walk_memory(shape, max(TOKEN_BUDGET, length)), scored + head + slices)
 
 

@@ -8,6 +8,7 @@ from math import prod
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
+from autoglm_compress.memory import MOST_FREED
 
 FP32, FP64 = 4, 8
 
@@ -58,6 +59,11 @@ def graph_memory(shape: ModelShape, tokens: int) -> int:
     """
     heads = 3 * shape.axis("query") + 2 * shape.axis("key_value")
     return FP32 * tokens * (8 * shape.hidden_size + heads + 4 * shape.intermediate_size)
+
+
+def freed_memory(shape: ModelShape, tokens: int) -> int:
+    """Bytes that were freed and stay with the process, for what is needed next: a batch's activations, or less."""
+    return min(pass_memory(shape, tokens), MOST_FREED)
 
 
 def walk_memory(shape: ModelShape, tokens: int) -> int:

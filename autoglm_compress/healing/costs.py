@@ -21,6 +21,7 @@ from autoglm_compress.healing.muon import STACKED
 from autoglm_compress.healing.optimizer import EIGHT_BIT
 from autoglm_compress.healing.options import HealingOptions
 from autoglm_compress.healing.teacher import TOKENS_AT_ONCE
+from autoglm_compress.memory import MOST_FREED
 
 ROW_BYTES = 4
 """Bytes of a token of the rows to train on."""
@@ -43,6 +44,8 @@ def healing_memory(options: HealingOptions, shape: ModelShape, source: ModelShap
     resident = options.teacher_top_k is None or options.data == "teacher_samples"
     teacher = dtype_bytes(source) * _elements(source) if resident else 0
     fixed += teacher
+    if options.optimizer == "muon":  # of the many blocks that its iteration frees
+        fixed += min(_stepping(options, shape), MOST_FREED)
     head = FP32 * head_elements(shape) if options.lora is None else 0
     gradients = FP32 * trained
     rows = options.micro_batch_size or options.batch_size

@@ -17,7 +17,7 @@ from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.costs import evaluation_memory
-from autoglm_compress.forward.costs import rewriting_memory
+from autoglm_compress.forward.costs import freed_memory, rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
@@ -28,9 +28,9 @@ from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import size
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
 
-PROCESS_BYTES = 520 << 20
-"""Resident memory of a run beside what stages hold, with a build of torch for CPUs: Python, torch, transformers, a
-tokenizer and texts take 400 MiB, figures 40, and small freed blocks that lie between used ones the rest."""
+PROCESS_BYTES = 458 << 20
+"""Resident memory of Python with torch, transformers, lm-eval, a tokenizer and texts loaded, and of drawing figures,
+with a build of torch for CPUs."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
     recipe = _fitted(recipe, longest)
     tokens = recipe.calibration.tokens
     measured = evaluation_memory(source, recipe.tasks(len(recipe.stages) - 1), recipe.evaluation)
-    memory = PROCESS_BYTES + measured if measured else 0
+    memory = PROCESS_BYTES + freed_memory(source, recipe.calibration.batch_tokens) + measured if measured else 0
     checkpoints = [PlannedCheckpoint(SOURCE, SOURCE, source, memory, 0, ())]
     shapes: list[ModelShape] = []
     needed: list[Needs] = []
@@ -284,7 +284,8 @@ def _peak_memory(recipe: Recipe, number: int, needs: Needs, before: ModelShape, 
     """An upper estimate of the resident memory of a stage and of what is evaluated after it, in bytes, on a CPU."""
     stage, options = recipe.stages[number], recipe.evaluation
     evaluated = evaluation_memory(before, stage.evaluates, options)
+    process = PROCESS_BYTES + freed_memory(before, recipe.calibration.batch_tokens)
     if stage.makes is not Makes.CHECKPOINT:
-        return PROCESS_BYTES + max(needs.memory, evaluated)
+        return process + max(needs.memory, evaluated)
     evaluated = max(evaluated, evaluation_memory(after, options.every_stage, options))
-    return PROCESS_BYTES + max(needs.memory, evaluated, rewriting_memory(before, after, SHARD_BYTES))
+    return process + max(needs.memory, evaluated, rewriting_memory(before, after, SHARD_BYTES))

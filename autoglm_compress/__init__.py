@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoglm_compress.api.comparing import compare
     from autoglm_compress.api.measuring import evaluate
+    from autoglm_compress.api.publishing import push
     from autoglm_compress.api.running import plan, run
     from autoglm_compress.checkpoint import Checkpoint
     from autoglm_compress.errors import UserError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Checkpoint", "UserError", "__version__", "compare", "evaluate", "load_recipe", "plan", "run"]
+__all__ = ["Checkpoint", "UserError", "__version__", "compare", "evaluate", "load_recipe", "plan", "push", "run"]
 _ROOMS = {
     "Checkpoint": "checkpoint",
     "UserError": "errors",
@@ -28,6 +29,7 @@ _ROOMS = {
     "evaluate": "api.measuring",
     "load_recipe": "recipe",
     "plan": "api.running",
+    "push": "api.publishing",
     "run": "api.running",
 }
 

@@ -1,4 +1,4 @@
-"""Commands on one checkpoint: `inspect`, `evaluate`, `export`; and `compare` on two evaluations."""
+"""Commands on one checkpoint: `inspect`, `evaluate`, `export`, `push`; and `compare` on two evaluations."""
 
 import json
 from enum import Enum
@@ -150,6 +150,35 @@ def export(
         request = ExportRequest(checkpoint, output, options, text, device.value, family_in(family))
         export_checkpoint(request, Progress(Console()))
         typer.echo(f"export: {output}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint, an export, or RUN/STAGE.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to on the hub: OWNER/NAME.")],
+    upload: Annotated[bool, typer.Option("--upload", help="Upload. \\[default: show what would be]")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a repo that nobody else can see.")] = False,
+    family: FamilyFile = None,
+) -> None:
+    """Upload a checkpoint or an export with its model card to the Hugging Face hub.
+
+    A checkpoint without a card gets one: sizes, what each stage cost, the recipe. Records of the run stay here.
+    """
+    with one_message():
+        from autoglm_compress.api import publishing
+        from autoglm_compress.report.numbers import size
+
+        quiet_transformers()
+        found = publishing.push(folder, repo, upload=upload, private=private, family=family)
+        if found.card is not None and not upload:
+            typer.echo(f"The model card, README.md:\n\n{found.card}")
+        for name, count in found.files.items():
+            typer.echo(f"{size(count):>9}  {name}")
+        typer.echo(f"{size(found.bytes):>9}  in all")
+        if upload:
+            typer.echo(f"uploaded: {found.url}")
+        else:
+            seen = "private" if private else "public"
+            typer.echo(f"to: {found.url} ({seen} if it is made anew)\nnothing was uploaded: add --upload to do it")
 
 
 def _names(listed: str) -> tuple[str, ...]:

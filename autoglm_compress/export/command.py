@@ -22,10 +22,10 @@ from autoglm_compress.export.proof import CONTINUATION, LENGTH, ROWS, proof_scra
 from autoglm_compress.hashing import key_of
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.files import EXPORT
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.versions import result_versions
 
-RECORD = "export.json"
 SEED = 0
 """Decides which rows of text, as the default of a recipe does."""
 
@@ -70,7 +70,7 @@ def export_checkpoint(request: ExportRequest, progress: Progress) -> None:
         with lock:
             folder = _begin(work, checkpoint, options)
             job = ExportJob(checkpoint, folder, work, options, runtime)
-            write_json(folder / RECORD, export(kind, job, held_out))
+            write_json(folder / EXPORT, export(kind, job, held_out))
             checkpoint.require_unchanged()
             if output.exists():
                 output.rmdir()  # it was empty

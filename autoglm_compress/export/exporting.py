@@ -6,16 +6,16 @@ from typing import Any
 import torch
 
 from autoglm_compress.atomic import appearing, read_object, write_json
+from autoglm_compress.checkpoint.source import CARD
 from autoglm_compress.errors import UserError
-from autoglm_compress.export.card import CARD, card
+from autoglm_compress.export.card import card
 from autoglm_compress.export.engine_process import EngineError, has_package
 from autoglm_compress.export.formats import ExportFormat
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.proof import Proof, ProofRows, proof_rows, prove
 from autoglm_compress.export.rounded_ends import cost_of_rounding
 from autoglm_compress.hashing import sha256
-
-CHECKSUMS = "SHA256SUMS"
+from autoglm_compress.publishing.content import CHECKSUMS
 
 
 def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> dict[str, Any]:

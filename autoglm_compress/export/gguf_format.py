@@ -10,6 +10,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import llama_cpp
+from autoglm_compress.export.eight_bits import EndsError
 from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_check import require_same_ids
@@ -46,7 +47,7 @@ class GgufFormat:
         try:
             stored_tensors(shape, options.embedding_bits)
         except ValueError as error:
-            option = "embedding_bits" if options.embedding_bits and "8 bits" in str(error) else "format"
+            option = "embedding_bits" if isinstance(error, EndsError) else "format"
             raise PlanError(option, f"gguf: {error}") from None
 
     def check_model(self, shape: ModelShape, config: Any, folder: Path) -> None:

@@ -21,7 +21,7 @@ from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, stored
 from autoglm_compress.export.onnx_usage import commands
 from autoglm_compress.export.onnx_writer import write_onnx
 from autoglm_compress.export.options import ExportOptions, accuracy_level
-from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
+from autoglm_compress.export.proof import ENGINE_LOGITS, EnginePrediction, Limits, ProofRows, predicted, row_bytes
 
 PACKAGES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
 EXACT = Limits(1e-5, 2e-5)
@@ -68,7 +68,8 @@ class OnnxFormat:
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
         """The largest matrix with what packing it takes, or the engine with the whole model."""
         tables = 4 * MOST_TOKENS * shape.head_dim
-        return tables + max(writing_bytes(shape, options.embedding_bits), engine_bytes(shape, options.embedding_bits))
+        engine = engine_bytes(shape, options.embedding_bits) + ENGINE_LOGITS * row_bytes(shape)
+        return tables + max(writing_bytes(shape, options.embedding_bits), engine)
 
     def file(self, job: ExportJob) -> Path:
         """The graph."""

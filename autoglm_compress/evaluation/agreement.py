@@ -70,7 +70,7 @@ def agreement(
             difference += float((found - expected).square().sum())
             size += float(expected.square().sum())
             del expected, found
-            divergence.append(divergences(*logits))
+            divergence.append(divergences(logits[0], logits[1]))
             same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
             del logits  # or they would be there beside the next ones
         rows = len(pair[0])

@@ -7,15 +7,10 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.forward.logits import logits_of, token_slices
+from autoglm_compress.forward.logits import centred, compared_slices, divergences, logits_of
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
-
-SLICES = 4
-"""Tokens are cut into this many times smaller slices than elsewhere, because more tensors of logits are in memory at
-once.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,16 +64,15 @@ def agreement(
     for pair in zip(*states, strict=True):
         divergence, same = [], []
         normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
-        for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
+        for part in compared_slices(len(normed[0]), len(heads[0])):
             logits = _logits([hidden[part] for hidden in normed], heads)
-            centred = [values - values.mean(-1, keepdim=True) for values in logits]
-            difference += float((centred[1] - centred[0]).square().sum())
-            size += float(centred[0].square().sum())
-            del centred
-            expected, found = (values.log_softmax(-1) for values in logits)
-            divergence.append((expected.exp() * (expected - found)).sum(-1))
-            same.append(expected.argmax(-1) == found.argmax(-1))
-            del logits, expected, found  # or they would be there beside the next ones
+            expected, found = map(centred, logits)
+            difference += float((found - expected).square().sum())
+            size += float(expected.square().sum())
+            del expected, found
+            divergence.append(divergences(logits[0], logits[1]))
+            same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
+            del logits  # or they would be there beside the next ones
         rows = len(pair[0])
         row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
         row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()

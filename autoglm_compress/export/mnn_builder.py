@@ -45,7 +45,7 @@ def build(checkpoint: Checkpoint, output: Path) -> Roundings:
     operators, traced = Operators(FakeLinear, FusedAttention), output / GRAPH.replace(".mnn", ".onnx")
     with torch.no_grad():
         trace(Graph(checkpoint, operators, frequencies, scaling, masks), shape, masks, traced)
-    _converter(checkpoint, operators, 2 * len(frequencies), output, roundings).export(str(traced))
+    _converter(checkpoint, operators, output, roundings).export(str(traced))
     with (output / EMBEDDING).open("wb") as file:
         name = shape.family.embedding
         roundings.by_tensor[name] = write_numbers(file, checkpoint.read(name), torch.bfloat16, None)
@@ -103,7 +103,7 @@ def _model_settings(checkpoint: Checkpoint, masks: tuple[int, ...]) -> dict[str,
     return found
 
 
-def _converter(checkpoint: Checkpoint, operators: Operators, turned: int, output: Path, roundings: "Roundings") -> Any:
+def _converter(checkpoint: Checkpoint, operators: Operators, output: Path, roundings: Roundings) -> Any:
     """`llmexport`'s converter, with linears from the checkpoint."""
     from utils.mnn_converter import MNNConverter
 
@@ -115,6 +115,10 @@ def _converter(checkpoint: Checkpoint, operators: Operators, turned: int, output
 
             _tools.mnnconvert(convert_args)
 
+        def rebuild(self, json_path: str) -> str:
+            _restore_numbers(Path(json_path), Path(self.onnx_model_path), checkpoint.norm_eps)
+            return super().rebuild(json_path)
+
         def rebuild_linear(self, op: dict[str, Any], graph: dict[str, Any]) -> list[dict[str, Any]]:
             place = operators.places[next(each["s"] for each in op["main"]["attr"] if each["key"] == "name")]
             scheme = scheme_of(shape, place.module)
@@ -125,13 +129,32 @@ def _converter(checkpoint: Checkpoint, operators: Operators, turned: int, output
             return super().rebuild_linear(op, graph)
 
         def build_weight(self, linear: Any, *_: Any) -> tuple[list[int], int, bool, int]:
-            order = row_order(shape, linear.module, turned)
+            order = row_order(shape, checkpoint.model_config, linear.module)
             made: LinearBytes = write_linear(self.mnn_weight, checkpoint, linear, order, roundings)
+            self.mnn_weight_offset = self.mnn_weight.tell()  # where norms go on
             return [*made.external, 0], 0 if made.header == 0 else 1, made.wide, made.header
 
     unused = dict.fromkeys(NOTHING) | dict.fromkeys(OFF, False)
     args = SimpleNamespace(dst_path=str(output), mnnconvert="", quant_bit=16, quant_block=0, sym=True, **unused)
     return Converter(SimpleNamespace(args=args, experts=[]), operators.places)
+
+
+def _restore_numbers(graph: Path, traced: Path, norm_eps: float) -> None:
+    """Give a graph in JSON its numbers again, which MNN writes with six decimals: RoPE's and the norms' small ones."""
+    import onnx
+
+    exact = {
+        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
+        for node in onnx.load(traced).graph.node
+        if node.op_type == "Constant"
+    }
+    whole = json.loads(graph.read_text())
+    for op in whole["oplists"]:
+        if op["type"] == "LayerNorm":
+            op["main"]["epsilon"] = norm_eps
+        elif op["type"] == "Const" and op["main"].get("float32s"):
+            op["main"]["float32s"] = exact[op["name"]].flatten().tolist()
+    write_json(graph, whole)
 
 
 def main() -> None:

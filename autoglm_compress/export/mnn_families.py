@@ -38,6 +38,8 @@ def config_problem(config: Any) -> str | None:
     kind = config.rope_parameters["rope_type"]
     if kind not in ROPE_TYPES:
         return f"rope_type {kind}: the graph has the same angles at every length, as {', '.join(ROPE_TYPES)} have"
+    if kind != "default" and (config.rope_parameters.get("partial_rotary_factor") or 1.0) != 1.0:
+        return f"rope_type {kind} on a part of each head: the graph has one or the other"
     return None
 
 
@@ -50,29 +52,42 @@ def windows(config: Any) -> tuple[int, ...]:
     return tuple(int(kind == "sliding_attention") for kind in kinds)
 
 
+def rotary_dimensions(shape: ModelShape, config: Any) -> int:
+    """How many channels of each head RoPE turns."""
+    return int(shape.head_dim * (config.rope_parameters.get("partial_rotary_factor") or 1.0))
+
+
 def rope(shape: ModelShape, config: Any) -> tuple[torch.Tensor, float]:
-    """RoPE's frequencies, fp32 [channels / 2], and what its sines are scaled by, as `transformers` has them."""
+    """RoPE's frequencies, fp32 [head_dim / 2], and what its sines are scaled by, as `transformers` has them.
+
+    Channels that are not turned have the frequency 0.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     settings = config.rope_parameters
     if settings["rope_type"] != "default":
         frequencies, scaling = ROPE_INIT_FUNCTIONS[settings["rope_type"]](config, torch.device("cpu"))
         return frequencies, scaling
-    turned = int(shape.head_dim * (settings.get("partial_rotary_factor") or 1.0))
-    return 1.0 / settings["rope_theta"] ** (torch.arange(0, turned, 2).float() / turned), 1.0
+    turned = rotary_dimensions(shape, config)
+    frequencies = torch.zeros(shape.head_dim // 2)
+    frequencies[: turned // 2] = 1.0 / settings["rope_theta"] ** (torch.arange(0, turned, 2).float() / turned)
+    return frequencies, 1.0
 
 
-def row_order(shape: ModelShape, module: str, turned: int) -> torch.Tensor | None:
+def row_order(shape: ModelShape, config: Any, module: str) -> torch.Tensor | None:
     """The order of the rows of a module (its full name), int64 [out]; None if it is the checkpoint's.
 
-    Of queries and keys whose neighbours are turned, even channels come first, then odd ones, then those that are not
-    among the `turned` ones. Both change alike, so their products stay.
+    The graph turns channels half a head apart. Of queries and keys whose neighbours are turned, even channels go to the
+    first half and odd ones to the second, and what is not turned fills both up. Queries and keys change alike, so their
+    products stay.
     """
     attention, name = shape.family.roles.attention, shape.family.place(module).name
     if shape.family.architecture not in TURNS_NEIGHBOURS or name not in (attention.query, attention.key):
         return None
     heads = shape.num_attention_heads if name == attention.query else shape.num_key_value_heads
-    channels = torch.cat([torch.arange(0, turned, 2), torch.arange(1, turned, 2), torch.arange(turned, shape.head_dim)])
+    turned = rotary_dimensions(shape, config)
+    first, second = torch.arange(turned, shape.head_dim).chunk(2) if turned < shape.head_dim else ([], [])
+    channels = torch.tensor([*range(0, turned, 2), *first, *range(1, turned, 2), *second])
     return (torch.arange(heads).unsqueeze(1) * shape.head_dim + channels).flatten()
 
 

@@ -133,7 +133,7 @@ class Layer(nn.Module):
 class Graph(nn.Module):
     """A model from embeddings [tokens, 1, hidden] to logits [1, tokens asked for, vocabulary].
 
-    `frequencies` fp32 [channels / 2] and `scaling` are RoPE's, and `windows` says of each layer which of two masks it
+    `frequencies` fp32 [head_dim / 2] and `scaling` are RoPE's, and `windows` says of each layer which of two masks it
     takes, or is empty where there is one.
     """
 
@@ -191,12 +191,9 @@ def _norm(checkpoint: Checkpoint, layer: int, name: str) -> Norm | None:
 
 
 def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """States [1, tokens, heads, head_dim] whose first channels are turned, each with the one half of them away."""
-    turned = cos.shape[-1]
-    part = states[..., :turned]
-    first, second = part[..., : turned // 2], part[..., turned // 2 :]
-    part = part * cos + torch.cat((-second, first), dim=-1) * sin
-    return part if turned == states.shape[-1] else torch.cat((part, states[..., turned:]), dim=-1)
+    """States [1, tokens, heads, head_dim] whose channels are turned, each with the one half a head away."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def trace(graph: Graph, shape: ModelShape, windows: tuple[int, ...], file: Path) -> None:

@@ -19,8 +19,9 @@ class Export(Stage, ExportOptions):
 
     `gguf` is for llama.cpp, Ollama and the apps that are built on it, `mnn` for MNN's `llm` engine, `onnx` for ONNX
     Runtime, which rounds activations to 8 bits beside integers, or nothing with `accuracy_level: 0`. Embedding and head
-    have 16 bits as in the checkpoint, or 8 with `embedding_bits: 8`. The engine then loads the file, and its predictions on held-out text must
-    be the checkpoint's; without the engine the file is not proven, and the record says `verified: false`.
+    have 16 bits as in the checkpoint, or 8 with `embedding_bits: 8`. The engine then loads the file, and its
+    predictions on held-out text must be the checkpoint's; without the engine the file is not proven, and the record
+    says `verified: false`.
     """
 
     stage: Literal["export"]

@@ -1,10 +1,10 @@
 """MNN's `llm` engine in a process of its own, run as a module: what breaks it takes no other process along.
 
 A job comes as JSON on the standard input, with the model's folder. `{"folder", "texts"}` answers the token ids of
-texts, as JSON on the standard output; a folder without a graph gets one that computes nothing. `{"folder", "rows",
-"continuation", "logits", "threads"}` writes the logits of rows of token ids and of what the model continues them with
-greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy. It answers the continuations, and the mean
-KL divergence from there to the mode of low memory, which rounds activations to 8 bits.
+texts, as JSON on the standard output, and `{"folder", "chat"}` the prompt that a chat becomes; both give a folder
+without a graph one that computes nothing. `{"folder", "rows", "continuation", "logits", "threads"}` writes the logits
+of rows of token ids and of what the model continues them with greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy. It answers `{"continuations"}`, and as
+`low_memory_kl_divergence` the mean KL divergence from there to the mode that rounds activations to 8 bits.
 """
 
 import json
@@ -37,7 +37,11 @@ class Engine:
         """The ids of a text, in which special tokens are found."""
         return [int(token) for token in self._model.tokenizer_encode(text)]
 
-    def logits(self, tokens: list[int], vocabulary: int | None = None) -> np.ndarray:
+    def prompt(self, chat: list[dict[str, str]]) -> str:
+        """What the chat template makes of messages."""
+        return str(self._model.apply_chat_template(chat))
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
         """Logits of tokens after those that it has read, fp32 [tokens, vocab_size]."""
         found = self._model.forward(tokens)
         if found is None:
@@ -67,7 +71,7 @@ def predict(job: dict[str, Any]) -> dict[str, Any]:
         continued.append(made)
     out.flush()
     del exact
-    return {"continuations": continued, "low_memory": _low_memory(job, continued, out)}
+    return {"continuations": continued, "low_memory_kl_divergence": _low_memory(job, continued, out)}
 
 
 def _low_memory(job: dict[str, Any], continued: list[list[int]], exact: np.ndarray) -> float:
@@ -106,14 +110,15 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     answer = os.dup(1)
     os.dup2(2, 1)  # the engine prints
-    if "texts" in job:
+    found: Any
+    if "rows" in job:
+        found = predict(job)
+    else:
         folder = Path(job["folder"])
         if not (folder / GRAPH).exists():
             _write_stub(folder)
         engine = Engine(folder, "high", 1)
-        found: Any = [engine.token_ids(text) for text in job["texts"]]
-    else:
-        found = predict(job)
+        found = engine.prompt(job["chat"]) if "chat" in job else [engine.token_ids(text) for text in job["texts"]]
     with os.fdopen(answer, "w") as stream:
         json.dump(found, stream)
 

@@ -10,8 +10,6 @@ high nibble. Alpha has a scale for each row and group, or a pair [-zero * scale,
 import numpy as np
 import torch
 
-from autoglm_compress.slices import row_slices
-
 
 def header(rows: int, columns: int, bits: int) -> tuple[bytes, bool]:
     """What stands before the integers of a linear, and whether its sizes are int32."""
@@ -38,8 +36,3 @@ def alpha(scales: torch.Tensor, zeros: torch.Tensor | None) -> np.ndarray:
     if zeros is None:
         return scales.float().numpy()
     return torch.stack([-zeros.float() * scales.float(), scales.float()], dim=-1).numpy()
-
-
-def slices_of(rows: int, order: torch.Tensor | None) -> list[slice | torch.Tensor]:
-    """Which rows to write, some at a time, in an order or in their own."""
-    return [part if order is None else order[part] for part in row_slices(rows)]

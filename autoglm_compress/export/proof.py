@@ -37,7 +37,7 @@ class EnginePrediction:
     """What an engine makes of rows of tokens.
 
     `logits` is a file of numpy, fp32 [rows, tokens + continuation, vocab_size]; `continuations` are the tokens that the
-    engine continues each row with greedily, [rows, continuation]. `measured` goes on record as it is.
+    engine continues each row with greedily, [rows, continuation]. `measured` goes on record.
     """
 
     logits: Path
@@ -64,7 +64,8 @@ def predicted(module: str, model: Mapping[str, str], work: Path, rows: ProofRows
         "logits": str(logits),
         "threads": torch.get_num_threads(),
     }
-    return EnginePrediction(logits, ask_engine(module, {**model, **question}))
+    answer = ask_engine(module, {**model, **question})
+    return EnginePrediction(logits, answer.pop("continuations"), answer)
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Proof:
             "same_next_token": self.top1,
             "same_greedy_token": self.greedy,
         }
-        rounded = {name: float(f"{value:.4g}") for name, value in found.items()}
-        return {**rounded, **self.measured, "tokens": self.positions}
+        rounded = {name: float(f"{value:.4g}") for name, value in (found | {**self.measured}).items()}
+        return rounded | {"tokens": self.positions}
 
     def require(self, limits: Limits, engine: str, file: Path) -> None:
         """Raise UserError if it is further than the limits."""

@@ -1,9 +1,9 @@
 """MNN's converter in a process of its own, run as a module: it prints, and its packages have names such as `utils`.
 
 A job comes as JSON on the standard input: `{"checkpoint", "family", "embedding_bits", "output"}`, or `{"tokenizer",
-"output"}` for a tokenizer alone. The graph is traced and converted, and filled with one linear after another from the checkpoint, so
-that one matrix is what is in memory. The files are in the folder `output` then, and the answer on the standard output
-is what was rounded, as JSON.
+"output"}` for a tokenizer alone. The graph is traced and converted, and filled with one linear after another from the
+checkpoint, so that one matrix is what is in memory. The files are in the folder `output` then, and the answer on the
+standard output is what was rounded, as JSON.
 
 Of `llmexport`, the operators that stand for linears and attention in a graph, what makes MNN's of them, and the
 tokenizer's file are used; its own models and its command are not. Of MNN, `_tools` is called: `MNN.tools` installs a

@@ -3,8 +3,9 @@
 A job comes as JSON on the standard input, with the model's folder. `{"folder", "texts"}` answers the token ids of
 texts, as JSON on the standard output, and `{"folder", "chat"}` the prompt that a chat becomes; both give a folder
 without a graph one that computes nothing. `{"folder", "rows", "continuation", "logits", "threads"}` writes the logits
-of rows of token ids and of what the model continues them with greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy. It answers `{"continuations"}`, and as
-`low_memory_kl_divergence` the mean KL divergence from there to the mode that rounds activations to 8 bits.
+of rows of token ids and of what the model continues them with greedily, fp32 [rows, tokens + continuation,
+vocab_size], to a file of numpy. It answers `{"continuations"}`, and as `low_memory_kl_divergence` the mean KL
+divergence from there to the mode that rounds activations to 8 bits.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from autoglm_compress.architecture import ModelShape
@@ -93,6 +94,7 @@ class MnnFormat:
         for name in FILES:
             if (made / name).exists():
                 (made / name).replace(job.folder / name)
+        rmtree(made)  # what the converter left
         exactness = Exactness()
         for name, kind, rounding in rounded:
             exactness.add(name, kind, Rounding(**rounding))

@@ -42,7 +42,7 @@ def stored_bytes(shape: ModelShape, embedding_bits: int | None) -> Iterator[tupl
     """Name, type and bytes of every tensor as it is stored. The head of a tied model is its embedding."""
     for name, size in shape.tensors():
         if len(size) == 1:
-            yield name, "FP32", 4 * size[0]
+            yield name, "FP32", 4 * size[0] * (1 if name.endswith(".bias") else 2)  # norms have a bias of zeros
         elif scheme := stored_scheme(shape, name.removesuffix(".weight"), embedding_bits):
             numbers = size[0] * scheme.groups(size[1]) * (1 if scheme.symmetric else 2)
             yield name, f"INT{scheme.bits}", prod(size) * scheme.bits // 8 + 4 * numbers

@@ -1,94 +1,181 @@
-"""Exports to MNN: what is in the files, what the engine makes of them, and what is refused."""
+"""Exports to MNN through recipes: what is in the files, and what the engine makes of it, for every family."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from autoglm_compress.export.engine_process import has_package
-from autoglm_compress.export.mnn_format import MnnFormat
-from autoglm_compress.export.mnn_integers import alpha, header, packed_rows
-from autoglm_compress.export.mnn_names import WEIGHTS
-from support.command_line import assert_says, refusal
-from support.exporting import export, quantize, recipe_of, record, run_stages, stage_folder
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.export import engine_process
+from support.command_line import assert_says, plan, refusal
+from support.engines import Forked
+from support.exporting import COMMON_SHAPES, export, quantize, recipe_of, record, run_stages, stage_folder
+from support.mnn_files import graph, linear
+from support.models import FAMILIES
+from support.onnx_files import exact_weight
+from support.running import digests, invoke, run
 
-pytestmark = pytest.mark.skipif(not (has_package("MNN") and has_package("llmexport")), reason="needs the extra mnn")
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 Make = Callable[..., Path]
+OTHER = {
+    "auto": {"bits": "auto", "budget": {"average_bits": 6}, "group_size": 32},
+    "rows": {"bits": 4, "group_size": -1, "head_bits": 8},
+}
+KINDS = {
+    "llama": "awq",
+    "mistral": "int4",
+    "qwen2": "zeros",
+    "qwen3": "int8",
+    "glm": "auto",
+    "glm4": "rows",
+}
+FILES = ("llm.mnn", "llm.mnn.weight", "embeddings.bin", "tokenizer.mtok", "config.json", "llm_config.json")
+NEIGHBOURS = ("glm", "glm4")
 
 
-@given(
-    rows=st.integers(1, 4),
-    groups=st.integers(1, 3),
-    bits=st.sampled_from([4, 8]),
-    zeros=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_packing_loses_nothing(rows: int, groups: int, bits: int, zeros: bool, seed: int):
-    """Unpacked one number at a time, as the layout is described."""
-    generator, half, group = torch.Generator().manual_seed(seed), 1 << (bits - 1), 8
-    integers = torch.randint(-half, half, (rows, groups * group), generator=generator).to(torch.int8)
-    scales = torch.randn(rows, groups, generator=generator).bfloat16()
-    points = torch.randint(-half, half, (rows, groups), generator=generator).to(torch.int8) if zeros else None
-    first, wide = header(rows, groups * group, bits)
-    assert (first[0], np.frombuffer(first[1:5], np.uint16).tolist(), wide) == (2, [rows, groups * group], False)
-    assert np.frombuffer(first[6:], np.int8).tolist() == list(range(-half, half))
-    packed, numbers = packed_rows(integers, bits), alpha(scales, points)
-    for row in range(rows):
-        for column in range(groups * group):
-            byte = int(packed[row, column * bits // 8])
-            stored = byte if bits == 8 else (byte >> 4 if column % 2 == 0 else byte & 15)
-            part = numbers[row, column // group]
-            low, scale = part if zeros else (0.0, part)
-            q = stored - half
-            exact = (q - (int(points[row, column // group]) if zeros else 0)) * float(scales[row, column // group])
-            assert q == integers[row, column]
-            assert float(low) + q * float(scale) == pytest.approx(exact, abs=1e-6)
-            assert float(scale) == float(scales[row, column // group])
+def mnn(checkpoint: str, **options: Any) -> dict[str, Any]:
+    """A stage that exports to MNN, called after the checkpoint it takes."""
+    return export(checkpoint, **({"name": f"{checkpoint}-mnn", "format": "mnn"} | options))
 
 
-@pytest.mark.parametrize("family", ["glm", "glm4", "llama", "mistral", "qwen2", "qwen3"])
-def test_every_family_is_proven(family: str, make_checkpoint: Make, tmp_path: Path):
-    output = run_stages(
-        tmp_path, make_checkpoint(family), quantize("zeros"), export("zeros", format="mnn", name="small")
-    )
-    folder = stage_folder(tmp_path / "out", "small")
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "subprocess", Forked())
+
+
+def in_graph_order(weight: torch.Tensor, head_dim: int, turned: int) -> torch.Tensor:
+    """Rows of q/k of a family that turns neighbours: partners stand half a head apart, and the rest beside them."""
+    rows = []
+    for start in range(0, len(weight), head_dim):
+        half = (head_dim - turned) // 2
+        for part in (0, 1):
+            rows += [start + channel for channel in range(part, turned, 2)]
+            rows += [start + turned + part * half + n for n in range(half)]
+    return weight[rows]
+
+
+@pytest.mark.usefixtures("_forked")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_kind_of_weights_is_exact_and_proven(family: str, make_checkpoint: Make, tmp_path: Path):
+    kind = KINDS[family]
+    run_stages(tmp_path, make_checkpoint(family), quantize(kind, **OTHER.get(kind, {})), mnn(kind))
+    folder, checkpoint = stage_folder(tmp_path / "out", f"{kind}-mnn"), Checkpoint(stage_folder(tmp_path / "out", kind))
+    whole = graph(folder)
+    assert ("lm_head" in checkpoint.shape.schemes) == (kind == "rows")
+    for module in checkpoint.shape.schemes:
+        exact, found = exact_weight(checkpoint, module), linear(folder, whole, module).double()
+        if module.endswith(("q_proj", "k_proj")) and family in NEIGHBOURS:
+            exact = in_graph_order(exact, checkpoint.shape.head_dim, checkpoint.shape.head_dim // 2)
+        # With zero points, the engine adds the minimum in fp32.
+        assert (found - exact).abs().max() <= (1e-6 if kind in ("awq", "zeros") else 0), module
     decided = record(folder)
     assert decided["verified"] is True
-    assert decided["proof"]["kl_divergence"] < 1e-6
-    assert 0 < decided["proof"]["low_memory_kl_divergence"] < 5e-3
-    assert decided["proof"]["same_greedy_token"] > 0.9
-    assert "all exactly the checkpoint's" in output
-    assert_says((folder / "README.md").read_text(), "llm_demo config.json", "MNN")
+    assert decided["proof"]["kl_divergence"] < 1e-9
+    assert 1e-9 < decided["proof"]["low_memory_kl_divergence"] < 5e-3
+    assert decided["proof"]["same_greedy_token"] == 1
+    assert decided["rounded"]["largest_relative_error"] < 1e-6
+    assert decided["bytes"] == sum((folder / file).stat().st_size for file in FILES)
+    types = {name for name in decided["bytes_by_type"] if name.startswith("INT")}
+    assert types == {"auto": {"INT4", "INT8"}, "rows": {"INT4", "INT8"}, "int8": {"INT8"}}.get(kind, {"INT4"})
+    assert ("notes" in decided) == (family == "qwen2")  # whose tokenizer splits blanks by \\s*[\\r\\n]+
 
 
-def swapped_nibbles(weights: bytes) -> bytes:
-    """Those of the first linear, which come after a norm and a header."""
-    first, last = 2 * 4 * 64 + 22, 2 * 4 * 64 + 22 + 128 * 32
-    return weights[:first] + bytes(b >> 4 | (b & 15) << 4 for b in weights[first:last]) + weights[last:]
+SHAPES = {
+    "a quarter rotary": COMMON_SHAPES["a quarter rotary"],
+    "fp32": COMMON_SHAPES["fp32"],
+    "tied, yarn": ("qwen3", COMMON_SHAPES["tied"][1] | COMMON_SHAPES["yarn"][1]),
+    "wide heads, llama3": ("llama", COMMON_SHAPES["wide heads"][1] | COMMON_SHAPES["llama3"][1]),
+}
 
 
-def test_a_file_that_is_wrong_is_refused_and_not_published(
-    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("_forked")
+@pytest.mark.parametrize("case", SHAPES)
+def test_what_sets_models_apart_reaches_the_engine(case: str, make_checkpoint: Make, tmp_path: Path):
+    """In 16 bits."""
+    family, changes = SHAPES[case]
+    recipe = recipe_of(tmp_path, make_checkpoint(family, **changes), mnn("source"))
+    planned = plan(recipe)["checkpoints"][-1]
+    run(recipe)
+    folder = stage_folder(tmp_path / "out", "source-mnn")
+    assert record(folder)["proof"]["kl_divergence"] < 1e-6
+    assert (folder / "embeddings.bin").exists() == (case != "tied, yarn")
+    written = sum(path.stat().st_size for path in folder.iterdir() if path.name not in ("stage.json", "plot.svg"))
+    assert 0 <= planned["disk_bytes"] - written < 300_000
+
+
+@pytest.mark.usefixtures("_forked")
+@pytest.mark.parametrize("tied", [False, True])
+def test_eight_bits_for_the_ends_halve_their_bytes_and_their_cost_is_told(
+    tied: bool, make_checkpoint: Make, tmp_path: Path
 ):
-    write = MnnFormat.write
+    """Against the bytes of a head in 16 bits, and of an embedding that a tied model has not beside it."""
+    recipe = recipe_of(
+        tmp_path, make_checkpoint("llama", tie_word_embeddings=tied), mnn("source", name="small", embedding_bits=8)
+    )
+    output, folder = run(recipe), stage_folder(tmp_path / "out", "small")
+    rounded = record(folder)
+    assert rounded["bytes_by_type"]["INT8"] == 512 * 64 * (1 if tied else 2) * (1 + 4 / 32)
+    assert (folder / "llm.mnn.weight").stat().st_size + (0 if tied else 512 * (64 + 8)) == pytest.approx(
+        sum(rounded["bytes_by_type"].values()), abs=2500
+    )
+    cost = rounded["embedding_bits"]["kl_divergence"]
+    assert 0 < cost < 5e-3
+    assert rounded["proof"]["kl_divergence"] == pytest.approx(cost, rel=0.5)
+    assert "embedding and head in 8 bits cost a KL divergence of" in output
+    before = digests(tmp_path / "out")
+    assert run(recipe).count("finished before, reused") == 1
+    assert digests(tmp_path / "out") == before
 
-    def wrongly(self, job):
-        exactness, file = write(self, job), job.folder / WEIGHTS
-        file.write_bytes(swapped_nibbles(file.read_bytes()))
-        return exactness
 
-    monkeypatch.setattr(MnnFormat, "write", wrongly)
-    recipe = recipe_of(tmp_path, make_checkpoint("glm"), quantize("int4"), export("int4", format="mnn"))
-    message = " ".join(refusal("run", recipe, "--output", tmp_path / "out", "--device", "cpu").split())
-    assert_says(message, "llm.mnn: MNN does not predict", "KL divergence", "not kept")
-    assert list((tmp_path / "out").rglob("*.mnn")) == []
+def test_the_folder_is_one_that_a_person_can_use(make_checkpoint: Make, tmp_path: Path):
+    """By the command, and with the converter in a process of its own."""
+    result = invoke(
+        *("export", make_checkpoint("mistral"), "--format", "mnn", "--output", tmp_path / "out", "--called", "tiny")
+    )
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out"
+    assert {path.name for path in folder.iterdir()} == {
+        *FILES,
+        *("README.md", "SHA256SUMS", "export.json"),
+    }
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert sums.returncode == 0, sums.stderr
+    assert_says(sums.stdout, "llm.mnn.weight: OK", "embeddings.bin: OK")
+    card = (folder / "README.md").read_text()
+    assert_says(card, "tags:\n- mnn", "llm_demo config.json", "# tiny", "With memory low", "adb push")
+    assert json.loads((folder / "llm_config.json").read_text())["sliding_window"] == 8
+    code = card.split("```python\n")[1].split("```")[0]
+    said = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True)
+    # What a random model says is no text.
+    assert said.returncode == 0 or said.stderr.strip().splitlines()[-1].startswith(b"UnicodeDecodeError"), said.stderr
 
 
-def test_a_head_in_eight_bits_is_refused_with_the_line(make_checkpoint: Make, tmp_path: Path):
-    stages = quantize("int4"), export("int4", format="mnn", embedding_bits=8)
-    assert_says(refusal("plan", recipe_of(tmp_path, make_checkpoint("glm"), *stages)), "embedding_bits", "16 bits")
+@pytest.mark.usefixtures("_forked")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "gelu"}, ["config.json", "hidden_act gelu", "silu"]),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ["rope_type dynamic"]),
+    ],
+)
+def test_a_config_that_the_graph_lacks_is_refused_before_work(
+    changes: dict, words: list[str], make_checkpoint: Make, tmp_path: Path
+):
+    recipe = recipe_of(tmp_path, make_checkpoint("llama", **changes), mnn("source"))
+    assert_says(refusal("plan", recipe), *words)
+    assert_says(refusal("run", recipe, "--output", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("_forked")
+def test_what_no_file_holds_is_refused_with_the_line(make_checkpoint: Make, tmp_path: Path):
+    odd = make_checkpoint("glm", hidden_size=48)
+    message = refusal("plan", recipe_of(tmp_path, odd, mnn("source", embedding_bits=8)))
+    assert_says(message, "stages.1.embedding_bits", "48 inputs do not divide by 32")
+    recipe = recipe_of(tmp_path, make_checkpoint("glm"), mnn("source"))
+    assert_says(refusal("run", recipe, "--output", tmp_path / "out", "--memory-limit", "1MB"), "--memory-limit")

@@ -13,7 +13,7 @@ package by pip and reports each use when it is imported.
 import json
 import os
 import sys
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,7 +203,7 @@ def _restore_numbers(graph: Path, traced: Path, norm_eps: float) -> None:
 def main() -> None:
     """Do one job."""
     job: dict[str, Any] = json.loads(sys.stdin.read())
-    sys.path.insert(0, str(Path(find_spec("llmexport").origin).parent))
+    sys.path.insert(0, str(distribution("llmexport").locate_file("llmexport")))
     answer, output = os.dup(1), Path(job["output"])
     os.dup2(2, 1)  # the converter prints
     if "tokenizer" in job:

@@ -56,15 +56,13 @@ class Engine:
 
 def predict(job: dict[str, Any]) -> dict[str, Any]:
     """Write the logits of rows; see above."""
-    rows, continuation, out = job["rows"], job["continuation"], None
+    rows, continuation = job["rows"], job["continuation"]
     exact, continued = Engine(Path(job["folder"]), "high", job["threads"]), []
+    size = (len(rows), len(rows[0]) + continuation, exact.logits(rows[0][:1]).shape[1])
+    out = np.lib.format.open_memmap(job["logits"], mode="w+", dtype=np.float32, shape=size)
     for number, row in enumerate(rows):
         exact.forget()
-        found = exact.logits(row)
-        if out is None:
-            size = (len(rows), len(row) + continuation, found.shape[1])
-            out = np.lib.format.open_memmap(job["logits"], mode="w+", dtype=np.float32, shape=size)
-        out[number, : len(row)] = found
+        out[number, : len(row)] = exact.logits(row)
         made: list[int] = []
         for place in range(len(row), len(row) + continuation):
             made.append(int(out[number, place - 1].argmax()))

@@ -46,6 +46,8 @@ def row_order(shape: ModelShape, module: str, turned: int) -> torch.Tensor | Non
     if shape.family.architecture not in TURNS_NEIGHBOURS or name not in (attention.query, attention.key):
         return None
     heads = shape.num_attention_heads if name == attention.query else shape.num_key_value_heads
-    first, second = torch.arange(turned, shape.head_dim).chunk(2) if turned < shape.head_dim else ([], [])
-    channels = torch.tensor([*range(0, turned, 2), *first, *range(1, turned, 2), *second])
+    middle = (turned + shape.head_dim) // 2
+    even, first = torch.arange(0, turned, 2), torch.arange(turned, middle)
+    odd, second = torch.arange(1, turned, 2), torch.arange(middle, shape.head_dim)
+    channels = torch.cat([even, first, odd, second])
     return (torch.arange(heads).unsqueeze(1) * shape.head_dim + channels).flatten()

@@ -42,7 +42,7 @@ class Operators:
         self._linear, self.attention = linear, attention
         self.places: dict[str, Place] = {}
 
-    def linear(self, shape: ModelShape, module: str, size: tuple[int, int], biased: bool) -> nn.Module:
+    def linear(self, shape: ModelShape, module: str, size: tuple[int, ...], biased: bool) -> nn.Module:
         """A linear of a module of the checkpoint with [out, in] features."""
         head = module == shape.family.roles.head
         name = "/lm/lm_head/Linear" if head else "/" + module.replace(".", "/") + "/Linear"
@@ -75,7 +75,7 @@ class Attention(nn.Module):
             _linear(checkpoint, operators, layer, name) for name in (roles.query, roles.key, roles.value, roles.output)
         )
         self.query_norm, self.key_norm = (
-            _norm(checkpoint, layer, f"{name.rpartition('.')[0]}.{short}_norm") or nn.Identity()
+            _norm(checkpoint, layer, f"{name.rpartition('.')[0]}.{short}_norm")
             for name, short in ((roles.query, "q"), (roles.key, "k"))
         )
         name = f"/layers.{layer}/self_attn/FusedAttention"
@@ -97,8 +97,8 @@ class FeedForward(nn.Module):
         roles = checkpoint.shape.family.roles.ffn
         self.activation = nn.functional.silu
         self.fused = roles.gate_up is not None
-        names = (roles.gate_up,) if self.fused else (roles.gate, roles.up)
-        self.inputs = nn.ModuleList(_linear(checkpoint, operators, layer, name) for name in names)
+        names = (roles.gate_up, roles.gate, roles.up)
+        self.inputs = nn.ModuleList(_linear(checkpoint, operators, layer, name) for name in names if name)
         self.down = _linear(checkpoint, operators, layer, roles.down)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Layer(nn.Module):
         family = checkpoint.shape.family
         self.before, self.between = (_norm(checkpoint, layer, name) for name in _norms_before(checkpoint.shape))
         self.after = nn.ModuleList(
-            (_norm(checkpoint, layer, family.writer_norms[writer]) if writer in family.writer_norms else nn.Identity())
+            _norm(checkpoint, layer, family.writer_norms.get(writer))
             for writer in (family.attention_output, family.mlp_output)
         )
         self.attention = Attention(checkpoint, operators, layer)
@@ -172,7 +172,7 @@ def _norms_before(shape: ModelShape) -> tuple[str, str]:
     """The norms that attention and the feed-forward network read through."""
     first, second = shape.family.roles.attention.query, shape.family.roles.ffn
     reads = {reader: norm for norm, readers in shape.family.smoothing.items() for reader in readers}
-    return reads[first], reads[second.gate_up or second.gate]
+    return reads[first], next(reads[name] for name in (second.gate_up, second.gate) if name)
 
 
 def _linear(checkpoint: Checkpoint, operators: Operators, layer: int, name: str) -> nn.Module:
@@ -182,10 +182,10 @@ def _linear(checkpoint: Checkpoint, operators: Operators, layer: int, name: str)
     return operators.linear(shape, module, tensors[f"{name}.weight"], f"{name}.bias" in tensors)
 
 
-def _norm(checkpoint: Checkpoint, layer: int, name: str) -> Norm | None:
-    """A norm of a layer; None if the family has none there."""
+def _norm(checkpoint: Checkpoint, layer: int, name: str | None) -> nn.Module:
+    """A norm of a layer; what changes nothing if the model has none there."""
     if f"{name}.weight" not in checkpoint.shape.layer_tensors(layer):
-        return None
+        return nn.Identity()
     weight = checkpoint.read(f"{checkpoint.shape.family.layer_prefix(layer)}{name}.weight")
     return Norm(weight, checkpoint.norm_eps)
 

@@ -8,6 +8,10 @@ from autoglm_compress.export.eight_bits import BLOCK, SLICE_ROWS
 
 GRAPH_BYTES, LAYER_BYTES = 50_000, 40_000
 """Of the graph: without layers, and of each layer."""
+WRITER_BYTES, ENGINE_BYTES = 720_000_000, 64_000_000
+"""What the two processes take beside the model: libraries, torch among the writer's; activations, the tokenizer."""
+UNPACKING, ROUNDING = 6, 6 * 4
+"""Bytes for each value of a matrix that is unpacked and packed again, and of a slice that is rounded to 8 bits."""
 BITS = (4, 8)
 ENDS = Scheme(8, BLOCK, symmetric=True)
 """How a 16-bit embedding and head are stored with `embedding_bits: 8`."""
@@ -56,14 +60,10 @@ def graph_bytes(shape: ModelShape) -> int:
     return GRAPH_BYTES + LAYER_BYTES * shape.num_hidden_layers
 
 
-WRITER_BYTES, ENGINE_BYTES = 64_000_000, 64_000_000
-"""What the two take beside the model: libraries, activations, the tokenizer."""
-
-
 def writing_bytes(shape: ModelShape, embedding_bits: int | None) -> int:
     """Bytes of memory that writing takes: the largest matrix as it is and as it is stored."""
-    largest = max(prod(size) for _, size in shape.tensors()) * (shape.element_bytes + 6)
-    return WRITER_BYTES + largest + (24 * SLICE_ROWS * shape.hidden_size if embedding_bits else 0)
+    largest = max(prod(size) for _, size in shape.tensors()) * (shape.element_bytes + UNPACKING)
+    return WRITER_BYTES + largest + (ROUNDING * SLICE_ROWS * shape.hidden_size if embedding_bits else 0)
 
 
 def engine_bytes(shape: ModelShape, embedding_bits: int | None) -> int:

@@ -10,6 +10,7 @@ tokenizer's file are used; its own models and its command are not. Of MNN, `_too
 package by pip and reports each use when it is imported.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import torch
 
@@ -58,6 +60,7 @@ def build(checkpoint: Checkpoint, output: Path, embedding_bits: int | None) -> R
         trace(graph, shape, masks, traced)
     converter = _converter(operators, writer, output, 2 * len(frequencies))
     converter.export(str(traced))
+    _name_by_content(output / GRAPH, output / f"{GRAPH}.json")
     head = shape.family.roles.head
     if shape.tie_word_embeddings:
         looked_up = converter.written[head].looked_up(writer.scheme(head))
@@ -198,6 +201,13 @@ def _restore_numbers(graph: Path, traced: Path, norm_eps: float) -> None:
         elif op["type"] == "Const" and op["main"].get("float32s"):
             op["main"]["float32s"] = exact[op["name"]].flatten().tolist()
     write_json(graph, whole)
+
+
+def _name_by_content(graph: Path, as_json: Path) -> None:
+    """Give a graph an identifier that its content decides, so that the same checkpoint leaves the same bytes."""
+    drawn, data = json.loads(as_json.read_text())["mnn_uuid"].encode(), graph.read_bytes()
+    content = hashlib.sha256(data.replace(drawn, b"")).hexdigest()
+    graph.write_bytes(data.replace(drawn, str(uuid5(NAMESPACE_OID, content)).encode()))
 
 
 def main() -> None:

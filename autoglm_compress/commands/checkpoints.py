@@ -19,6 +19,7 @@ class ExportTo(str, Enum):
     """What a checkpoint is exported to."""
 
     gguf = "gguf"
+    mnn = "mnn"
     onnx = "onnx"
 
 
@@ -103,7 +104,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the files go.")],
     format_: Annotated[
-        ExportTo, typer.Option("--format", help="gguf is for llama.cpp and Ollama, onnx for ONNX Runtime.")
+        ExportTo, typer.Option("--format", help="gguf is for llama.cpp and Ollama, mnn for MNN, onnx for ONNX Runtime.")
     ],
     embedding_bits: Annotated[
         int | None, typer.Option(metavar="8", help="Of embedding and head. \\[default: as the checkpoint has them]")

@@ -56,6 +56,8 @@ def _nearness(kind: ExportFormat, record: dict[str, Any], past: History | None) 
             f"{proof['kl_divergence']:.2g} nats over {proof['tokens']} held-out tokens, with the same next token for "
             f"{100 * proof['same_next_token']:.1f} % of them."
         )
+        if "low_memory_kl_divergence" in proof:
+            lines.append(f"With memory low, it is {proof['low_memory_kl_divergence']:.2g} nats from that.")
     else:
         lines.append(f"It was **not proven** with {kind.engine}, which was not installed.")
     if "embedding_bits" in record:

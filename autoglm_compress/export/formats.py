@@ -9,6 +9,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_format import GgufFormat
 from autoglm_compress.export.job import ExportJob
+from autoglm_compress.export.mnn_format import MnnFormat
 from autoglm_compress.export.onnx_format import OnnxFormat
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows
@@ -73,4 +74,4 @@ class ExportFormat(Protocol):
         """Small files that belong to it, as text by their names."""
 
 
-FORMATS: Mapping[str, ExportFormat] = {"gguf": GgufFormat(), "onnx": OnnxFormat()}
+FORMATS: Mapping[str, ExportFormat] = {"gguf": GgufFormat(), "mnn": MnnFormat(), "onnx": OnnxFormat()}

@@ -2,8 +2,8 @@
 
 A job comes as JSON on the standard input. `{"file", "texts"}` answers the token ids of texts, as JSON on the standard
 output. `{"file", "rows", "continuation", "logits", "threads"}` writes the logits of rows of token ids and of what the
-model continues them with greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers the
-continuations. `xllamacpp` brings the library, whose functions are called as `llama.h` has them; the layout of its
+model continues them with greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers
+`{"continuations"}`. `xllamacpp` brings the library, whose functions are called as `llama.h` has them; the layout of its
 structures is compared with the defaults in them before anything is done.
 """
 
@@ -178,7 +178,7 @@ def main() -> None:
         model, rows = engine.load(job["file"], vocab_only=False), np.array(job["rows"], dtype=np.int32)
         size = (len(rows), rows.shape[1] + job["continuation"], engine.vocabulary_size(model))
         logits = np.lib.format.open_memmap(job["logits"], mode="w+", dtype=np.float32, shape=size)
-        answer = engine.logits(model, rows, job["continuation"], job["threads"], logits)
+        answer = {"continuations": engine.logits(model, rows, job["continuation"], job["threads"], logits)}
         logits.flush()
     json.dump(answer, sys.stdout)
 

@@ -33,6 +33,7 @@ from autoglm_compress.export.onnx_matrices import (
     scheme_of,
 )
 from autoglm_compress.export.options import ExportOptions, accuracy_level
+from autoglm_compress.export.own_graphs import rope_frequencies
 from autoglm_compress.export.text_models import has_window
 
 CONTRIB = "com.microsoft"
@@ -315,10 +316,3 @@ def _rounded_layout(columns: int) -> BlockLayout:
 
 def _numpy_of(make: Any, size: Sequence[int]) -> Any:
     return lambda: make().reshape(size)
-
-
-def rope_frequencies(config: Any, auto_class: str) -> tuple[torch.Tensor, float]:
-    """RoPE's frequencies, fp32 [turned channels / 2], and what it multiplies cosines and sines by."""
-    rotary = meta_model(config, auto_class).base_model.rotary_emb
-    made = type(rotary)(config)
-    return made.inv_freq.float(), float(made.attention_scaling)

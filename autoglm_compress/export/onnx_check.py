@@ -9,19 +9,12 @@ from autoglm_compress.atomic import write_json
 from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.errors import UserError
 from autoglm_compress.export import onnx_engine
+from autoglm_compress.export.chat_comparison import chat_problem
 from autoglm_compress.export.engine_process import EngineError, ask_engine
-from autoglm_compress.export.id_comparison import IdComparison, compare_with
+from autoglm_compress.export.id_comparison import IdComparison, compare_with, require_alike
 from autoglm_compress.export.onnx_families import graph_family
 from autoglm_compress.export.onnx_names import GRAPH, SETTINGS
 from autoglm_compress.hashing import key_of, sha256
-
-CHAT = [
-    {"role": "system", "content": "You are helpful."},
-    {"role": "user", "content": "What is 7 × 6?"},
-    {"role": "assistant", "content": "It is 42."},
-    {"role": "user", "content": " Thank you!\n"},
-]
-
 
 _COMPARED: dict[str, IdComparison] = {}
 """What this process compared, by tokenizer: it is asked for before a run begins, and by every export of the run."""
@@ -49,51 +42,13 @@ def _compare(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
         compared = compare_with(tokenizer, lambda texts: _ask(shape, tokenizer, {"texts": texts}))
     except EngineError as error:
         raise UserError(f"{where}: onnxruntime-genai does not take the tokenizer: {error}.") from None
-    wrong = [number for number in compared.differing() if not _alike_but_for_blanks(tokenizer, compared, number)]
-    if wrong:
-        raise UserError(
-            f"{where}: onnxruntime-genai's tokenizer gives other ids for {len(wrong)} of {len(compared.texts)} texts, "
-            f"such as {compared.example(wrong[0])}. "
-            "The model would read nonsense: it cannot be exported to ONNX with this tokenizer."
-        )
+    require_alike(tokenizer, compared, where, "onnxruntime-genai", "ONNX")
     return compared
 
 
-def _alike_but_for_blanks(tokenizer: Any, compared: IdComparison, number: int) -> bool:
-    """Whether two readings have the same text, and the same tokens but for those of spaces and line breaks.
-
-    The engine does not go back where `\\s*[\\r\\n]+` has read too much, as the expressions of many tokenizers ask for.
-    """
-    ours, theirs = compared.expected[number], compared.found[number]
-    if tokenizer.decode(ours) != tokenizer.decode(theirs):
-        return False
-    rest = [[token for token in ids if not tokenizer.decode([token]).isspace()] for ids in (ours, theirs)]
-    return rest[0] == rest[1]
-
-
-def blanks_problem(compared: IdComparison) -> str | None:
-    """What to know of blanks that the engine reads as other tokens; None if there are none."""
-    if not (differing := compared.differing()):
-        return None
-    return (
-        f"onnxruntime-genai reads runs of spaces and line breaks as other tokens in {len(differing)} of "
-        f"{len(compared.texts)} texts, such as {compared.texts[differing[0]][:40]!r}"
-    )
-
-
-def chat_problem(shape: ModelShape, tokenizer: Any) -> str | None:
+def chat_prompt_problem(shape: ModelShape, tokenizer: Any) -> str | None:
     """What onnxruntime-genai makes of the chat template that `transformers` does not; None if nothing."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        expected = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
-    except Exception:  # a template may refuse a chat with whatever exception: other chats are not known here
-        return None
-    try:
-        found = _ask(shape, tokenizer, {"chat": CHAT})
-    except EngineError as error:
-        return f"onnxruntime-genai does not take the chat template ({error}): write prompts without it"
-    return None if found == expected else "onnxruntime-genai writes another prompt by the chat template: write prompts"
+    return chat_problem(tokenizer, "onnxruntime-genai", lambda chat: str(_ask(shape, tokenizer, {"chat": chat})))
 
 
 def _ask(shape: ModelShape, tokenizer: Any, job: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 A job comes as JSON on the standard input, with the model's folder. `{"folder", "texts"}` answers the token ids of
 texts, as JSON on the standard output, and `{"folder", "chat"}` the prompt that a chat becomes. `{"folder", "rows",
 "continuation", "logits", "threads"}` writes the logits of rows of token ids and of what the model continues them with
-greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers the continuations.
+greedily, fp32 [rows, tokens + continuation, vocab_size], to a file of numpy, and answers `{"continuations"}`.
 """
 
 import json
@@ -69,7 +69,8 @@ def main() -> None:
         answer = chat_prompt(job["folder"], job["chat"])
     else:
         rows = np.array(job["rows"], dtype=np.int32)
-        answer = predict(job["folder"], rows, job["continuation"], Path(job["logits"]), job["threads"])
+        continued = predict(job["folder"], rows, job["continuation"], Path(job["logits"]), job["threads"])
+        answer = {"continuations": continued}
     json.dump(answer, sys.stdout)
 
 

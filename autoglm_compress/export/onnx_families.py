@@ -7,8 +7,6 @@ from typing import Any
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.export.text_models import towers_problem
 
-ACTIVATION = "silu"
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 MOST_TOKENS = 131_072
 """The longest context: RoPE's tables have a row for each token of it."""
 HEAD_STEP = 16
@@ -53,16 +51,6 @@ def shape_problem(shape: ModelShape) -> str | None:
         return f"there is no graph for {architecture}: there are graphs for {', '.join(FAMILIES)}"
     if shape.head_dim % HEAD_STEP:
         return f"head_dim {shape.head_dim}: GroupQueryAttention of ONNX Runtime needs a multiple of {HEAD_STEP}"
-    return None
-
-
-def config_problem(config: Any) -> str | None:
-    """Why ONNX Runtime cannot run a model of a text tower's `transformers` config; None if it can."""
-    if config.hidden_act != ACTIVATION:
-        return f"hidden_act {config.hidden_act}: the graph has {ACTIVATION} there"
-    kind = config.rope_parameters["rope_type"]
-    if kind not in ROPE_TYPES:
-        return f"rope_type {kind}: the graph has the same angles at every length, as {', '.join(ROPE_TYPES)} have"
     return None
 
 

@@ -13,14 +13,16 @@ from autoglm_compress.export import onnx_engine
 from autoglm_compress.export.eight_bits import EndsError
 from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness, Rounding
+from autoglm_compress.export.id_comparison import blanks_problem
 from autoglm_compress.export.job import ExportJob
-from autoglm_compress.export.onnx_check import blanks_problem, chat_problem, compare_ids
-from autoglm_compress.export.onnx_families import MOST_TOKENS, config_problem, context_length, shape_problem
+from autoglm_compress.export.onnx_check import chat_prompt_problem, compare_ids
+from autoglm_compress.export.onnx_families import MOST_TOKENS, context_length, shape_problem
 from autoglm_compress.export.onnx_names import DATA, GRAPH
 from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, stored_bytes, writing_bytes
 from autoglm_compress.export.onnx_usage import commands
 from autoglm_compress.export.onnx_writer import write_onnx
 from autoglm_compress.export.options import ExportOptions, accuracy_level
+from autoglm_compress.export.own_graphs import config_problem
 from autoglm_compress.export.proof import ENGINE_LOGITS, EnginePrediction, Limits, ProofRows, predicted, row_bytes
 
 PACKAGES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
@@ -125,9 +127,11 @@ class OnnxFormat:
                 "them, as the chat template does"
             )
         compared = compare_ids(checkpoint.shape, checkpoint.folder)
-        notes += [
-            problem for problem in (blanks_problem(compared), chat_problem(checkpoint.shape, tokenizer)) if problem
-        ]
+        problems = (
+            blanks_problem(compared, "onnxruntime-genai"),
+            chat_prompt_problem(checkpoint.shape, tokenizer),
+        )
+        notes += [problem for problem in problems if problem]
         return found | ({"notes": notes} if notes else {})
 
     def commands(self, file: str) -> str:

@@ -14,7 +14,7 @@ class ExportOptions(BaseModel):
     in fp32. It is 4 if none is given.
     """
 
-    format: Literal["gguf", "onnx"]
+    format: Literal["gguf", "mnn", "onnx"]
     embedding_bits: Literal[8] | None = None
     accuracy_level: Literal[0, 4] | None = None
     called: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

@@ -1,7 +1,7 @@
 """The proof of an export: what the engine predicts from the file, beside what the checkpoint predicts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ class EnginePrediction:
     """What an engine makes of rows of tokens.
 
     `logits` is a file of numpy, fp32 [rows, tokens + continuation, vocab_size]; `continuations` are the tokens that the
-    engine continues each row with greedily, [rows, continuation].
+    engine continues each row with greedily, [rows, continuation]. `measured` goes on record.
     """
 
     logits: Path
     continuations: list[list[int]]
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 def predicted(module: str, model: Mapping[str, str], work: Path, rows: ProofRows) -> EnginePrediction:
@@ -63,7 +64,8 @@ def predicted(module: str, model: Mapping[str, str], work: Path, rows: ProofRows
         "logits": str(logits),
         "threads": torch.get_num_threads(),
     }
-    return EnginePrediction(logits, ask_engine(module, {**model, **question}))
+    answer = ask_engine(module, {**model, **question})
+    return EnginePrediction(logits, answer.pop("continuations"), answer)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Proof:
     top1: float
     greedy: float
     positions: int
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data."""
@@ -96,7 +99,8 @@ class Proof:
             "same_next_token": self.top1,
             "same_greedy_token": self.greedy,
         }
-        return {name: float(f"{value:.4g}") for name, value in found.items()} | {"tokens": self.positions}
+        rounded = {name: float(f"{value:.4g}") for name, value in (found | {**self.measured}).items()}
+        return rounded | {"tokens": self.positions}
 
     def require(self, limits: Limits, engine: str, file: Path) -> None:
         """Raise UserError if it is further than the limits."""
@@ -176,4 +180,5 @@ def prove(checkpoint: Checkpoint, rows: torch.Tensor, found: EnginePrediction, r
         top1=float((chosen[0] == chosen[1]).double().mean()),
         greedy=float((chosen[0][:, before] == whole[:, rows.shape[1] :]).double().mean()),
         positions=whole.numel(),
+        measured=found.measured,
     )

@@ -18,10 +18,11 @@ from autoglm_compress.stages.needs import Needs
 class Export(Stage, ExportOptions):
     """Write the checkpoint for an engine, with its integers and scales as they are.
 
-    `gguf` is for llama.cpp, Ollama and the apps that are built on it, `onnx` for ONNX Runtime, which rounds activations
-    to 8 bits beside integers, or nothing with `accuracy_level: 0`. Embedding and head have 16 bits as in the
-    checkpoint, or 8 with `embedding_bits: 8`. The engine then loads the file, and its predictions on held-out text must
-    be the checkpoint's; without the engine the file is not proven, and the record says `verified: false`.
+    `gguf` is for llama.cpp, Ollama and the apps that are built on it, `mnn` for MNN's `llm` engine, `onnx` for ONNX
+    Runtime, which rounds activations to 8 bits beside integers, or nothing with `accuracy_level: 0`. Embedding and head
+    have 16 bits as in the checkpoint, or 8 with `embedding_bits: 8`. The engine then loads the file, and its
+    predictions on held-out text must be the checkpoint's; without the engine the file is not proven, and the record
+    says `verified: false`.
     """
 
     stage: Literal["export"]

@@ -20,7 +20,6 @@ from autoglm_compress.quantization.autoawq_backend import BITS, quantize_with_au
 
 def quantize(model: Path, rows: Path, setting: dict[str, Any], folder: Path) -> None:
     """From checkpoint to checkpoint."""
-    import awq  # noqa: F401  its import is not to be timed
 
     token_ids = load_file(rows)["rows"]
     began = time.monotonic()

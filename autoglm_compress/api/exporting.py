@@ -33,7 +33,7 @@ def export_checkpoint(
     Args:
         checkpoint: a folder with config, tokenizer and safetensors.
         output: the folder that the files go into; it is not there yet, or is empty.
-        format: `gguf` for llama.cpp, `onnx` for ONNX Runtime.
+        format: `gguf` for llama.cpp, `mnn` for MNN, `onnx` for ONNX Runtime.
         embedding_bits: 8 to round embedding and head; as the checkpoint has them by default.
         accuracy_level: of ONNX Runtime's products, 0 in fp32 or 4; 4 by default.
         called: what the model is called; the folder's name by default.

@@ -7,6 +7,7 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.features import counted
 from autoglm_compress.forward.logits import logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
@@ -66,9 +67,10 @@ def agreement(
         heads[1] = heads[0]
     difference, size = 0.0, 0.0
     row_divergence, row_top1 = [], []
-    for pair in zip(*states, strict=True):
+    for batch, *pair in zip(batches, *states, strict=True):
         divergence, same = [], []
-        normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
+        counts = counted(batch, len(heads[0]))
+        normed = [norm(last.to(device))[counts.to(device)].float() for norm, last in zip(norms, pair, strict=True)]
         for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
             logits = _logits([hidden[part] for hidden in normed], heads)
             centred = [values - values.mean(-1, keepdim=True) for values in logits]
@@ -79,14 +81,14 @@ def agreement(
             divergence.append((expected.exp() * (expected - found)).sum(-1))
             same.append(expected.argmax(-1) == found.argmax(-1))
             del logits, expected, found  # or they would be there beside the next ones
-        rows = len(pair[0])
-        row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
-        row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()
+        per_row = counts.sum(1).tolist()
+        row_divergence += [float(row.double().mean()) for row in torch.cat(divergence).split(per_row)]
+        row_top1 += [float(row.double().mean()) for row in torch.cat(same).split(per_row)]
     return Agreement(
         divergence=max(fmean(row_divergence), 0.0),  # rounding may give a negative value; NaN stays
         logit_error=difference / max(size, 1e-30),
         top1=fmean(row_top1),
-        tokens=sum(batch.numel() for batch in batches),
+        tokens=sum(int(counted(batch, len(heads[0])).sum()) for batch in batches),
         row_divergence=tuple(row_divergence),
         row_top1=tuple(row_top1),
     )

@@ -52,6 +52,11 @@ class MediaChats:
         return load_processor(self._folder)
 
     @cached_property
+    def _date(self) -> dict[str, str]:
+        """The date for a template that prints one. Others are given none: the processor would warn of it."""
+        return {"date_string": DATE} if "date_string" in str(self._processor.chat_template) else {}
+
+    @cached_property
     def _placeholders(self) -> dict[str, int]:
         """The token that stands for a feature of an image, of a sound, by the type of a part."""
         found: dict[str, int] = {}
@@ -118,7 +123,7 @@ class MediaChats:
         messages = [_with_whole_paths(turn, chat.folder) for turn in chat.messages]
         try:
             found = self._processor.apply_chat_template(
-                messages, tools=chat.tools, tokenize=True, return_dict=True, return_tensors="pt", date_string=DATE
+                messages, tools=chat.tools, tokenize=True, return_dict=True, return_tensors="pt", **self._date
             )
         except ImportError as error:
             raise UserError(

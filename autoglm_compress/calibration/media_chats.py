@@ -67,6 +67,11 @@ class MediaChats:
                 found[kind] = token
         return found
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types of parts that the model has a tower for."""
+        return tuple(self._placeholders)
+
     def ids(self, chat: Chat) -> list[int]:
         """The tokens of a chat. Those that stand for features are past the vocabulary, and the same at every call.
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.architecture import Family, family_of
+from autoglm_compress.architecture import Family
 from autoglm_compress.calibration.chat import Chat, chat_text
 from autoglm_compress.calibration.media_chats import MediaChats
 from autoglm_compress.calibration.text import Document
-from autoglm_compress.checkpoint.model_config import read_config
-from autoglm_compress.checkpoint.tokenizer import load_tokenizer
 from autoglm_compress.errors import UserError
 
 
@@ -36,7 +34,6 @@ class Reader:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + end
 
 
-def reader_of(folder: Path, family: Family | None = None) -> Reader:
-    """What reads documents for the model in a folder; `family` describes it, instead of the known one."""
-    found = family_of(read_config(folder), str(folder / "config.json"), family)
-    return Reader(load_tokenizer(folder), MediaChats(folder, found) if found.kept else None)
+def reader_of(folder: Path, family: Family, tokenizer: Any) -> Reader:
+    """What reads documents for the model of a family in a folder."""
+    return Reader(tokenizer, MediaChats(folder, family) if family.kept else None)

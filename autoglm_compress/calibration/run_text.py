@@ -178,7 +178,7 @@ class CalibrationText:
 
     @cached_property
     def _reader(self) -> Reader:
-        return reader_of(self._model.folder, self._model.family)
+        return reader_of(self._model.folder, self._model.family, self._model.tokenizer())
 
     @property
     def media(self) -> MediaChats | None:

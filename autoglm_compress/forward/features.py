@@ -88,7 +88,7 @@ class Features:
         stands = rows >= self._chats.vocab_size
         found = nn.functional.embedding(rows.masked_fill(stands, 0), embedding)
         if stands.any():
-            found = found.to(torch.promote_types(found.dtype, self._dtype))  # features are not rounded as embeddings are
+            found = found.to(torch.promote_types(found.dtype, self._dtype))  # or features would be rounded
             found[stands] = self._values(rows[stands].cpu(), "vectors").to(found)
         return found
 

@@ -1,6 +1,6 @@
 """Checks of a recipe's texts before work starts: rows that cannot be read, too little text."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from autoglm_compress.calibration.chat import Chat
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.run_text import can_be_divided
-from autoglm_compress.calibration.text import documents, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate
 from autoglm_compress.calibration.tokens import file_title, token_rows, too_little
-from autoglm_compress.checkpoint.tokenizer import has_tokenizer
+from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import UserError
 from autoglm_compress.pipeline.plan import Plan
 from autoglm_compress.recipe import Recipe
@@ -29,8 +29,13 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
     """
     for stage in plan.recipe.stages:
         stage.check_source(folder, plan.recipe.family())
-    reader = reader_of(folder, plan.recipe.family()) if has_tokenizer(folder) else None
-    return replace(plan, text_warnings=_check(plan.recipe, plan.texts, reader))
+    family = plan.checkpoints[0].shape.family
+    reader = reader_of(folder, family, load_tokenizer(folder)) if has_tokenizer(folder) else None
+    kinds = _media(path for path in plan.texts.values() if path is not None)
+    return replace(
+        plan if not kinds else plan.with_towers(),
+        text_warnings=(*_check(plan.recipe, plan.texts, reader), *_unseen(plan.recipe, reader, kinds)),
+    )
 
 
 def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | None) -> tuple[str, ...]:
@@ -52,12 +57,36 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | No
         if perplexity.source is not None:
             source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
             named = file_title(path)
+        if path is not None and _media([path]):
+            raise UserError(
+                f"evaluation.perplexity.source: {path}: has rows with images or sounds, and perplexity reads text: "
+                f"name a source of text, such as {PYTHON_DOCS}."
+            )
         if path is not None and path not in used:
             _check_rows(path, reader)
         rows = _count(path, "held-out", reader, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
         if rows < perplexity.samples:
             warnings.append(f"perplexity: {source} fills only {rows} of {perplexity.samples} samples")
     return tuple(warnings)
+
+
+def _media(paths: Iterable[Path]) -> set[str]:
+    """The types of parts that are files, of all rows of some texts."""
+    rows = (row for path in paths for split in ("calibration", "held-out") for row in documents(path, split))
+    return {kind for row in rows if isinstance(row, Chat) for kind in row.media}
+
+
+def _unseen(recipe: Recipe, reader: Reader | None, kinds: Collection[str]) -> list[str]:
+    """A warning if a model sees or hears, and no row has anything for it to see or hear."""
+    if reader is None or reader.media is None or not any(stage.uses_calibration for stage in recipe.stages):
+        return []
+    missing = [kind for kind in reader.media.kinds if kind not in kinds]
+    if not missing:
+        return []
+    return [
+        f"calibration: no row has an {' or '.join(missing)} part: what stays and what it is fitted to is decided by "
+        "other rows alone, and the model's answers to such parts suffer most"
+    ]
 
 
 def longest_rows(recipe: Recipe) -> int:

@@ -1,6 +1,5 @@
 """Rows with images and sounds: ids, positions and features are those of plain transformers."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def test_a_walk_gives_what_plain_transformers_does(model: Path, tmp_path: Path):
 def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path):
     """Chats one after the other in a row, the last one cut, are what transformers makes of them joined."""
     file = write_rows(tmp_path, 12, "omni" in str(model))
-    checkpoint, chats = seeing(model, tmp_path / "features")
+    checkpoint, _ = seeing(model, tmp_path / "features")
     whole = load(model)
     norm, head = final_norm(checkpoint, CPU), checkpoint.head_weight().float()
     reader = reader_of(model)
@@ -66,7 +65,7 @@ def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path)
     length = 100
     rows = packed_rows(reader, read, 3, length)
     assert rows.shape == (3, length)
-    for index, line in enumerate(rows):
+    for line in rows:
         numbers = reader.media.chats_in(line)
         joined = {}
         for number in range(numbers[0], min(numbers[-1] + 2, len(read))):  # the last may be cut before its features
@@ -82,5 +81,5 @@ def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path)
             given["mm_token_type_ids"] = (ids == checkpoint.whole_config.image_token_id).int()
         expected = whole(**given).logits[:, :length]
         [states] = walk(checkpoint, [line[None]], None, runtime=quiet(), title="walk")
-        torch.testing.assert_close(norm(states) @ head.T, expected, rtol=1e-4, atol=1e-4, msg=lambda m: f"{index}: {m}")
+        torch.testing.assert_close(norm(states) @ head.T, expected, rtol=1e-4, atol=1e-4)
     assert (rows >= checkpoint.shape.vocab_size).any(1).all()

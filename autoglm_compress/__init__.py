@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoglm_compress.api.comparing import compare
+    from autoglm_compress.api.exporting import export_checkpoint
     from autoglm_compress.api.measuring import evaluate
+    from autoglm_compress.api.publishing import push
     from autoglm_compress.api.running import plan, run
     from autoglm_compress.checkpoint import Checkpoint
     from autoglm_compress.errors import UserError
@@ -20,14 +22,27 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Checkpoint", "UserError", "__version__", "compare", "evaluate", "load_recipe", "plan", "run"]
+__all__ = [
+    "Checkpoint",
+    "UserError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "export_checkpoint",
+    "load_recipe",
+    "plan",
+    "push",
+    "run",
+]
 _ROOMS = {
     "Checkpoint": "checkpoint",
     "UserError": "errors",
     "compare": "api.comparing",
     "evaluate": "api.measuring",
+    "export_checkpoint": "api.exporting",
     "load_recipe": "recipe",
     "plan": "api.running",
+    "push": "api.publishing",
     "run": "api.running",
 }
 

@@ -41,6 +41,7 @@ for command in (
     checkpoints.inspect,
     checkpoints.evaluate,
     checkpoints.export,
+    checkpoints.push,
     checkpoints.compare,
     recipes.report,
 ):

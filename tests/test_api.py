@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 import autoglm_compress
-from autoglm_compress import Checkpoint, UserError, compare, evaluate, load_recipe, plan, run
+from autoglm_compress import (
+    Checkpoint,
+    UserError,
+    compare,
+    evaluate,
+    export_checkpoint,
+    load_recipe,
+    plan,
+    push,
+    run,
+)
 from support.command_line import plan as plan_command
 from support.command_line import refusal
 from support.places import QWEN
@@ -47,9 +57,17 @@ def test_nothing_is_imported_before_it_is_needed(statement: str, heavy: set[str]
 
 
 def test_all_names_are_there():
-    assert {"load_recipe", "plan", "run", "evaluate", "compare", "Checkpoint", "__version__"} <= set(
-        autoglm_compress.__all__
-    )
+    assert {
+        "load_recipe",
+        "plan",
+        "run",
+        "evaluate",
+        "compare",
+        "export_checkpoint",
+        "push",
+        "Checkpoint",
+        "__version__",
+    } <= set(autoglm_compress.__all__)
     assert all(getattr(autoglm_compress, name) is not None for name in autoglm_compress.__all__)
     assert set(autoglm_compress.__all__) <= set(dir(autoglm_compress))
     with pytest.raises(AttributeError, match="no attribute 'planned'"):
@@ -134,6 +152,13 @@ def test_results_are_those_of_the_commands(make_checkpoint: MakeCheckpoint, tmp_
         (lambda folder: evaluate(QWEN, folder / "a.json", "perplexty"), "task 'perplexty': .*Did you mean perplexity"),
         (lambda folder: evaluate(QWEN, folder / "a.json", device="tpu"), "device: given 'tpu'"),
         (lambda folder: evaluate(QWEN, folder), "is a folder"),
+        (lambda folder: export_checkpoint(QWEN, folder / "a", "onyx"), "--format: given 'onyx'"),
+        (lambda folder: export_checkpoint(QWEN, folder / "a", "gguf", embedding_bits=4), "--embedding-bits: given 4"),
+        (lambda folder: export_checkpoint(QWEN, folder / "a", "gguf", memory_limit=1.5), r"memory_limit: given 1\.5"),
+        (lambda folder: export_checkpoint(QWEN, folder / "a", "gguf"), "no weights"),
+        (lambda folder: push(QWEN, "tiny"), "tiny: not a repo on the hub: the owner is missing"),
+        (lambda folder: push(QWEN, "me/tiny", upload="yes"), "upload: given 'yes': expected bool"),
+        (lambda folder: push(folder, "me/tiny"), r"no config\.json"),
         (lambda folder: evaluate(QWEN, folder / "a.json", family="none.yaml"), r"--family: no file 'none\.yaml'"),
         (lambda folder: compare(folder / "a.json", folder / "b.json"), r"a\.json: cannot be read"),
         (lambda folder: compare(folder / "a", folder / "b", max_drop=-1), "--max-drop: given -1"),

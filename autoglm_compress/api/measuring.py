@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoglm_compress.api.arguments import Device, Place, shown_progress
-from autoglm_compress.architecture import named_family, read_family
+from autoglm_compress.api.arguments import Device, Place, named_family_in, shown_progress
 from autoglm_compress.checked import checked
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.command import EvaluationRequest, evaluate_checkpoint
@@ -76,7 +75,7 @@ def evaluate(
         _evaluation_options(mmlu=_given(questions), perplexity=_given(rows)),
         None if against is None else Path(against),
         device,
-        None if family is None else read_family(named_family(str(family), [Path.cwd()], "--family")),
+        named_family_in(family),
     )
     return evaluate_checkpoint(request, shown_progress(progress))
 

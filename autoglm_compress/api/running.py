@@ -5,8 +5,8 @@ from typing import Annotated
 
 from autoglm_compress.api.arguments import Device, Place, shown_progress
 from autoglm_compress.checked import checked
+from autoglm_compress.memory_limit import limit_in_bytes
 from autoglm_compress.pipeline import RunOptions, plan_recipe, run_recipe, with_texts
-from autoglm_compress.pipeline.plan import bytes_of
 from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.recipe import Recipe, load_recipe
 from autoglm_compress.records.plan import PlanRecord
@@ -28,7 +28,7 @@ def plan(recipe: AnyRecipe, output: Place | None = None, *, memory_limit: str | 
         UserError: an argument is of a wrong type, the recipe, its source, a text or the folder cannot be used, or the
             limit is too low.
     """
-    limit, loaded = _bytes(memory_limit), _recipe(recipe)
+    limit, loaded = limit_in_bytes(memory_limit), _recipe(recipe)
     folder = RunFolder(_output(loaded, output), loaded.name)  # refuses what a run would refuse
     planned = plan_recipe(loaded, folder.path)
     planned = with_texts(planned, planned.folder)
@@ -66,16 +66,12 @@ def run(
             allow it.
     """
     loaded = _recipe(recipe)
-    options = RunOptions(_output(loaded, output), device, first, last, fresh, _bytes(memory_limit))
+    options = RunOptions(_output(loaded, output), device, first, last, fresh, limit_in_bytes(memory_limit))
     return run_result(run_recipe(loaded, options, shown_progress(progress)))
 
 
 def _recipe(recipe: Recipe | Place) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-
-
-def _bytes(memory_limit: str | int | None) -> int | None:
-    return bytes_of(memory_limit) if isinstance(memory_limit, str) else memory_limit
 
 
 def _output(recipe: Recipe, output: Place | None) -> Path:

@@ -6,6 +6,8 @@ from autoglm_compress.checkpoint.tokenizer import ENDINGS, KINDS
 from autoglm_compress.errors import UserError
 
 WEIGHTS_AND_SIDECARS = ["*.json", "*.safetensors", *(f"{kind}*" for kind in KINDS), *(f"*{end}" for end in ENDINGS)]
+CARD = "README.md"
+"""It names the license, which the cards of what is made from the model name too."""
 DUPLICATES = ["consolidated*", "original/*"]
 
 
@@ -42,7 +44,7 @@ def resolve_source(source: str, bases: list[Path], option: str = "model.source")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=WEIGHTS_AND_SIDECARS, ignore_patterns=DUPLICATES))
+        return Path(snapshot_download(source, allow_patterns=[*WEIGHTS_AND_SIDECARS, CARD], ignore_patterns=DUPLICATES))
     except Exception as error:  # the hub client raises many kinds; the user needs one sentence
         raise _not_from_hub(source, bases, option, error) from None
 

@@ -1,4 +1,4 @@
-"""Commands on one checkpoint: `inspect`, `evaluate`, `export`; and `compare` on two evaluations."""
+"""Commands on one checkpoint: `inspect`, `evaluate`, `export`, `push`; and `compare` on two evaluations."""
 
 import json
 from enum import Enum
@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from autoglm_compress.commands.behaviour import one_message, quiet_transformers
-from autoglm_compress.commands.options import Device, FamilyFile, family_in
-from autoglm_compress.errors import UserError
+from autoglm_compress.commands.options import Device, FamilyFile, MemoryLimit, family_in
 
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 """Exit codes of `compare`. 2 is for errors that the user can fix."""
@@ -121,6 +120,7 @@ def export(
     ] = None,
     family: FamilyFile = None,
     device: Annotated[Device, typer.Option(help="Where the reference for the proof runs.")] = Device.auto,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Write a checkpoint as files that an engine runs, and prove that the engine predicts the same.
 
@@ -128,28 +128,52 @@ def export(
     An interrupted export begins again, and leaves the same bytes.
     """
     with one_message():
-        from pydantic import ValidationError
-
-        from autoglm_compress.export.command import ExportRequest, export_checkpoint
-        from autoglm_compress.export.options import ExportOptions
-        from autoglm_compress.progress import Progress
+        from autoglm_compress.api import exporting
 
         quiet_transformers()
-        try:
-            options = ExportOptions.model_validate(
-                {
-                    "format": format_.value,
-                    "embedding_bits": embedding_bits,
-                    "accuracy_level": accuracy_level,
-                    "called": called,
-                }
-            )
-        except ValidationError as error:
-            option = str(error.errors()[0]["loc"][0]).replace("_", "-")
-            raise UserError(f"--{option}: given {error.errors()[0]['input']!r}: {error.errors()[0]['msg']}.") from None
-        request = ExportRequest(checkpoint, output, options, text, device.value, family_in(family))
-        export_checkpoint(request, Progress(Console()))
+        exporting.export_checkpoint(
+            checkpoint,
+            output,
+            format_.value,
+            embedding_bits=embedding_bits,
+            accuracy_level=accuracy_level,
+            called=called,
+            text=text,
+            family=family,
+            device=device.value,
+            memory_limit=memory_limit,
+            progress=True,
+        )
         typer.echo(f"export: {output}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint, an export, or RUN/STAGE.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to on the hub: OWNER/NAME.")],
+    upload: Annotated[bool, typer.Option("--upload", help="Upload. \\[default: show what would be]")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a repo that nobody else can see.")] = False,
+    family: FamilyFile = None,
+) -> None:
+    """Upload a checkpoint or an export with its model card to the Hugging Face hub.
+
+    A checkpoint without a card gets one: sizes, what each stage cost, the recipe. Records of the run stay here.
+    """
+    with one_message():
+        from autoglm_compress.api import publishing
+        from autoglm_compress.report.numbers import size
+
+        quiet_transformers()
+        found = publishing.push(folder, repo, upload=upload, private=private, family=family)
+        if found.card is not None and not upload:
+            typer.echo(f"The model card, README.md:\n\n{found.card}")
+        for name, count in found.files.items():
+            typer.echo(f"{size(count):>9}  {name}")
+        typer.echo(f"{size(found.bytes):>9}  in all")
+        if upload:
+            typer.echo(f"uploaded: {found.url}")
+        else:
+            seen = "private" if private else "public"
+            typer.echo(f"to: {found.url} ({seen} if it is made anew)\nnothing was uploaded: add --upload to do it")
 
 
 def _names(listed: str) -> tuple[str, ...]:

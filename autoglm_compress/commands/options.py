@@ -19,6 +19,10 @@ FamilyFile = Annotated[
     str | None,
     typer.Option("--family", metavar="FILE", help="A YAML that describes the model's family. \\[default: a known one]"),
 ]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Refuse what may need more memory, such as 8GB. \\[default: none]"),
+]
 
 
 def family_in(file: str | None) -> Any:

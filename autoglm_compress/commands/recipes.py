@@ -8,14 +8,10 @@ import typer
 from rich.console import Console
 
 from autoglm_compress.commands.behaviour import one_message, quiet_transformers
-from autoglm_compress.commands.options import Device
+from autoglm_compress.commands.options import Device, MemoryLimit
 from autoglm_compress.errors import UserError
 from autoglm_compress.shipped import bundled_recipe, bundled_recipes, hides_file, summary
 
-MemoryLimit = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Refuse stages that may need more memory, such as 8GB. \\[default: none]"),
-]
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A name that `recipes` lists, or a file, such as my.yaml.")
 ]

@@ -7,16 +7,10 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.forward.features import counted
-from autoglm_compress.forward.logits import logits_of, token_slices
+from autoglm_compress.forward.logits import centred, compared_slices, divergences, logits_of
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
-
-SLICES = 4
-"""Tokens are cut into this many times smaller slices than elsewhere, because more tensors of logits are in memory at
-once.
-"""
 
 
 @dataclass(frozen=True)
@@ -71,16 +65,15 @@ def agreement(
         divergence, same = [], []
         counts = counted(batch, len(heads[0]))
         normed = [norm(last.to(device))[counts.to(device)].float() for norm, last in zip(norms, pair, strict=True)]
-        for part in token_slices(len(normed[0]), SLICES * len(heads[0])):
+        for part in compared_slices(len(normed[0]), len(heads[0])):
             logits = _logits([hidden[part] for hidden in normed], heads)
-            centred = [values - values.mean(-1, keepdim=True) for values in logits]
-            difference += float((centred[1] - centred[0]).square().sum())
-            size += float(centred[0].square().sum())
-            del centred
-            expected, found = (values.log_softmax(-1) for values in logits)
-            divergence.append((expected.exp() * (expected - found)).sum(-1))
-            same.append(expected.argmax(-1) == found.argmax(-1))
-            del logits, expected, found  # or they would be there beside the next ones
+            expected, found = map(centred, logits)
+            difference += float((found - expected).square().sum())
+            size += float(expected.square().sum())
+            del expected, found
+            divergence.append(divergences(logits[0], logits[1]))
+            same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
+            del logits  # or they would be there beside the next ones
         per_row = counts.sum(1).tolist()
         row_divergence += [float(row.double().mean()) for row in torch.cat(divergence).split(per_row)]
         row_top1 += [float(row.double().mean()) for row in torch.cat(same).split(per_row)]

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.evaluation.agreement import SLICES
 from autoglm_compress.evaluation.evaluate import EvaluationOptions
 from autoglm_compress.forward.costs import FP32, head_elements, walk_memory
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE
+from autoglm_compress.forward.logits import COMPARED, LOGITS_AT_ONCE
 
 TOKEN_BUDGET = 1_024
 """Tokens of one batch. On CPUs small batches win, because a layer's activations then stay in the cache."""
@@ -42,6 +41,6 @@ def agreement_memory(shape: ModelShape, tokens: int) -> int:
     and as log-probabilities, and three tensors on the way to the divergence.
     """
     states = FP32 * tokens * shape.hidden_size
-    logits = 7 * FP32 * min(LOGITS_AT_ONCE // SLICES, tokens * shape.vocab_size)
+    logits = 7 * FP32 * min(LOGITS_AT_ONCE // COMPARED, tokens * shape.vocab_size)
     heads = 2 * shape.element_bytes * head_elements(shape)
     return max(4 * states + walk_memory(shape, tokens), 2 * states + heads + logits)

@@ -15,25 +15,28 @@ from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
 from autoglm_compress.errors import PlanError, UserError
-from autoglm_compress.export.exporting import export
+from autoglm_compress.export.exporting import export, memory_needed
 from autoglm_compress.export.formats import FORMATS
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.export.proof import CONTINUATION, LENGTH, ROWS, proof_scratch
 from autoglm_compress.hashing import key_of
+from autoglm_compress.memory_limit import PROCESS_BYTES
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
+from autoglm_compress.records.export import ExportRecord
+from autoglm_compress.records.files import EXPORT
+from autoglm_compress.report.numbers import size
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.versions import result_versions
 
-RECORD = "export.json"
 SEED = 0
 """Decides which rows of text, as the default of a recipe does."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What the command line asks for; `text` is a source of text as recipes name it."""
+    """What is asked for; `text` is a source of text as recipes name it, `memory_limit` is in bytes."""
 
     checkpoint: Path
     output: Path
@@ -41,10 +44,11 @@ class ExportRequest:
     text: str | None = None
     device: str = "auto"
     family: Family | None = None
+    memory_limit: int | None = None
 
 
-def export_checkpoint(request: ExportRequest, progress: Progress) -> None:
-    """Export a checkpoint into `request.output`, with a record in `export.json`.
+def export_into(request: ExportRequest, progress: Progress) -> ExportRecord:
+    """Export a checkpoint into `request.output`, with a record in `export.json`; returns the record.
 
     Raises:
         UserError: an option cannot be, the checkpoint cannot be exported, or the engine does not predict the same.
@@ -61,6 +65,7 @@ def export_checkpoint(request: ExportRequest, progress: Progress) -> None:
     except PlanError as error:
         raise UserError(f"--{error.option.replace('_', '-')}: {error}.") from None
     kind.check_model(checkpoint.shape, checkpoint.model_config, checkpoint.folder)
+    _check_memory(request.memory_limit, PROCESS_BYTES + memory_needed(kind, checkpoint.shape, options))
     for warning in kind.warnings(checkpoint.shape, options):
         progress.note(f"warning: {warning}")
     _check_disk(output, kind.nbytes(checkpoint.shape, options) + proof_scratch(checkpoint.shape))
@@ -71,7 +76,8 @@ def export_checkpoint(request: ExportRequest, progress: Progress) -> None:
         with lock:
             folder = _begin(work, checkpoint, options)
             job = ExportJob(checkpoint, folder, work, options, runtime)
-            write_json(folder / RECORD, export(kind, job, held_out))
+            record = ExportRecord.model_validate(export(kind, job, held_out))
+            record.write(folder / EXPORT)
             checkpoint.require_unchanged()
             if output.exists():
                 output.rmdir()  # it was empty
@@ -82,6 +88,7 @@ def export_checkpoint(request: ExportRequest, progress: Progress) -> None:
     except OSError as error:
         raise UserError(f"--output: {output}: cannot write there: {error.strerror or error}.") from None
     Path(lock.lock_file).unlink(missing_ok=True)
+    return record
 
 
 def _check_output(output: Path) -> None:
@@ -95,8 +102,16 @@ def _check_disk(output: Path, needed: int) -> None:
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
         raise UserError(
-            f"--output: {output}: the export needs {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free. "
+            f"--output: {output}: the export needs {size(needed)} of disk and {size(free)} are free. "
             "Free some, or give a folder on another disk."
+        )
+
+
+def _check_memory(limit: int | None, needed: int) -> None:
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"--memory-limit: {size(limit)} may not be enough for the export, which takes up to {size(needed)}. "
+            "Raise the limit."
         )
 
 

@@ -13,6 +13,16 @@ SLICE_ROWS = 1024
 """Rows that are rounded at a time: a slice is several times in memory, in fp32."""
 
 
+class EndsError(ValueError):
+    """Embedding or head cannot be in blocks of 8 bits."""
+
+
+def require_blocks(inputs: int) -> None:
+    """Raise EndsError if rows of so many inputs do not divide into blocks."""
+    if inputs % BLOCK:
+        raise EndsError(f"8 bits: {inputs} inputs do not divide by {BLOCK}, as the blocks do")
+
+
 def eight_bit_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers int8 [out, in] and scales fp16 [out, in / 32] of plain numbers [out, in].
 

@@ -5,17 +5,24 @@ from typing import Any
 
 import torch
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.atomic import appearing, read_object, write_json
+from autoglm_compress.checkpoint.source import CARD
 from autoglm_compress.errors import UserError
-from autoglm_compress.export.card import CARD, card
+from autoglm_compress.export.card import card
 from autoglm_compress.export.engine_process import EngineError, has_package
 from autoglm_compress.export.formats import ExportFormat
 from autoglm_compress.export.job import ExportJob
-from autoglm_compress.export.proof import Proof, ProofRows, proof_rows, prove
+from autoglm_compress.export.options import ExportOptions
+from autoglm_compress.export.proof import Proof, ProofRows, proof_memory, proof_rows, prove
 from autoglm_compress.export.rounded_ends import cost_of_rounding
 from autoglm_compress.hashing import sha256
+from autoglm_compress.publishing.content import CHECKSUMS
 
-CHECKSUMS = "SHA256SUMS"
+
+def memory_needed(kind: ExportFormat, shape: ModelShape, options: ExportOptions) -> int:
+    """Bytes of memory that an export takes beside the process's own, at most: writing, or the proof."""
+    return max(kind.memory(shape, options), proof_memory(shape))
 
 
 def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import llama_cpp
+from autoglm_compress.export.eight_bits import EndsError
 from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_check import require_same_ids
@@ -20,12 +21,14 @@ from autoglm_compress.export.gguf_usage import commands, modelfile
 from autoglm_compress.export.gguf_writer import most_bytes_type, write_gguf
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
-from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
+from autoglm_compress.export.proof import ENGINE_LOGITS, EnginePrediction, Limits, ProofRows, predicted, row_bytes
 from autoglm_compress.export.text_models import sliding_window
 
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
 """With integers as weights, llama.cpp rounds activations to 8 bits."""
+ENGINE_BYTES = 64 << 20
+"""llama.cpp without a model and without logits; the file's pages are the system's, which takes them back at need."""
 UNPACKING = 8
 """Bytes for each integer while packed ones are taken apart."""
 
@@ -46,7 +49,7 @@ class GgufFormat:
         try:
             stored_tensors(shape, options.embedding_bits)
         except ValueError as error:
-            option = "embedding_bits" if options.embedding_bits and "8 bits" in str(error) else "format"
+            option = "embedding_bits" if isinstance(error, EndsError) else "format"
             raise PlanError(option, f"gguf: {error}") from None
 
     def check_model(self, shape: ModelShape, config: Any, folder: Path) -> None:
@@ -74,13 +77,14 @@ class GgufFormat:
         return sum(tensor.nbytes for tensor in stored_tensors(shape, options.embedding_bits)) + 80 * shape.vocab_size
 
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
-        """The largest tensor as it is and as it is stored, with what unpacking its integers takes."""
-        return max(
+        """The largest tensor as it is and as it is stored, with what unpacking its integers takes, or the engine."""
+        writing = max(
             tensor.nbytes
             + prod(tensor.shape)
             * (UNPACKING if tensor.name.removesuffix(".weight") in shape.schemes else shape.element_bytes)
             for tensor in stored_tensors(shape, options.embedding_bits)
         )
+        return max(writing, ENGINE_BYTES + ENGINE_LOGITS * row_bytes(shape))
 
     def file(self, job: ExportJob) -> Path:
         """Named as is usual: model and type."""

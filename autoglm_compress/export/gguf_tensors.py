@@ -9,6 +9,7 @@ import torch
 
 from autoglm_compress.architecture import ModelShape, Scheme
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.export.eight_bits import require_blocks
 from autoglm_compress.export.exactness import Exactness, Rounding, relative_error
 from autoglm_compress.export.gguf_blocks import BLOCK, block_type, pack_blocks
 from autoglm_compress.export.gguf_families import engine_family, row_order
@@ -55,7 +56,8 @@ def stored_tensors(shape: ModelShape, embedding_bits: int | None) -> list[Stored
         embedding_bits: 8 to round a 16-bit embedding and a 16-bit head to Q8_0, None for what they are.
 
     Raises:
-        ValueError: GGUF cannot hold one of them; the message names it.
+        ValueError: GGUF cannot hold one of them; the message names it. EndsError if it is an end that cannot be in 8
+            bits.
     """
     ends = (shape.family.embedding, shape.family.head)
     wide = "F32" if shape.dtype == "float32" else "F16"
@@ -65,7 +67,7 @@ def stored_tensors(shape: ModelShape, embedding_bits: int | None) -> list[Stored
         try:
             kind = _type_of(size, scheme, embedding_bits if name in ends else None, wide)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
         found.append(StoredTensor(name, name, size, kind))
     return list(_named(_split(found, shape), shape))
 
@@ -76,8 +78,7 @@ def _type_of(size: tuple[int, ...], scheme: Scheme | None, bits: int | None, wid
     if scheme is not None:
         return block_type(scheme, size[1])
     if bits == 8:
-        if size[1] % BLOCK:
-            raise ValueError(f"8 bits: {size[1]} inputs do not divide by {BLOCK}, as GGUF's blocks do")
+        require_blocks(size[1])
         return "Q8_0"
     return wide
 

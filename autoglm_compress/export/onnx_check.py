@@ -6,12 +6,14 @@ from typing import Any
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.atomic import write_json
+from autoglm_compress.checkpoint.tokenizer import load_tokenizer, sidecars
 from autoglm_compress.errors import UserError
 from autoglm_compress.export import onnx_engine
 from autoglm_compress.export.engine_process import EngineError, ask_engine
 from autoglm_compress.export.id_comparison import IdComparison, compare_with
 from autoglm_compress.export.onnx_families import graph_family
 from autoglm_compress.export.onnx_names import GRAPH, SETTINGS
+from autoglm_compress.hashing import key_of, sha256
 
 CHAT = [
     {"role": "system", "content": "You are helpful."},
@@ -21,17 +23,28 @@ CHAT = [
 ]
 
 
-def compare_ids(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
-    """Let onnxruntime-genai read texts beside a tokenizer of `transformers`.
+_COMPARED: dict[str, IdComparison] = {}
+"""What this process compared, by tokenizer: it is asked for before a run begins, and by every export of the run."""
+
+
+def compare_ids(shape: ModelShape, folder: Path) -> IdComparison:
+    """Let onnxruntime-genai read texts beside the tokenizer of `transformers`, once for the same files.
 
     Args:
         shape: the model's.
-        tokenizer: of `transformers`.
-        where: the model's folder, for messages.
+        folder: the model's, with a tokenizer.
 
     Raises:
         UserError: the engine does not take the tokenizer, or gives other ids for more than blanks.
     """
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sidecars(folder)}
+    key = key_of([shape.family.architecture, files])
+    if key not in _COMPARED:
+        _COMPARED[key] = _compare(shape, load_tokenizer(folder), str(folder))
+    return _COMPARED[key]
+
+
+def _compare(shape: ModelShape, tokenizer: Any, where: str) -> IdComparison:
     try:
         compared = compare_with(tokenizer, lambda texts: _ask(shape, tokenizer, {"texts": texts}))
     except EngineError as error:

@@ -7,9 +7,10 @@ from typing import Any
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
-from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
+from autoglm_compress.checkpoint.tokenizer import has_tokenizer
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.export import onnx_engine
+from autoglm_compress.export.eight_bits import EndsError
 from autoglm_compress.export.engine_process import has_package
 from autoglm_compress.export.exactness import Exactness, Rounding
 from autoglm_compress.export.job import ExportJob
@@ -20,7 +21,7 @@ from autoglm_compress.export.onnx_sizes import engine_bytes, graph_bytes, stored
 from autoglm_compress.export.onnx_usage import commands
 from autoglm_compress.export.onnx_writer import write_onnx
 from autoglm_compress.export.options import ExportOptions, accuracy_level
-from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
+from autoglm_compress.export.proof import ENGINE_LOGITS, EnginePrediction, Limits, ProofRows, predicted, row_bytes
 
 PACKAGES = ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir")
 EXACT = Limits(1e-5, 2e-5)
@@ -45,7 +46,7 @@ class OnnxFormat:
         try:
             list(stored_bytes(shape, options.embedding_bits))
         except ValueError as error:
-            option = "embedding_bits" if options.embedding_bits and "8 bits" in str(error) else "format"
+            option = "embedding_bits" if isinstance(error, EndsError) else "format"
             raise PlanError(option, f"onnx: {error}") from None
 
     def check_model(self, shape: ModelShape, config: Any, folder: Path) -> None:
@@ -53,7 +54,7 @@ class OnnxFormat:
         if problem := config_problem(config):
             raise UserError(f"{folder / 'config.json'}: {problem}: it cannot be exported to ONNX.")
         if has_tokenizer(folder):  # a hub model's may not be downloaded yet
-            compare_ids(shape, load_tokenizer(folder), str(folder))
+            compare_ids(shape, folder)
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
         """Nothing: the engine that proves the files is what writes them."""
@@ -67,7 +68,8 @@ class OnnxFormat:
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
         """The largest matrix with what packing it takes, or the engine with the whole model."""
         tables = 4 * MOST_TOKENS * shape.head_dim
-        return tables + max(writing_bytes(shape, options.embedding_bits), engine_bytes(shape, options.embedding_bits))
+        engine = engine_bytes(shape, options.embedding_bits) + ENGINE_LOGITS * row_bytes(shape)
+        return tables + max(writing_bytes(shape, options.embedding_bits), engine)
 
     def file(self, job: ExportJob) -> Path:
         """The graph."""
@@ -122,7 +124,7 @@ class OnnxFormat:
                 "the tokenizer puts special tokens around a text by itself, and onnxruntime-genai does not: write "
                 "them, as the chat template does"
             )
-        compared = compare_ids(checkpoint.shape, tokenizer, str(checkpoint.folder))
+        compared = compare_ids(checkpoint.shape, checkpoint.folder)
         notes += [
             problem for problem in (blanks_problem(compared), chat_problem(checkpoint.shape, tokenizer)) if problem
         ]

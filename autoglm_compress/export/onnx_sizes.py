@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import prod
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.export.eight_bits import BLOCK, SLICE_ROWS
+from autoglm_compress.export.eight_bits import BLOCK, SLICE_ROWS, require_blocks
 from autoglm_compress.export.onnx_blocks import BlockLayout, block_layout
 
 TYPES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
@@ -26,13 +26,14 @@ def stored_bytes(shape: ModelShape, embedding_bits: int | None) -> Iterator[tupl
         embedding_bits: 8 to round a 16-bit embedding and a 16-bit head, None for what they are.
 
     Raises:
-        ValueError: there is no kernel for how one is quantized; the message names it.
+        ValueError: there is no kernel for how one is quantized; the message names it. EndsError if it is an end that
+            cannot be in 8 bits.
     """
     for name, size in shape.tensors():
         try:
             layout = _layout(shape, name, size, embedding_bits)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
         if layout is not None:
             yield name, f"INT{layout.bits}", size[0] * sum(layout.row_bytes)
         elif len(size) == 1:
@@ -47,8 +48,7 @@ def _layout(shape: ModelShape, name: str, size: tuple[int, ...], embedding_bits:
         return block_layout(shape.schemes[module], size[1])
     if embedding_bits is None or name not in (shape.family.embedding, shape.family.head):
         return None
-    if size[1] % BLOCK:
-        raise ValueError(f"8 bits: {size[1]} inputs do not divide by {BLOCK}, as the blocks do")
+    require_blocks(size[1])
     return BlockLayout(embedding_bits, BLOCK, size[1], symmetric=True)
 
 

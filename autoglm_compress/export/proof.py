@@ -13,15 +13,15 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.export.engine_process import ask_engine
 from autoglm_compress.export.exact_checkpoint import ExactCheckpoint
-from autoglm_compress.forward.logits import LOGITS_AT_ONCE, logits_of, token_slices
+from autoglm_compress.forward.logits import LOGITS_AT_ONCE, centred, compared_slices, divergences, logits_of
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.runtime import Runtime
 
 ROWS, LENGTH, CONTINUATION = 4, 96, 16
 """Rows of held-out text, tokens of each, and tokens that each is continued with."""
-SLICES = 4
-"""How much finer than elsewhere tokens are sliced: more tensors of logits are in memory at a time here."""
+ENGINE_LOGITS = 2
+"""How often an engine has the logits of a row: where they are computed, and where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,19 @@ def proof_rows(held_out: list[torch.Tensor], longest: int) -> ProofRows:
 
 def proof_scratch(shape: ModelShape) -> int:
     """Bytes of the engine's logits."""
-    return 4 * ROWS * (LENGTH + CONTINUATION) * shape.vocab_size
+    return ROWS * row_bytes(shape)
+
+
+def row_bytes(shape: ModelShape) -> int:
+    """Bytes of the engine's logits of a row."""
+    return 4 * (LENGTH + CONTINUATION) * shape.vocab_size
 
 
 def proof_memory(shape: ModelShape) -> int:
-    """Bytes of memory that the proof takes in this process: a layer in fp32, the head, some logits."""
+    """Bytes of memory that the proof takes in this process: a layer in fp32, the head, logits, an engine's row."""
     layer = max(map(shape.layer_elements, shape.kinds_of_layers))
-    return 4 * layer + shape.element_bytes * shape.vocab_size * shape.hidden_size + 12 * LOGITS_AT_ONCE
+    head = shape.element_bytes * shape.vocab_size * shape.hidden_size
+    return 4 * layer + head + 12 * LOGITS_AT_ONCE + row_bytes(shape)
 
 
 @torch.no_grad()
@@ -144,24 +150,24 @@ def prove(checkpoint: Checkpoint, rows: torch.Tensor, found: EnginePrediction, r
         runtime: where to compute.
     """
     whole = torch.cat([rows, torch.tensor(found.continuations)], dim=1)
-    engine = np.load(found.logits, mmap_mode="r")
-    if engine.shape != (*whole.shape, checkpoint.shape.vocab_size):
-        raise UserError(f"{found.logits.name}: logits of shape {engine.shape}: the engine has another vocabulary.")
+    shape = np.load(found.logits, mmap_mode="r").shape
+    if shape != (*whole.shape, checkpoint.shape.vocab_size):
+        raise UserError(f"{found.logits.name}: logits of shape {shape}: the engine has another vocabulary.")
     exact = ExactCheckpoint(checkpoint.folder, checkpoint.family)
     norm, head = final_norm(exact, runtime.device), exact.head_weight().to(runtime.device)
     states = next(walk(exact, [whole], None, runtime=runtime.alone(), title="reference for the proof"))
     normed = norm(states.to(runtime.device)).float()
     divergence, difference, size, same = 0.0, 0.0, 0.0, []
     for row in range(len(whole)):
-        for part in token_slices(whole.shape[1], SLICES * len(head)):
+        engine = np.load(found.logits, mmap_mode="r")  # anew: pages that were read stay with a map
+        for part in compared_slices(whole.shape[1], len(head)):
             expected = logits_of(normed[row, part], head)
             given = torch.from_numpy(np.array(engine[row, part])).to(expected)
-            centred = [values - values.mean(-1, keepdim=True) for values in (expected, given)]
-            difference += float((centred[1] - centred[0]).double().square().sum())
-            size += float(centred[0].double().square().sum())
-            ours, theirs = (values.double().log_softmax(-1) for values in (expected, given))
-            divergence += float((ours.exp() * (ours - theirs)).sum())
             same.append(torch.stack([expected.argmax(-1), given.argmax(-1)]).cpu())
+            divergence += float(divergences(expected, given, torch.float64).sum())
+            expected, given = centred(expected), centred(given)
+            difference += float((given - expected).double().square().sum())
+            size += float(expected.double().square().sum())
     chosen = torch.cat(same, dim=1).view(2, *whole.shape)
     before = slice(rows.shape[1] - 1, whole.shape[1] - 1)
     return Proof(

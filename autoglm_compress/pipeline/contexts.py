@@ -13,7 +13,7 @@ from autoglm_compress.forward.statistics import Statistics, measure
 from autoglm_compress.hashing import key_of
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.preparation import Preparation
-from autoglm_compress.pipeline.run_folder import LINEAGE
+from autoglm_compress.records.files import LINEAGE
 from autoglm_compress.stages import SharedContext, StageContext
 from autoglm_compress.versions import result_versions
 

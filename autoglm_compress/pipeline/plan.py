@@ -1,6 +1,5 @@
 """What a recipe will do, from shapes alone: sizes after every stage, memory, disk, and stages that cannot work."""
 
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from autoglm_compress.evaluation.costs import evaluation_memory
 from autoglm_compress.forward.costs import FP32, freed_memory, head_elements, rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
+from autoglm_compress.memory_limit import PROCESS_BYTES
 from autoglm_compress.pipeline.retention import kept_bytes, most_bytes
 from autoglm_compress.problems import FieldPath
 from autoglm_compress.recipe import SOURCE, Problem, Recipe, RecipeError
@@ -27,10 +27,6 @@ from autoglm_compress.records.plan import PlannedStage, PlanRecord
 from autoglm_compress.records.stage import Shape
 from autoglm_compress.report.numbers import size
 from autoglm_compress.stages import Makes, Needs, PlanError, Stage
-
-PROCESS_BYTES = 458 << 20
-"""Resident memory of Python with torch, transformers, lm-eval, a tokenizer and texts loaded, and of drawing figures,
-with a build of torch for CPUs."""
 
 
 @dataclass(frozen=True)
@@ -274,19 +270,6 @@ def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in:
             f"inputs: raise calibration.samples to {ceil(enough / length)} or more"
         )
     return found
-
-
-def bytes_of(text: str) -> int:
-    """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
-
-    Raises:
-        UserError: the text is not a size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
-    if not found:
-        raise UserError(f"--memory-limit: given {text!r}: expected a size such as 8GB, 7.5GiB or 900MB.")
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (2 if unit in "mM" else 3))
 
 
 def free_bytes(folder: Path) -> int:

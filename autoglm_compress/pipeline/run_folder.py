@@ -15,7 +15,6 @@ from autoglm_compress.records.files import EVALUATIONS, MANIFEST, STAGE, found, 
 from autoglm_compress.records.manifest import Manifest
 from autoglm_compress.records.stage import StageRecord
 
-LINEAGE = "lineage.json"
 LOCK = ".lock"
 REVISION = 2
 """The version of unfinished work. Raise it when newer code cannot continue the work of older code."""
@@ -162,11 +161,7 @@ class RunFolder:
         record = found(StageRecord, folder / STAGE)
         if record is None or record.key != key:
             return None
-        whole = all(
-            (folder / name).exists() and (folder / name).stat().st_size == file.bytes
-            for name, file in record.files.items()
-            if not (record.dropped and is_weights(name))
-        )
+        whole = all(record.dropped and is_weights(name) for name in record.incomplete(folder))
         return record if whole else None
 
     def stage_work(self, name: str) -> Path:

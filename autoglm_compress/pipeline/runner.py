@@ -13,8 +13,7 @@ from autoglm_compress.pipeline.metrics import metrics_table
 from autoglm_compress.pipeline.metrics_rows import MetricsRows
 from autoglm_compress.pipeline.preparation import Preparation, prepare
 from autoglm_compress.pipeline.retention import passing, users
-from autoglm_compress.pipeline.run_folder import LINEAGE
-from autoglm_compress.records.files import METRICS, STAGE
+from autoglm_compress.records.files import LINEAGE, METRICS, STAGE
 from autoglm_compress.records.metrics import Metrics, Row
 from autoglm_compress.records.stage import FileRecord, Shape, StageRecord
 from autoglm_compress.report import write_report

@@ -95,6 +95,14 @@ class StageRecord(Record):
     peak_rss_bytes: int | None = None
     dropped: bool = False
 
+    def incomplete(self, folder: Path) -> list[str]:
+        """The files of the result that are not in its folder, or not with all their bytes."""
+        return [
+            name
+            for name, file in self.files.items()
+            if not (folder / name).exists() or (folder / name).stat().st_size != file.bytes
+        ]
+
 
 def read_stage(path: Path) -> StageRecord:
     """Read a `stage.json`.

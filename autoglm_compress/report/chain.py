@@ -126,12 +126,13 @@ def _words(shape: Shape) -> dict[str, str]:
         "heads": (shape.num_attention_heads, heads),
         "vocabulary": (shape.vocab_size, f"vocabulary {shape.vocab_size}"),
         "tied": (shape.tie_word_embeddings, tied),
-        "bits": (shape.quantization or shape.dtype, _precision(shape)),
+        "bits": (shape.quantization or shape.dtype, precision(shape)),
     }
     return {kind: text for kind, (value, text) in words.items() if value is not None}
 
 
-def _precision(shape: Shape) -> str:
+def precision(shape: Shape) -> str:
+    """The dtype of a checkpoint, or the bits and groups of its integers, in words."""
     if not shape.quantization:
         return str(shape.dtype)
     bits = _each(shape.quantization.get("bits"))

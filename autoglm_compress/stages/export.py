@@ -6,11 +6,11 @@ from typing import Literal
 from autoglm_compress.architecture import Family, ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.described import describe
-from autoglm_compress.export.exporting import export
+from autoglm_compress.export.exporting import export, memory_needed
 from autoglm_compress.export.formats import FORMATS
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
-from autoglm_compress.export.proof import proof_memory, proof_scratch
+from autoglm_compress.export.proof import proof_scratch
 from autoglm_compress.stages.base import Makes, Stage, StageContext
 from autoglm_compress.stages.needs import Needs
 
@@ -43,7 +43,7 @@ class Export(Stage, ExportOptions):
     def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """The files, and what writing the largest tensor or the proof takes."""
         kind = FORMATS[self.format]
-        memory = max(kind.memory(shape, self), proof_memory(shape))
+        memory = memory_needed(kind, shape, self)
         return Needs(artifact=kind.nbytes(shape, self), memory=memory, scratch=proof_scratch(shape))
 
     def warnings(self, shape: ModelShape) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoglm_compress import export_checkpoint
+from autoglm_compress.hashing import sha256
 from support.command_line import assert_says, refusal
 from support.exporting import export, metadata, quantize, recipe_of, run_stages, stage_folder, stored
 from support.running import digests, half_written, invoke, invoke_until_killed, just_written, run, run_until_killed
@@ -25,12 +27,25 @@ def quantized(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -
     return stage_folder(folder / "out", "int4")
 
 
+@pytest.fixture(scope="module")
+def whole_onnx(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of it to ONNX that nothing disturbed."""
+    output = tmp_path_factory.mktemp("onnx") / "out"
+    assert invoke(*export_of(quantized, output, "--format", "onnx")).exit_code == 0
+    return output
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file, by name."""
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
 def export_of(checkpoint: Path, output: Path, *options: object) -> tuple[object, ...]:
     return "export", checkpoint, "--format", "gguf", "--output", output, "--device", "cpu", *options
 
 
 def test_the_file_is_that_of_a_recipe(quantized: Path, tmp_path: Path):
-    result = invoke(*export_of(quantized, tmp_path / "out"))
+    result = invoke(*export_of(quantized, tmp_path / "out", "--memory-limit", "2GB"))
     assert result.exit_code == 0, result.output
     assert_says(" ".join(result.output.split()), "proven with llama.cpp: KL divergence", "export: ")
     of_recipe = next(stage_folder(quantized.parent, "int4-gguf").glob("*.gguf"))
@@ -38,6 +53,16 @@ def test_the_file_is_that_of_a_recipe(quantized: Path, tmp_path: Path):
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert record["verified"] is True
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_function_gives_what_is_on_record(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    found = export_checkpoint(quantized, tmp_path / "out", "gguf", called="tiny", device="cpu")
+    assert capsys.readouterr() == ("", "")
+    assert found.as_data() == json.loads((tmp_path / "out/export.json").read_text())
+    assert found.file == "tiny-Q4_0.gguf"
+    assert found.bytes == (tmp_path / "out" / found.file).stat().st_size
+    assert found.proof is not None
+    assert found.proof.kl_divergence < 1e-3
 
 
 def test_options(quantized: Path, tmp_path: Path):
@@ -79,7 +104,14 @@ def test_too_little_disk_is_told_before_anything_is_written(
 ):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000))
-    assert_says(refusal(*export_of(quantized, tmp_path / "out")), "GB of disk", "are free")
+    assert_says(refusal(*export_of(quantized, tmp_path / "out")), "of disk and 1 kB are free")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_told_before_anything_is_written(quantized: Path, tmp_path: Path):
+    message = refusal(*export_of(quantized, tmp_path / "out", "--memory-limit", "100MB"))
+    assert_says(message, "--memory-limit: 100 MB may not be enough for the export, which takes up to")
+    assert_says(refusal(*export_of(quantized, tmp_path / "out", "--memory-limit", "much")), "given 'much'")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,6 +127,19 @@ def test_a_killed_export_goes_on_to_the_same_bytes(kill, quantized: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     of_recipe = next(stage_folder(quantized.parent, "int4-gguf").glob("*.gguf"))
     assert (tmp_path / "out" / of_recipe.name).read_bytes() == of_recipe.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [half_written("result/model.onnx"), just_written("result/model.onnx"), just_written("written.json")],
+)
+def test_a_killed_export_to_onnx_goes_on_to_the_same_bytes(kill, quantized: Path, whole_onnx: Path, tmp_path: Path):
+    arguments = export_of(quantized, tmp_path / "out", "--format", "onnx")
+    assert invoke_until_killed(kill, *arguments)
+    assert not (tmp_path / "out").exists()
+    assert invoke(*arguments).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert hashes(tmp_path / "out") == hashes(whole_onnx)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Model cards, and uploading checkpoints and exports to the Hugging Face hub."""

@@ -54,7 +54,7 @@ def load_processor(folder: Path) -> Any:
     try:
         kind = _processor_class(folder)
         assert issubclass(kind, ProcessorMixin)
-        loaders = {
+        loaders: dict[str, Any] = {
             "image_processor": transformers.AutoImageProcessor,
             "feature_extractor": transformers.AutoFeatureExtractor,
             "tokenizer": transformers.AutoTokenizer,

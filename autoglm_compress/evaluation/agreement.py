@@ -7,6 +7,7 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.features import counted
 from autoglm_compress.forward.logits import centred, compared_slices, divergences, logits_of
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk

@@ -104,7 +104,8 @@ class Features:
         if not stands.any():
             return {}
         self._make(rows)
-        positions, found = self._positions_of(rows), {}
+        positions = self._positions_of(rows)
+        found: dict[str, Any] = {}
         if positions is not None:
             found["position_ids"] = positions.to(self._device)
         layers = range(self._deeper) if layer is None else range(layer, min(layer + 1, self._deeper))

@@ -32,7 +32,7 @@ def model(
 
 def seeing(model: Path, folder: Path) -> tuple[Checkpoint, MediaChats]:
     checkpoint = Checkpoint(model)
-    reader = reader_of(model)
+    reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
     assert reader.media is not None
     checkpoint.features = Features(checkpoint, reader.media, folder, CPU, torch.float32)
     return checkpoint, reader.media
@@ -59,7 +59,7 @@ def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path)
     checkpoint, _ = seeing(model, tmp_path / "features")
     whole = load(model)
     norm, head = final_norm(checkpoint, CPU), checkpoint.head_weight().float()
-    reader = reader_of(model)
+    reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
     checkpoint.features = Features(checkpoint, reader.media, tmp_path / "joined", CPU, torch.float32)
     read = documents(file, "calibration")
     length = 100

@@ -95,7 +95,7 @@ def run_ours(checkpoint: Checkpoint, steps: int, work: Path) -> Clock:
     """The loop of the `heal` stage."""
     fast = fast_dtype(checkpoint, CPU)
     model = load_model(checkpoint, CPU, torch.float32)
-    student = Student(model, lambda: torch.autocast("cpu", fast, enabled=fast != torch.float32))
+    student = Student(model, checkpoint, lambda: torch.autocast("cpu", fast, enabled=fast != torch.float32))
     data = TrainingRows(rows_for(checkpoint, steps), torch.arange(ROWS * steps), torch.arange(1))
     options = HealingOptions(tokens=ROWS * LENGTH * steps, batch_size=ROWS, checks=1)
     teacher = ResidentTeacher(checkpoint, CPU, None)

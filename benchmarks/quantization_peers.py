@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from autoglm_compress import Checkpoint, load_recipe
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.run_text import CalibrationText, find_sources
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.forward.one_layer_model import fast_dtype
@@ -272,7 +273,7 @@ def main() -> None:
     length = min(LENGTH, arguments.tokens // 8)
     stage = SETTINGS[arguments.settings[0]].stage()
     recipe = write_recipe(output / "recipe.yaml", model, arguments.tokens // length, length, stage)
-    held_out = token_rows(Checkpoint(model).tokenizer(), None, "held-out", HELD_OUT_ROWS, length, seed=0)
+    held_out = token_rows(Reader(Checkpoint(model).tokenizer()), None, "held-out", HELD_OUT_ROWS, length, seed=0)
     benchmark = Benchmark(output, model, rows_of(recipe, model), held_out)
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.settings:

@@ -13,24 +13,44 @@ EXPECTED = 'expected {"text": …} or {"messages": [{"role": …, "content": …
 DATE = "1 Jan 2025"
 """Some templates print the date: it must not change the tokens from one day to the next."""
 PROBE = "autoglm-probe"
+MEDIA = ("image", "audio")
+"""The types of parts that are files."""
+REMOTE = ("http:", "https:", "data:", "ftp:")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The messages of a chat and the tools offered in it, as chat templates take them; `where` is `file:line`."""
+    """The messages of a chat and the tools offered in it, as chat templates take them; `where` is `file:line`.
+
+    Files of images and sounds are relative to `folder`.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     where: str
+    folder: Path = Path()
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The types of its parts that are files, each once."""
+        parts = (part for turn in self.messages for part in _parts_of(turn))
+        return tuple(dict.fromkeys(part["type"] for part in parts if part["type"] in MEDIA))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of images and sounds, in order."""
+        parts = (part for turn in self.messages for part in _parts_of(turn))
+        return tuple(self.folder / file_of(part) for part in parts if part["type"] in MEDIA)
 
 
-def read_chat(row: dict[str, Any], where: str) -> Chat:
+def read_chat(row: dict[str, Any], where: str, folder: Path) -> Chat:
     """The chat of a row with `messages` and, perhaps, `tools`.
 
-    The content of a message is text, a list of text parts, or, beside tool calls, null.
+    The content of a message is text, a list of parts, or, beside tool calls, null. A part is text, or an image or a
+    sound, as a file within `folder`.
 
     Raises:
-        UserError: a field is not what chat templates take, or holds an image, audio or video.
+        UserError: a field is not what chat templates take, or a file is not there.
     """
     messages, tools = row.get("messages"), row.get("tools") or None
     if not isinstance(messages, list) or not messages:
@@ -40,7 +60,22 @@ def read_chat(row: dict[str, Any], where: str) -> Chat:
             raise UserError(f"{where}: {EXPECTED}: messages[{number}]{problem}.")
     if tools is not None and not _are_objects(tools):
         raise UserError(f"{where}: tools: expected a list of JSON schemas, found {_shown(tools)}.")
-    return Chat(messages, tools, where)
+    chat = Chat(messages, tools, where, folder)
+    for file in chat.files:
+        _require_file(file, folder, where)
+    return chat
+
+
+def file_of(part: dict[str, Any]) -> str:
+    """The file that an image part or an audio part names."""
+    return part["path"] if "path" in part else part["url"]
+
+
+def _require_file(file: Path, folder: Path, where: str) -> None:
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{where}: {file}: not within {folder}, the folder of the rows. Put the file there.")
+    if not file.is_file():
+        raise UserError(f"{where}: no file {file}. Put it there, or leave the row out.")
 
 
 def chat_text(tokenizer: Any, chat: Chat) -> str:
@@ -84,12 +119,29 @@ def _problem(turn: Any) -> str | None:
 def _part_problem(part: Any) -> str | None:
     if not isinstance(part, dict):
         return f': expected {{"type": "text", "text": …}}, found {_shown(part)}'
+    if part.get("type") in MEDIA:
+        return _file_problem(part)
     if part.get("type") != "text":
         return (
-            f": a part of type {part.get('type')!r}: text is all that is read, no images, audio or video. "
+            f": a part of type {part.get('type')!r}: text, images and audio are all that is read. "
             "Leave such rows, or such parts, out"
         )
     return None if isinstance(part.get("text"), str) else f".text: expected text, found {_shown(part.get('text'))}"
+
+
+def _file_problem(part: dict[str, Any]) -> str | None:
+    field = "path" if "path" in part else "url"
+    file = part.get(field)
+    if not isinstance(file, str) or not file:
+        return f': expected {{"type": "{part["type"]}", "path": …}}, a file beside the rows, found {_shown(part)}'
+    if file.startswith(REMOTE):
+        return f".{field}: {_shown(file)}: nothing is downloaded: give a file beside the rows"
+    return None
+
+
+def _parts_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    content = turn.get("content")
+    return content if isinstance(content, list) else []
 
 
 def _are_objects(value: Any) -> bool:

@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from autoglm_compress.calibration import divided_rows, training_rows
 from autoglm_compress.calibration.dataset import DatasetSource, fetched
 from autoglm_compress.calibration.divided_rows import DividedRows, divided, undivided
+from autoglm_compress.calibration.media_chats import MediaChats
 from autoglm_compress.calibration.python_docs import Split
+from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.text import documents, locate, shuffled
 from autoglm_compress.calibration.tokens import (
     CalibrationOptions,
@@ -51,17 +52,17 @@ def find_sources(options: CalibrationOptions, bases: Sequence[Path]) -> dict[str
     return files
 
 
-def can_be_divided(path: Path | None, tokenizer: Any | None, length: int, seed: int) -> bool:
+def can_be_divided(path: Path | None, reader: Reader | None, length: int, seed: int) -> bool:
     """Whether a source has enough text to set documents apart: one row of so many tokens to decide, and one to fit to.
 
-    Without a tokenizer, every document counts as a row.
+    Without a reader, every document counts as a row.
 
     Raises:
         UserError: the source cannot be read.
     """
-    if tokenizer is None:
+    if reader is None:
         return all(documents(path, split) for split in ("fitted", "deciding"))
-    return all(len(packed_rows(tokenizer, shuffled(path, split, seed), 1, length)) for split in ("fitted", "deciding"))
+    return all(len(packed_rows(reader, shuffled(path, split, seed), 1, length)) for split in ("fitted", "deciding"))
 
 
 class CalibrationText:
@@ -98,8 +99,8 @@ class CalibrationText:
     @cached_property
     def divided_sources(self) -> list[str]:
         """The sources with documents set apart to decide about fits."""
-        tokenizer, seed = self._tokenizer, self.options.seed
-        return [source for source, path in self.files.items() if can_be_divided(path, tokenizer, self._longest, seed)]
+        reader, seed = self._reader, self.options.seed
+        return [source for source, path in self.files.items() if can_be_divided(path, reader, self._longest, seed)]
 
     @cached_property
     def batches(self) -> list[torch.Tensor]:
@@ -173,11 +174,16 @@ class CalibrationText:
     def _rows(self, source: str, split: Split, count: int, length: int | None = None) -> torch.Tensor:
         length = length or self.options.sequence_length
         path, options = self.files[source], self.options
-        return token_rows(self._tokenizer, path, split, count, length, options.seed, options.title(path))
+        return token_rows(self._reader, path, split, count, length, options.seed, options.title(path))
 
     @cached_property
-    def _tokenizer(self) -> object:
-        return self._model.tokenizer()
+    def _reader(self) -> Reader:
+        return reader_of(self._model.folder, self._model.family, self._model.tokenizer())
+
+    @property
+    def media(self) -> MediaChats | None:
+        """What reads chats with images and sounds; None for a model that reads text alone."""
+        return self._reader.media
 
     def _batched(self, rows: torch.Tensor) -> list[torch.Tensor]:
         self._check_vocabulary(rows)
@@ -185,8 +191,9 @@ class CalibrationText:
 
     def _check_vocabulary(self, *rows: torch.Tensor) -> None:
         """Raise UserError if the model has no embedding for a token."""
-        model, largest = self._model, max(int(part.max()) for part in rows if len(part))
-        if largest >= model.shape.vocab_size:
+        model = self._model
+        largest = max(int(part.max()) for part in rows if len(part))
+        if largest >= (self.media.end if self.media else model.shape.vocab_size):
             raise UserError(
                 f"{model.folder}: the tokenizer gives token {largest}, but config.json has a vocab_size "
                 f"of {model.shape.vocab_size}: tokenizer and model do not belong together."

@@ -11,7 +11,7 @@ from autoglm_compress.calibration import python_docs
 from autoglm_compress.calibration.chat import EXPECTED, Chat, read_chat
 from autoglm_compress.calibration.python_docs import PARTS, Split, split_of_text
 from autoglm_compress.errors import UserError
-from autoglm_compress.hashing import sha256
+from autoglm_compress.hashing import key_of, sha256
 
 PYTHON_DOCS = "python-docs"
 PARAGRAPH_CHARACTERS = 2000
@@ -44,8 +44,14 @@ def locate(source: str, bases: list[Path], option: str) -> Path | None:
 
 
 def text_key(path: Path | None) -> str:
-    """The key of a text: a file's, or that of the interpreter's own documentation."""
-    return f"python {platform.python_version()}" if path is None else sha256(path)
+    """The key of a text: a file's, with those of the images and sounds that it names, or of the interpreter's own
+    documentation.
+    """
+    if path is None:
+        return f"python {platform.python_version()}"
+    chats = (row for row in _read_jsonl(path) if isinstance(row, Chat)) if path.suffix == ".jsonl" else ()
+    files = sorted({file for chat in chats for file in chat.files})
+    return key_of([sha256(path), [sha256(file) for file in files]]) if files else sha256(path)
 
 
 def documents(path: Path | None, split: Split) -> list[Document]:
@@ -85,7 +91,7 @@ def _split_of(document: Document) -> Split:
 
 def _read_jsonl(path: Path) -> list[Document]:
     lines = enumerate(_read(path).split("\n"), 1)
-    return [_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    return [_row(line, f"{path}:{number}", path.parent) for number, line in lines if line.strip()]
 
 
 def _read(path: Path) -> str:
@@ -95,7 +101,7 @@ def _read(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8.") from None
 
 
-def _row(line: str, where: str) -> Document:
+def _row(line: str, where: str, folder: Path) -> Document:
     try:
         row = json.loads(line)
         half = LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False))
@@ -108,7 +114,7 @@ def _row(line: str, where: str) -> Document:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return row["text"]
     if isinstance(row, dict) and "messages" in row:
-        return read_chat(row, where)
+        return read_chat(row, where, folder)
     raise UserError(f"{where}: {EXPECTED}.")
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, WrapValidator, field_validator
 
-from autoglm_compress.calibration.chat import chat_text
+from autoglm_compress.calibration.chat import Chat
 from autoglm_compress.calibration.dataset import DatasetSource
 from autoglm_compress.calibration.python_docs import Split
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import PYTHON_DOCS, Document, shuffled
 from autoglm_compress.errors import UserError
 
@@ -136,7 +137,7 @@ def interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def token_rows(
-    tokenizer: Any,
+    reader: Reader,
     path: Path | None,
     split: Split,
     samples: int,
@@ -152,9 +153,9 @@ def token_rows(
     Raises:
         UserError: the source does not fill a single row.
     """
-    rows = packed_rows(tokenizer, shuffled(path, split, seed), samples, sequence_length)
+    rows = packed_rows(reader, shuffled(path, split, seed), samples, sequence_length)
     if len(rows) == 0:
-        tokens = sum(len(encoded(tokenizer, document)) for document in shuffled(path, split, seed))
+        tokens = sum(len(reader.ids(document)) for document in shuffled(path, split, seed))
         raise too_little(title or file_title(path), split, tokens, sequence_length)
     return rows
 
@@ -172,14 +173,33 @@ def too_little(title: str, split: Split, tokens: int, sequence_length: int) -> U
     )
 
 
-def packed_rows(tokenizer: Any, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
-    """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends."""
+def packed_rows(reader: Reader, documents: Iterable[Document], samples: int, sequence_length: int) -> torch.Tensor:
+    """Token ids [rows, sequence_length] of concatenated documents: `samples` rows, or fewer if the text ends.
+
+    No row begins within a chat with images or sounds: what is left of one at the end of a row is dropped.
+
+    Raises:
+        UserError: such a chat is longer than a row.
+    """
     packed = PackedRows(samples, sequence_length)
     for document in documents:
-        packed.add(encoded(tokenizer, document))
+        ids = reader.ids(document)
+        if isinstance(document, Chat) and document.media:
+            _require_length(document, len(ids), sequence_length)
+            packed.add(ids, in_one_row=True)
+        else:
+            packed.add(ids)
         if packed.full:
             break
     return packed.rows().long()
+
+
+def _require_length(chat: Chat, tokens: int, length: int) -> None:
+    if tokens > length:
+        raise UserError(
+            f"{chat.where}: {tokens} tokens with those of its {' and '.join(chat.media)}, more than sequence_length "
+            f"{length}. Give a longer sequence_length or smaller files, or leave the row out."
+        )
 
 
 class PackedRows:
@@ -199,8 +219,10 @@ class PackedRows:
         """Whether a row is filled."""
         return len(self._ids) >= self._length
 
-    def add(self, ids: list[int]) -> None:
-        """Append the tokens of a document. Full rows take no more."""
+    def add(self, ids: list[int], in_one_row: bool = False) -> None:
+        """Append the tokens of a document, or as many of them as the row has place for. Full rows take no more."""
+        if in_one_row:
+            ids = ids[: self._length - len(self._ids) % self._length]
         if not self.full:
             self._ids.extend(ids)
 
@@ -210,13 +232,6 @@ class PackedRows:
         if rows == 0:  # torch takes no empty buffer
             return torch.empty(0, self._length, dtype=torch.int32)
         return torch.frombuffer(self._ids, dtype=torch.int32, count=rows * self._length).view(rows, self._length)
-
-
-def encoded(tokenizer: Any, document: Document) -> list[int]:
-    """The tokens of a document, and the end-of-text token if there is one."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    text = document if isinstance(document, str) else chat_text(tokenizer, document)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + end
 
 
 def batched(rows: torch.Tensor) -> list[torch.Tensor]:

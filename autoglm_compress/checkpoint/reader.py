@@ -1,15 +1,16 @@
 """Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 
-from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of, towers_of
+from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of, packed_linears, towers_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
@@ -22,6 +23,19 @@ from autoglm_compress.checkpoint.weight_files import locate_tensors, part_of, st
 from autoglm_compress.errors import UserError, listed, nearest
 
 NORM_EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps")
+
+
+class TowerFeatures(Protocol):
+    """What a checkpoint's towers make of images and sounds, by the ids of tokens past the vocabulary."""
+
+    def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
+
+    def arguments(self, rows: torch.Tensor, layer: int | None = None) -> dict[str, Any]:
+        """What a `transformers` decoder, of one layer or of all, takes beside the embeddings of rows of ids."""
+
+    def of(self, checkpoint: "Checkpoint") -> "TowerFeatures":
+        """The same of another checkpoint's towers."""
 
 
 class Checkpoint:
@@ -53,6 +67,8 @@ class Checkpoint:
             self.whole_config.tie_word_embeddings = False
         known = self._check_tensors()
         self.left_out = self._unused(set(self.infos) - known) + outside
+        self.features: TowerFeatures | None = None
+        """What its towers make of the images and sounds of a run, where there are any."""
 
     @cached_property
     def whole_config(self) -> Any:
@@ -132,6 +148,19 @@ class Checkpoint:
         """The tensors of each tower that stages keep as it is, by the tower's name."""
         placed = [(self.family.place(name).tower, name) for name in self.infos]
         return {tower: tuple(name for place, name in placed if place == tower) for tower in self.family.kept}
+
+    def kept_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the kept towers with their names, packed ones dequantized."""
+        packed = packed_linears(self.shape.kept)
+        for module in packed:
+            assert self.format is not None  # nothing is packed without
+            assert self.shape.quantization is not None
+            layout, scheme = self.format, self.shape.quantization.towers[module]
+            yield f"{module}.weight", layout.dequantize(module, scheme, self._read_stored, self.dtype)
+        for names in self.kept_tensors.values():
+            for name in names:
+                if name.rpartition(".")[0] not in packed or name.endswith(".bias"):
+                    yield name, self._read_stored(name)
 
     def _towers(self) -> tuple[Tower, ...]:
         return towers_of(self.family, {name: (info.shape, info.nbytes) for name, info in self.infos.items()})

@@ -14,6 +14,7 @@ from autoglm_compress.cutting.lineage import Indices
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.costs import FP32, head_elements, layer_memory, pass_memory, walk_memory
 from autoglm_compress.forward.divergence import VOCABULARY_SLICE, Divergence
+from autoglm_compress.forward.features import embedded
 from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtype
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.forward.walk import walk
@@ -153,11 +154,11 @@ def remove_greedily(
     device = runtime.device
     divergence = Divergence(checkpoint, reference, device)
     model = OneLayerModel(checkpoint, device, compute_dtype(checkpoint, device))
-    embedded = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
+    first_states = model.to_compute(embedded(checkpoint, rows, checkpoint.read(checkpoint.family.embedding)))
     passes = sum(left * (left + 1) // 2 for left in range(keep + 1, len(kept) + 1))
     with runtime.progress.task("remove layers", total=passes * rows.numel(), unit="layer-tokens") as advance:
         while len(kept) > keep:
-            streams = _skip_each(model, kept, embedded, advance)
+            streams = _skip_each(model, kept, first_states, rows, advance)
             changes = divergence.of(streams).nan_to_num(nan=torch.inf, posinf=torch.inf)
             changes[:first] = torch.inf
             index = int(changes.argmin())
@@ -169,15 +170,19 @@ def remove_greedily(
 
 
 def _skip_each(
-    model: OneLayerModel, layers: Sequence[int], embedded: torch.Tensor, advance: Callable[[int], None]
+    model: OneLayerModel,
+    layers: Sequence[int],
+    states: torch.Tensor,
+    rows: torch.Tensor,
+    advance: Callable[[int], None],
 ) -> torch.Tensor:
     """The last hidden states [layers, batch, length, hidden_size] without each of some layers in turn."""
-    streams = embedded.new_empty(len(layers), *embedded.shape)
+    streams = states.new_empty(len(layers), *states.shape)
     for number, layer in enumerate(layers):
         _, run = model.load(layer)
-        streams[number] = embedded
-        embedded = run(embedded)
+        streams[number] = states
+        states = run(states, rows)
         for stream in streams[:number]:
-            stream.copy_(run(stream))
-        advance((number + 1) * embedded[..., 0].numel())
+            stream.copy_(run(stream, rows))
+        advance((number + 1) * rows.numel())
     return streams

@@ -7,6 +7,7 @@ from statistics import fmean
 import torch
 
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.features import counted
 from autoglm_compress.forward.logits import centred, compared_slices, divergences, logits_of
 from autoglm_compress.forward.one_layer_model import final_norm
 from autoglm_compress.forward.walk import walk
@@ -61,9 +62,10 @@ def agreement(
         heads[1] = heads[0]
     difference, size = 0.0, 0.0
     row_divergence, row_top1 = [], []
-    for pair in zip(*states, strict=True):
+    for batch, *pair in zip(batches, *states, strict=True):
         divergence, same = [], []
-        normed = [norm(last.to(device)).flatten(0, -2).float() for norm, last in zip(norms, pair, strict=True)]
+        counts = counted(batch, len(heads[0]))
+        normed = [norm(last.to(device))[counts.to(device)].float() for norm, last in zip(norms, pair, strict=True)]
         for part in compared_slices(len(normed[0]), len(heads[0])):
             logits = _logits([hidden[part] for hidden in normed], heads)
             expected, found = map(centred, logits)
@@ -73,14 +75,14 @@ def agreement(
             divergence.append(divergences(logits[0], logits[1]))
             same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
             del logits  # or they would be there beside the next ones
-        rows = len(pair[0])
-        row_divergence += torch.cat(divergence).view(rows, -1).double().mean(1).tolist()
-        row_top1 += torch.cat(same).view(rows, -1).double().mean(1).tolist()
+        per_row = counts.sum(1).tolist()
+        row_divergence += [float(row.double().mean()) for row in torch.cat(divergence).split(per_row)]
+        row_top1 += [float(row.double().mean()) for row in torch.cat(same).split(per_row)]
     return Agreement(
         divergence=max(fmean(row_divergence), 0.0),  # rounding may give a negative value; NaN stays
         logit_error=difference / max(size, 1e-30),
         top1=fmean(row_top1),
-        tokens=sum(batch.numel() for batch in batches),
+        tokens=sum(int(counted(batch, len(heads[0])).sum()) for batch in batches),
         row_divergence=tuple(row_divergence),
         row_top1=tuple(row_top1),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import Family, require_used
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -114,7 +115,7 @@ def _rows(
     checkpoint: Checkpoint, text: Path | None, options: PerplexityOptions, progress: Progress | None = None
 ) -> torch.Tensor:
     """The text as a checkpoint's token ids [samples, sequence_length]. Prints a warning if there is too little text."""
-    found = token_rows(checkpoint.tokenizer(), text, "held-out", options.samples, options.sequence_length, SEED)
+    found = token_rows(Reader(checkpoint.tokenizer()), text, "held-out", options.samples, options.sequence_length, SEED)
     if progress is not None and len(found) < options.samples:
         progress.note(f"warning: the text fills only {len(found)} of {options.samples} samples")
     return found

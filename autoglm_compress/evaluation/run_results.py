@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import locate, text_key
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -172,5 +173,5 @@ class Evaluations:
 
     def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
         options = self.options.perplexity
-        tokenizer = checkpoint.tokenizer()
-        return token_rows(tokenizer, self.data.text, "held-out", options.samples, options.sequence_length, self.seed)
+        reader = Reader(checkpoint.tokenizer())
+        return token_rows(reader, self.data.text, "held-out", options.samples, options.sequence_length, self.seed)

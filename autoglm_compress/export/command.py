@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from autoglm_compress.architecture import Family, require_used
 from autoglm_compress.atomic import read_object, write_json
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -117,7 +118,7 @@ def _check_memory(limit: int | None, needed: int) -> None:
 def _held_out(checkpoint: Checkpoint, text: Path | None, longest: int) -> list[torch.Tensor]:
     """Rows of text for the proof, as long as it asks for."""
     length = max(2, min(LENGTH + CONTINUATION, longest))
-    rows = token_rows(checkpoint.tokenizer(), text, "held-out", ROWS, length, SEED)
+    rows = token_rows(Reader(checkpoint.tokenizer()), text, "held-out", ROWS, length, SEED)
     if int(rows.max()) >= checkpoint.shape.vocab_size:
         raise UserError(f"{checkpoint.folder}: the tokenizer gives token {int(rows.max())}, which the model has not.")
     return [rows]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.fitting.next_token_loss import FromStates, next_token_loss
+from autoglm_compress.forward.features import counted
 from autoglm_compress.processes import ALONE, Processes
 from autoglm_compress.slices import row_slices
 
@@ -28,7 +29,9 @@ underflows in fp32 when squared. torch's default exceeds the gradients of a wide
 LEAST_GAIN = 1e-4
 
 Advance = Callable[[int], None]
-Run = Callable[[torch.Tensor], torch.Tensor]
+Projection = Callable[[torch.Tensor], torch.Tensor]
+LayerRun = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Sends hidden states [rows, length, hidden_size] of token ids [rows, length] through a layer."""
 
 
 def _ignore(_: int) -> None:
@@ -48,19 +51,21 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class PairedStates:
-    """What gives the hidden states [rows, length, hidden_size] of a batch in both models; which rows are held out.
+    """The token ids [rows, length] of a batch, what gives its hidden states [rows, length, hidden_size] in both models,
+    and which rows are held out.
 
     With several processes, each has its rows of every batch, possibly none.
     """
 
+    tokens: torch.Tensor
     ours: Callable[[], torch.Tensor]
     original: Callable[[], torch.Tensor]
     held_out: torch.Tensor
 
-    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows to fit to, or those that decide, in fp32."""
+    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The ids and states of the rows to fit to, or of those that decide, in fp32."""
         rows = self.held_out if held_out else ~self.held_out
-        return self.ours()[rows].to(device).float(), self.original()[rows].to(device).float()
+        return self.tokens[rows], self.ours()[rows].to(device).float(), self.original()[rows].to(device).float()
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,12 @@ def descend(
 
 
 def distil_layer(
-    layer: nn.Module, run: Run, batches: Sequence[PairedStates], project: Run, passes: int, processes: Processes = ALONE
+    layer: nn.Module,
+    run: LayerRun,
+    batches: Sequence[PairedStates],
+    project: Projection,
+    passes: int,
+    processes: Processes = ALONE,
 ) -> Descent:
     """Fit a decoder layer, in place, to give the original's residual stream where the next layer begins.
 
@@ -147,10 +157,10 @@ def distil_layer(
         processes: those that have a share of every batch.
     """
 
-    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+    def loss(tokens: torch.Tensor, ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
         target = project(original)
         weights = 1 / target.square().mean(-1, keepdim=True).clamp_min(1e-12)
-        error = ((run(ours) - target).square() * weights).mean()
+        error = ((run(ours, tokens) - target).square() * weights).mean()
         if backward:
             error.backward()
         return error.item()
@@ -160,7 +170,7 @@ def distil_layer(
 
 def distil_last_layer(
     layer: nn.Module,
-    run: Run,
+    run: LayerRun,
     batches: Sequence[PairedStates],
     norms: tuple[nn.Module, nn.Module],
     heads: tuple[torch.Tensor, torch.Tensor],
@@ -178,10 +188,11 @@ def distil_last_layer(
         processes: those that have a share of every batch.
     """
 
-    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
-        states = norms[0](run(ours)).flatten(0, 1)
+    def loss(tokens: torch.Tensor, ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+        counts = counted(tokens, len(heads[1])).to(ours.device)
+        states = norms[0](run(ours, tokens))[counts]
         gradient = torch.zeros_like(states) if backward else None
-        target = norms[1](original).flatten(0, 1)
+        target = norms[1](original)[counts]
         expected = FromStates(target, heads[1])
         divergence = next_token_loss(states.detach(), heads[0], expected, states_gradient=gradient)
         if backward:
@@ -218,8 +229,9 @@ def distil_head(
         part.grad = gradient[rows]
 
     @torch.no_grad()
-    def loss(ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
-        states, target = norms[0](ours).flatten(0, 1), norms[1](original).flatten(0, 1)
+    def loss(tokens: torch.Tensor, ours: torch.Tensor, original: torch.Tensor, backward: bool) -> float:
+        counts = counted(tokens, len(original_head)).to(ours.device)
+        states, target = norms[0](ours)[counts], norms[1](original)[counts]
         expected = FromStates(target, original_head)
         return next_token_loss(states, head, expected, head_gradient=gradient if backward else None)
 

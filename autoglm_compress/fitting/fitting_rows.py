@@ -33,9 +33,10 @@ class FittingRows:
 
     def paired(self, ours: StateBuffer, originals: StateBuffer) -> list[PairedStates]:
         """States of both models, given by batch, for every batch of all: without rows where this process has none."""
-        nothing = PairedStates(lambda: ours[0][:0], lambda: originals[0][:0], self.held_out[0][:0])
+        none = self.batches[0][:0]
+        nothing = PairedStates(none, lambda: ours[0][:0], lambda: originals[0][:0], self.held_out[0][:0])
         found = [nothing] * self._steps
         for number, batch in enumerate(self._batch_of):
             states = partial(ours.__getitem__, number), partial(originals.__getitem__, number)
-            found[batch] = PairedStates(*states, self.held_out[number])
+            found[batch] = PairedStates(self.batches[number], *states, self.held_out[number])
         return found

@@ -26,6 +26,9 @@ class NextTokens(Protocol):
         Values that the teacher does not give are taken from `ours`, the student's log-probabilities of the same tokens.
         """
 
+    def at(self, chosen: torch.Tensor) -> "NextTokens":
+        """The distributions after some of the tokens, which a mask [tokens] chooses."""
+
 
 @dataclass(frozen=True)
 class FromStates:
@@ -37,6 +40,10 @@ class FromStates:
     def log_probabilities(self, tokens: slice, ours: torch.Tensor) -> torch.Tensor:
         """All of the teacher's."""
         return logits_of(self.states[tokens], self.head).float().log_softmax(-1)
+
+    def at(self, chosen: torch.Tensor) -> "FromStates":
+        """Those after some of the tokens."""
+        return FromStates(self.states[chosen], self.head)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class Likeliest:
         left = (1 - scores.exp().sum(-1, keepdim=True)).clamp_min(LEAST_TAIL)
         our_left = (1 - ours.gather(-1, ids).exp().sum(-1, keepdim=True)).clamp_min(LEAST_TAIL)
         return (ours + (left / our_left).log()).scatter(-1, ids, scores)
+
+    def at(self, chosen: torch.Tensor) -> "Likeliest":
+        """Those after some of the tokens."""
+        return Likeliest(self.tokens[chosen], self.scores[chosen])
 
 
 @torch.no_grad()

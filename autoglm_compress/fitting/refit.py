@@ -35,7 +35,7 @@ from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, slice_
 from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import (
     Descent,
-    Run,
+    LayerRun,
     distil_head,
     distil_last_layer,
     distil_layer,
@@ -194,8 +194,8 @@ class PairedWalk:
         """Send the original's states through the layers that the compressed model does not have."""
         for layer in layers:
             _, run = self.teacher_model.load(layer)
-            for after in self.teacher.after:
-                after.copy_(run(after))
+            for batch, after in zip(self.rows.batches, self.teacher.after, strict=True):
+                after.copy_(run(after, batch))
 
     def _refit_layer(self, layer: int) -> RefitLayer:
         origin = self.lineage.layers[layer]
@@ -211,16 +211,19 @@ class PairedWalk:
             for t, s in zip(originals, ours, strict=True):
                 yield student.get_submodule(norm)(s.to(self.device)), teacher.get_submodule(norm)(t.to(self.device))
 
-        inputs, originals = self.student.before, self.teacher.before
+        inputs, originals, batches = self.student.before, self.teacher.before, self.rows.batches
         fits |= self._fit_readers(first_readers, teacher, student, cut, normed(first, originals, inputs))
-        for middle, (before, after) in zip(self.teacher.middle, self.teacher.pairs(), strict=True):
+        for batch, middle, (before, after) in zip(batches, self.teacher.middle, self.teacher.pairs(), strict=True):
             with copy_input(teacher.get_submodule(second), middle):
-                after.copy_(run_teacher(before))
+                after.copy_(run_teacher(before, batch))
 
-        written = (capture_input(student.get_submodule(attention), run_student, states) for states in inputs)
+        written = (
+            capture_input(student.get_submodule(attention), run_student, states, batch)
+            for batch, states in zip(batches, inputs, strict=True)
+        )
         fits[attention] = self._fit_writer(attention, student, written, self.teacher.middle, inputs)
-        for middle, states in zip(self.student.middle, inputs, strict=True):
-            middle.copy_(capture_input(student.get_submodule(second), run_student, states))
+        for batch, middle, states in zip(batches, self.student.middle, inputs, strict=True):
+            middle.copy_(capture_input(student.get_submodule(second), run_student, states, batch))
 
         examples = normed(second, self.teacher.middle, self.student.middle)
         fits |= self._fit_readers(second_readers, teacher, student, cut, examples)
@@ -233,11 +236,11 @@ class PairedWalk:
         fits[mlp] = self._fit_writer(mlp, student, written, self.teacher.after, self.student.middle)
         bound_freed_memory()
         descent = self._distil(layer, student, run_student)
-        for before, after in self.student.pairs():
-            after.copy_(run_student(before))
+        for batch, (before, after) in zip(batches, self.student.pairs(), strict=True):
+            after.copy_(run_student(before, batch))
         return RefitLayer(dict(student.named_parameters()), fits, descent)
 
-    def _distil(self, layer: int, student: nn.Module, run: Run) -> Descent | None:
+    def _distil(self, layer: int, student: nn.Module, run: LayerRun) -> Descent | None:
         """Fit a layer as a whole if any passes are asked for. Keep the fit if it is better on deciding rows."""
         last = layer == self.compressed.shape.num_hidden_layers - 1
         to_logits = last and self.compressed.shape.tie_word_embeddings and self.logit_passes > 0

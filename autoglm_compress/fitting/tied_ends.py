@@ -22,6 +22,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.fitting.descent import Descent, descend
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, FromStates, differentiable_loss
 from autoglm_compress.forward.costs import FP32, graph_memory, head_elements, layer_memory, training_memory
+from autoglm_compress.forward.features import counted, embedded
 from autoglm_compress.forward.logits import logits_memory
 from autoglm_compress.forward.one_layer_model import OneLayerModel, final_norm
 from autoglm_compress.forward.walk import walk
@@ -164,13 +165,14 @@ class TiedEnds:
             final: torch.Tensor,
             backward: bool,
         ) -> float:
-            states = self._through(first, nn.functional.embedding(tokens, self.matrix))
+            states = self._through(first, embedded(self.untied, tokens, self.matrix), tokens)
             size = after_first.square().mean(-1).clamp_min(1e-12)
             error = ((states - after_first).square().mean(-1) / size).mean()
-            predicted = self.norm(self._through(last, before_last)).flatten(0, 1)
+            counts = counted(tokens, len(head))
+            predicted = self.norm(self._through(last, before_last, tokens))[counts]
             with torch.no_grad():
-                expected = FromStates(norm(final).flatten(0, 1), head)
-            unlabelled = torch.full(tokens.shape, UNLABELLED, device=tokens.device).flatten()
+                expected = FromStates(norm(final)[counts], head)
+            unlabelled = torch.full((len(predicted),), UNLABELLED, device=tokens.device)
             total = error + differentiable_loss(predicted, self.matrix, expected, unlabelled, 0.0)
             if backward:
                 total.backward()
@@ -179,9 +181,9 @@ class TiedEnds:
         with progress.task("fit the tied ends", total=passes, unit="passes") as advance:
             return descend(parameters, batches, loss, passes, advance=advance)
 
-    def _through(self, layers: range, states: torch.Tensor) -> torch.Tensor:
+    def _through(self, layers: range, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         for layer in layers:
-            states = self.layers[layer][1](states)
+            states = self.layers[layer][1](states, tokens)
         return states
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

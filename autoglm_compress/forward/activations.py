@@ -19,17 +19,23 @@ def linear_of(module: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def capture_input(module: nn.Module, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> torch.Tensor:
-    """The input of a module when hidden states are sent through its layer. The forward pass ends there."""
+def capture_input(module: nn.Module, run: Callable[..., Any], *inputs: torch.Tensor) -> torch.Tensor:
+    """The input of a module when hidden states are sent through its layer. The forward pass ends there.
+
+    Args:
+        module: within the layer, or all of it.
+        run: what sends the layer's inputs through it.
+        inputs: what `run` takes.
+    """
     seen: list[torch.Tensor] = []
 
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append(inputs[0])
+    def hook(_: nn.Module, found: tuple[torch.Tensor, ...]) -> None:
+        seen.append(found[0])
         raise _Captured
 
     handle = module.register_forward_pre_hook(hook)
     try:
-        run(hidden)
+        run(*inputs)
     except _Captured:
         pass
     finally:

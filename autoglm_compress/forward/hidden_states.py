@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import write_json
+from autoglm_compress.forward.features import embedded
 from autoglm_compress.forward.state_buffer import StateBuffer
 from autoglm_compress.processes import ALONE, Processes
 
@@ -112,7 +112,7 @@ class HiddenStates:
         """Run the first step: write the embeddings of the token batches [batch, length]."""
         embedding = checkpoint.read(checkpoint.family.embedding)
         for batch, (_, after) in zip(batches, self.pairs(), strict=True):
-            after.copy_(nn.functional.embedding(batch, embedding))
+            after.copy_(embedded(checkpoint, batch, embedding))
 
     def commit(self) -> None:
         """Note that a step is complete for all batches."""

@@ -14,6 +14,7 @@ from torch import nn
 from autoglm_compress.architecture import Family
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.forward.features import beside_embeddings
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class OneLayerModel:
         return self._model
 
     def load(self, layer: int) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
-        """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it."""
+        """A decoder layer with its weights, and the function that sends hidden states, forked or not, through it.
+
+        The function takes the ids of the rows too, where features stand among them.
+        """
         model = self._build(layer)
         prefix = self.checkpoint.family.layer_prefix(layer)
         # One by one, so that neither the layer before nor what is stored is in memory beside all of the new one.
@@ -96,9 +100,9 @@ class OneLayerModel:
             model.layers[0].load_state_dict(weight, strict=False, assign=True)
         model.layers[0].requires_grad_(False)
 
-        def run(hidden: torch.Tensor, fork: Fork | None = None) -> torch.Tensor:
+        def run(hidden: torch.Tensor, rows: torch.Tensor | None = None, fork: Fork | None = None) -> torch.Tensor:
             hidden = hidden.to(self.device)
-            arguments = fork.arguments(hidden) if fork else {}
+            arguments = fork.arguments(hidden) if fork else beside_embeddings(self.checkpoint, rows, layer)
             return model(inputs_embeds=hidden, use_cache=False, **arguments).last_hidden_state
 
         if self._kind not in self._tried:

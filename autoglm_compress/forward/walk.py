@@ -62,8 +62,8 @@ def walk(
             module, run = model.load(layer)
             if visitor is not None:
                 visitor.enter(layer, module)
-            for (before, after), fork in zip(states.pairs(), forks, strict=True):
-                after.copy_(run(before, fork))
+            for batch, (before, after), fork in zip(batches, states.pairs(), forks, strict=True):
+                after.copy_(run(before, batch, fork))
                 advance(before.shape[0] * before.shape[1])
             if visitor is not None:
                 visitor.leave(layer, module)

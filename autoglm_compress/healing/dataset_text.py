@@ -1,15 +1,14 @@
 """Text streamed by the `datasets` library, as rows of tokens."""
 
-from typing import Any
-
 from autoglm_compress.calibration.dataset import Dataset, streamed
 from autoglm_compress.calibration.python_docs import split_of_text
-from autoglm_compress.calibration.tokens import PackedRows, encoded
+from autoglm_compress.calibration.reader import Reader
+from autoglm_compress.calibration.tokens import PackedRows
 from autoglm_compress.calibration.training_rows import TextPart, deciding_rows, rows_to_fetch, set_apart
 from autoglm_compress.errors import UserError
 
 
-def dataset_rows(options: Dataset, tokenizer: Any, wanted: int, length: int) -> TextPart:
+def dataset_rows(options: Dataset, reader: Reader, wanted: int, length: int) -> TextPart:
     """The first rows [rows, length] of a dataset, up to the number wanted, and rows that decide.
 
     Documents are split like those of calibration sources, so a text in both gets the same role in both. Only the needed
@@ -26,7 +25,7 @@ def dataset_rows(options: Dataset, tokenizer: Any, wanted: int, length: int) -> 
         can_be_divided = all(part.started for part in parts.values())
         if part is None or (can_be_divided and part.full):
             continue
-        ids = encoded(tokenizer, text)
+        ids = reader.ids(text)
         part.add(ids)
         if not can_be_divided:
             undivided.add(ids)

@@ -8,15 +8,20 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.fitting.next_token_loss import UNLABELLED, NextTokens, differentiable_loss
+from autoglm_compress.forward.features import counted, decoder_inputs
 
 
 class Student(nn.Module):
     """The model to heal, as a module whose forward pass is the loss, so that wrappers shard all of it."""
 
-    def __init__(self, model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    def __init__(
+        self, model: Any, source: Checkpoint, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        """The model of a checkpoint, whose towers see and hear for it."""
         super().__init__()
-        self.model = model
+        self.model, self.source = model, source
         self._autocast = autocast
 
     def forward(
@@ -36,11 +41,14 @@ class Student(nn.Module):
             residual: the weight of the residual stream's error.
             boundaries: for layers of the student, the residual stream that should go into them [rows, length, hidden].
         """
+        head = self.model.get_output_embeddings().weight
         with self._autocast():
-            found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=bool(boundaries))
-        labels = torch.nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED).flatten()
-        states, head = found.last_hidden_state.flatten(0, 1), self.model.get_output_embeddings().weight
-        loss = differentiable_loss(states, head, target, labels, label_share)
+            inputs = decoder_inputs(self.source, self.model, rows)
+            found = self.model.get_decoder()(**inputs, use_cache=False, output_hidden_states=bool(boundaries))
+        labels, counts = nn.functional.pad(rows[:, 1:], (0, 1), value=UNLABELLED), counted(rows, len(head))
+        loss = differentiable_loss(
+            found.last_hidden_state[counts], head, target.at(counts.flatten()), labels[counts], label_share
+        )
         boundaries = boundaries or {}
         for layer, wanted in boundaries.items():
             error = (found.hidden_states[layer].float() - wanted).square().mean(-1)

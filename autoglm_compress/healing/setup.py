@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from autoglm_compress.calibration.dataset import Dataset
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.training_rows import (
     TextPart,
@@ -96,7 +97,7 @@ def _student(options: HealingOptions, inputs: HealingInputs) -> Student:
     if options.gradient_checkpointing:
         model.train()
         model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
-    return Student(model, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
+    return Student(model, source, lambda: torch.autocast(device.type, fast, enabled=fast != torch.float32))
 
 
 def _rows(options: HealingOptions, inputs: HealingInputs, resident: ResidentTeacher | None) -> list[TextPart]:
@@ -125,10 +126,10 @@ def _text(
 
 
 def _dataset_text(dataset: Dataset, inputs: HealingInputs, tokens: int, length: int) -> TextPart:
-    wanted, tokenizer = max(tokens // length, 1), inputs.origin.tokenizer()
+    wanted, reader = max(tokens // length, 1), Reader(inputs.origin.tokenizer())
 
     def streamed() -> dict[str, torch.Tensor]:
-        part = dataset_rows(dataset, tokenizer, wanted, length)
+        part = dataset_rows(dataset, reader, wanted, length)
         return {"rows": part.rows, "deciding": part.deciding}
 
     # Kept on disk, because a continued run must use the same rows.

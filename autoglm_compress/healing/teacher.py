@@ -12,6 +12,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.fitting.next_token_loss import FromStates, Likeliest, NextTokens
+from autoglm_compress.forward.features import decoder_inputs
 from autoglm_compress.forward.logits import logits_of, token_slices
 from autoglm_compress.forward.one_layer_model import fast_dtype, final_norm
 from autoglm_compress.forward.walk import walk
@@ -37,6 +38,7 @@ class ResidentTeacher:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, lineage: Lineage | None) -> None:
+        self._checkpoint = checkpoint
         self.model = load_model(checkpoint, device, fast_dtype(checkpoint, device)).requires_grad_(False)
         self._lineage = lineage
 
@@ -44,7 +46,8 @@ class ResidentTeacher:
     def ask(self, numbers: torch.Tensor, rows: torch.Tensor) -> tuple[NextTokens, dict[int, torch.Tensor]]:
         """Run the model."""
         lineage = self._lineage
-        found = self.model.get_decoder()(input_ids=rows, use_cache=False, output_hidden_states=lineage is not None)
+        inputs = decoder_inputs(self._checkpoint, self.model, rows)
+        found = self.model.get_decoder()(**inputs, use_cache=False, output_hidden_states=lineage is not None)
         target = FromStates(found.last_hidden_state.flatten(0, 1).float(), self.model.get_output_embeddings().weight)
         if lineage is None:
             return target, {}

@@ -9,6 +9,8 @@ from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.checkpoint.processor import require_processor
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.run_results import Evaluations, find_data
+from autoglm_compress.forward.features import Features, with_features_of
+from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.pipeline.plan import Plan, plan_recipe
 from autoglm_compress.pipeline.run_folder import RunFolder
 from autoglm_compress.pipeline.texts import longest_rows, with_texts
@@ -54,7 +56,7 @@ class RunInputs:
         """A checkpoint, other than source and parent, that an option of a stage names."""
         other = Checkpoint(resolve_source(name, self.recipe.bases, option), self.source.family)
         require_loadable(other)
-        return other
+        return with_features_of(other, self.source)
 
 
 def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInputs:
@@ -75,6 +77,9 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     plan = with_texts(plan, source.folder)
     recipe = plan.recipe
     text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress, longest_rows(recipe))
+    if text.media is not None:
+        work = folder.work / f"features-{runtime.processes.rank}"
+        source.features = Features(source, text.media, work, runtime.device, compute_dtype(source, runtime.device))
     evaluations = Evaluations(
         recipe.evaluation,
         find_data(recipe.evaluation, recipe.bases, default_text=next(iter(plan.texts.values()))),

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.costs import evaluation_memory
-from autoglm_compress.forward.costs import freed_memory, rewriting_memory
+from autoglm_compress.forward.costs import FP32, freed_memory, head_elements, rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.memory_limit import PROCESS_BYTES
@@ -76,6 +76,22 @@ class Plan:
     kept_bytes: int
     free_bytes: int
     text_warnings: tuple[str, ...] = ()
+
+    def with_towers(self) -> "Plan":
+        """The same plan where calibration rows have images or sounds, which towers see before a walk begins.
+
+        A stage that reads such rows has all towers of a model in fp32 then, beside its embedding.
+        """
+
+        def seeing(entry: PlannedCheckpoint, stage: Stage) -> PlannedCheckpoint:
+            if not (stage.uses_calibration or stage.makes_quantized):
+                return entry
+            towers = FP32 * sum(tower.parameters for tower in entry.shape.kept)
+            needed = PROCESS_BYTES + towers + entry.shape.element_bytes * head_elements(entry.shape)
+            return replace(entry, peak_memory=max(entry.peak_memory, needed))
+
+        stages = zip(self.checkpoints[1:], self.recipe.stages, strict=True)
+        return replace(self, checkpoints=(self.checkpoints[0], *(seeing(*pair) for pair in stages)))
 
     def require_memory(self, limit: int, stages: Collection[int]) -> None:
         """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""

@@ -1,14 +1,14 @@
 """Checks of a recipe's texts before work starts: rows that cannot be read, too little text."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from autoglm_compress.calibration.chat import Chat, chat_text
+from autoglm_compress.calibration.chat import Chat
 from autoglm_compress.calibration.python_docs import Split
+from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.run_text import can_be_divided
-from autoglm_compress.calibration.text import documents, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate
 from autoglm_compress.calibration.tokens import file_title, token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import UserError
@@ -29,21 +29,26 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
     """
     for stage in plan.recipe.stages:
         stage.check_source(folder, plan.recipe.family())
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    return replace(plan, text_warnings=_check(plan.recipe, plan.texts, tokenizer))
+    family = plan.checkpoints[0].shape.family
+    reader = reader_of(folder, family, load_tokenizer(folder)) if has_tokenizer(folder) else None
+    kinds = _media(path for path in plan.texts.values() if path is not None)
+    return replace(
+        plan if not kinds else plan.with_towers(),
+        text_warnings=(*_check(plan.recipe, plan.texts, reader), *_unseen(plan.recipe, reader, kinds)),
+    )
 
 
-def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | None) -> tuple[str, ...]:
+def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | None) -> tuple[str, ...]:
     stages, perplexity, warnings = recipe.stages, recipe.evaluation.perplexity, []
     length, seed, title = recipe.calibration.sequence_length, recipe.calibration.seed, recipe.calibration.title
     compares = any(stage.makes_quantized or stage.compares_held_out for stage in stages)
     used = set(files.values()) if compares or any(stage.uses_calibration for stage in stages) else set()
     for file in {path for path in used if path is not None}:
-        _check_rows(file, tokenizer)
-        _count(file, "calibration", tokenizer, 1, length, seed, title(file))
-    divided = {path for path in used if can_be_divided(path, tokenizer, longest_rows(recipe), seed)}
+        _check_rows(file, reader)
+        _count(file, "calibration", reader, 1, length, seed, title(file))
+    divided = {path for path in used if can_be_divided(path, reader, longest_rows(recipe), seed)}
     if compares and not divided:
-        warnings += _nothing_held_out(recipe, used, tokenizer)
+        warnings += _nothing_held_out(recipe, used, reader)
     if any(stage.holds_out_samples or stage.trains_on_calibration for stage in stages):
         warnings += _nothing_decides(files, divided)
     if "perplexity" in recipe.tasks(len(stages) - 1):
@@ -52,12 +57,36 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], tokenizer: Any | No
         if perplexity.source is not None:
             source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
             named = file_title(path)
+        if path is not None and _media([path]):
+            raise UserError(
+                f"evaluation.perplexity.source: {path}: has rows with images or sounds, and perplexity reads text: "
+                f"name a source of text, such as {PYTHON_DOCS}."
+            )
         if path is not None and path not in used:
-            _check_rows(path, tokenizer)
-        rows = _count(path, "held-out", tokenizer, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
+            _check_rows(path, reader)
+        rows = _count(path, "held-out", reader, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
         if rows < perplexity.samples:
             warnings.append(f"perplexity: {source} fills only {rows} of {perplexity.samples} samples")
     return tuple(warnings)
+
+
+def _media(paths: Iterable[Path]) -> set[str]:
+    """The types of parts that are files, of all rows of some texts."""
+    rows = (row for path in paths for split in ("calibration", "held-out") for row in documents(path, split))
+    return {kind for row in rows if isinstance(row, Chat) for kind in row.media}
+
+
+def _unseen(recipe: Recipe, reader: Reader | None, kinds: Collection[str]) -> list[str]:
+    """A warning if a model sees or hears, and no row has anything for it to see or hear."""
+    if reader is None or reader.media is None or not any(stage.uses_calibration for stage in recipe.stages):
+        return []
+    missing = [kind for kind in reader.media.kinds if kind not in kinds]
+    if not missing:
+        return []
+    return [
+        f"calibration: no row has an {' or '.join(missing)} part: what stays and what it is fitted to is decided by "
+        "other rows alone, and the model's answers to such parts suffer most"
+    ]
 
 
 def longest_rows(recipe: Recipe) -> int:
@@ -77,37 +106,35 @@ def _nothing_decides(files: Mapping[str, Path | None], divided: Collection[Path 
     return [f"{named}: some rows decide that are also fitted to. Give more text or a smaller sequence_length"]
 
 
-def _check_rows(path: Path, tokenizer: Any | None) -> None:
-    """Read all rows of a file. Chats go through the template, which may refuse a row."""
+def _check_rows(path: Path, reader: Reader | None) -> None:
+    """Read all rows of a file. Chats go through the template, images and sounds through the processor."""
     for split in ("calibration", "held-out"):
         for document in documents(path, split):
-            if tokenizer is not None and isinstance(document, Chat):
-                chat_text(tokenizer, document)
+            if reader is not None and isinstance(document, Chat):
+                reader.ids(document)
 
 
 def _count(
-    path: Path | None, split: Split, tokenizer: Any | None, samples: int, length: int, seed: int, title: str
+    path: Path | None, split: Split, reader: Reader | None, samples: int, length: int, seed: int, title: str
 ) -> int:
-    """How many rows of so many tokens a text fills, up to a number. Without a tokenizer, that number.
+    """How many rows of so many tokens a text fills, up to a number. Without a reader, that number.
 
     Raises:
         UserError: not one.
     """
-    if tokenizer is not None:
-        return len(token_rows(tokenizer, path, split, samples, length, seed, title))
+    if reader is not None:
+        return len(token_rows(reader, path, split, samples, length, seed, title))
     if path is not None and not documents(path, split):
         raise too_little(title, split, 0, length)
     return samples
 
 
-def _nothing_held_out(recipe: Recipe, paths: set[Path | None], tokenizer: Any | None) -> list[str]:
+def _nothing_held_out(recipe: Recipe, paths: set[Path | None], reader: Reader | None) -> list[str]:
     """A warning if no source has a row outside the calibration text to check a quantized checkpoint on."""
     calibration, problems = recipe.calibration, []
     for path in paths:
         try:
-            _count(
-                path, "held-out", tokenizer, 1, calibration.sequence_length, calibration.seed, calibration.title(path)
-            )
+            _count(path, "held-out", reader, 1, calibration.sequence_length, calibration.seed, calibration.title(path))
         except UserError as error:
             problems.append(str(error))
     if len(problems) < len(paths):

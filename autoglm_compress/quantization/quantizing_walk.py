@@ -102,7 +102,7 @@ class QuantizingWalk:
         module, run = self.model.load(layer)
         own = self.states.folder if self.device.type == "cpu" else None  # of this process, not of all
         kept = KeptActivations(own) if own else None
-        parts = StepwiseLayer(module, run, self.states, self.source.family, kept)
+        parts = StepwiseLayer(module, run, self.batches, self.states, self.source.family, kept)
         quantizer = self._quantizer(layer, module)
         pairs = smoothing_pairs(self.source.shape, layer)
 

@@ -8,6 +8,7 @@ import torch
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.agreement import agreement
+from autoglm_compress.forward.features import with_features_of
 from autoglm_compress.runtime import Runtime
 
 
@@ -17,7 +18,8 @@ def measure_agreement(source: Checkpoint, made: Path, rows: list[torch.Tensor], 
     Args:
         rows: token ids [rows, length] of text that nothing was fitted to.
     """
-    found = agreement(source, Checkpoint(made, source.family), rows, runtime)
+    result = with_features_of(Checkpoint(made, source.family), source)
+    found = agreement(source, result, rows, runtime)
     return {
         "kl_divergence": float(f"{found.divergence:.4g}"),
         "logit_error": float(f"{found.logit_error:.4g}"),

@@ -21,6 +21,7 @@ from autoglm_compress.checkpoint.writer import save_atomically, write_json
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.activations import linear_of
 from autoglm_compress.forward.divergence import Divergence
+from autoglm_compress.forward.features import embedded
 from autoglm_compress.forward.one_layer_model import OneLayerModel
 from autoglm_compress.forward.walk import walk
 from autoglm_compress.quantization.bit_allocation import Group
@@ -76,20 +77,20 @@ def divergences(
         resumed = load_file(kept, device=str(device))
         reached, (stream, *perturbed) = int(resumed["layers"]), resumed["streams"].unbind()
     else:
-        stream = model.to_compute(nn.functional.embedding(rows, checkpoint.read(checkpoint.family.embedding)))
+        stream = model.to_compute(embedded(checkpoint, rows, checkpoint.read(checkpoint.family.embedding)))
         perturbed = []
     with runtime.progress.task("measure what 4 bits cost", total=layers, unit="layers", reached=reached) as advance:
         for layer in range(reached, layers):
             module, run = model.load(layer)
-            perturbed = [run(other) for other in perturbed]
+            perturbed = [run(other, rows) for other in perturbed]
             prefix = checkpoint.family.layer_prefix(layer)
             for group in groups:
                 if group.layer != layer:
                     continue
                 linears = {name: linear_of(module, name.removeprefix(prefix)) for name in group.linears}
                 with rounded(linears, quantization.schemes, checkpoint.dtype):
-                    perturbed.append(run(stream))
-            stream = run(stream)
+                    perturbed.append(run(stream, rows))
+            stream = run(stream, rows)
             streams = torch.stack([stream, *perturbed]).cpu()
             save_atomically(kept, {"streams": streams, "layers": torch.tensor(layer + 1)})
             advance(1)

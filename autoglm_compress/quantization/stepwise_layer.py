@@ -61,7 +61,8 @@ class StepwiseLayer:
 
     Args:
         module: the layer.
-        run: a function that sends hidden states [batch, length, hidden_size] through the layer.
+        run: a function that sends hidden states [batch, length, hidden_size] of token ids through the layer.
+        batches: the token ids of all batches.
         states: the batches' hidden states before the layer, and the place for those after it.
         family: names the linears that write to the residual stream.
         kept: keeps the inputs of these linears, on a CPU. If None, everything before a part is computed again, which is
@@ -71,13 +72,15 @@ class StepwiseLayer:
     def __init__(
         self,
         module: nn.Module,
-        run: Callable[[torch.Tensor], torch.Tensor],
+        run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        batches: list[torch.Tensor],
         states: HiddenStates,
         family: Family,
         kept: KeptActivations | None,
     ) -> None:
         self._module = module
         self._run = run
+        self._batches = batches
         self._states = states
         self._attention, self._writers = family.attention_output, (family.attention_output, family.mlp_output)
         self._kept = kept
@@ -88,7 +91,7 @@ class StepwiseLayer:
         for number, (before, _) in enumerate(self._states.pairs()):
             with self._standing_in(number), self._ending_at(linear):
                 try:
-                    self._run(before)
+                    self._run(before, self._batches[number])
                 except _Reached as reached:
                     inputs = reached.inputs
             if self._kept and linear in self._writers:
@@ -104,7 +107,7 @@ class StepwiseLayer:
         """Compute the hidden states after the layer."""
         for number, (before, after) in enumerate(self._states.pairs()):
             with self._standing_in(number):
-                after.copy_(self._run(before))
+                after.copy_(self._run(before, self._batches[number]))
 
     @contextmanager
     def _ending_at(self, linear: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
 from autoglm_compress.forward.costs import measuring_memory
+from autoglm_compress.forward.features import with_features_of
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
 from autoglm_compress.runtime import Runtime
@@ -96,7 +97,7 @@ class SharedContext:
         """The checkpoint that this stage takes, opened at first use, because its weights may be deleted when they are
         not needed.
         """
-        return Checkpoint(self.source_folder, self.origin.family)
+        return with_features_of(Checkpoint(self.source_folder, self.origin.family), self.origin)
 
     def require_source_unchanged(self) -> None:
         """Raise UserError if a weight file of `source` was replaced since it was opened."""

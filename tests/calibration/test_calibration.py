@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.calibration import python_docs
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate, shuffled
 from autoglm_compress.calibration.tokens import BATCH_TOKENS, batched, token_rows
 from autoglm_compress.errors import UserError
@@ -235,7 +236,7 @@ def text_file(tmp_path: Path) -> Path:
 
 
 def test_rows_are_the_documents_in_a_row(tokenizer: PreTrainedTokenizerFast, text_file: Path):
-    rows = token_rows(tokenizer, text_file, "calibration", 6, 50, seed=0)
+    rows = token_rows(Reader(tokenizer), text_file, "calibration", 6, 50, seed=0)
     assert rows.shape == (6, 50)
     written = tokenizer.decode(rows.flatten(), skip_special_tokens=False).split("<|endoftext|>")
     known = documents(text_file, "calibration")
@@ -246,7 +247,7 @@ def test_rows_are_the_documents_in_a_row(tokenizer: PreTrainedTokenizerFast, tex
 
 
 def test_the_seed_decides_the_order(tokenizer: PreTrainedTokenizerFast, text_file: Path):
-    one, same, other = (token_rows(tokenizer, text_file, "calibration", 4, 50, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (token_rows(Reader(tokenizer), text_file, "calibration", 4, 50, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -254,8 +255,8 @@ def test_the_seed_decides_the_order(tokenizer: PreTrainedTokenizerFast, text_fil
 @given(samples=st.integers(1, 6), more=st.integers(1, 6))
 @settings(deadline=None, max_examples=10)
 def test_more_samples_only_add_rows(tokenizer: PreTrainedTokenizerFast, samples: int, more: int):
-    few = token_rows(tokenizer, None, "calibration", samples, 16, seed=0)
-    many = token_rows(tokenizer, None, "calibration", samples + more, 16, seed=0)
+    few = token_rows(Reader(tokenizer), None, "calibration", samples, 16, seed=0)
+    many = token_rows(Reader(tokenizer), None, "calibration", samples + more, 16, seed=0)
     assert torch.equal(many[:samples], few)
 
 
@@ -263,18 +264,18 @@ def test_little_text_gives_fewer_rows_and_too_little_an_error(tokenizer: PreTrai
     everything = sum(
         len(tokenizer(text)["input_ids"]) + 1 for text in documents(text_file, "calibration")
     )  # one end of text each
-    rows = token_rows(tokenizer, text_file, "calibration", 1000, 64, seed=0)
+    rows = token_rows(Reader(tokenizer), text_file, "calibration", 1000, 64, seed=0)
     assert rows.shape == (everything // 64, 64)
     message = rf"text\.jsonl: the calibration split has {everything} tokens, not enough for one row"
     with pytest.raises(UserError, match=message):
-        token_rows(tokenizer, text_file, "calibration", 1, everything + 1, seed=0)
-    assert token_rows(tokenizer, text_file, "calibration", 1, everything, seed=0).shape == (1, everything)
+        token_rows(Reader(tokenizer), text_file, "calibration", 1, everything + 1, seed=0)
+    assert token_rows(Reader(tokenizer), text_file, "calibration", 1, everything, seed=0).shape == (1, everything)
 
 
 def test_an_empty_file_is_too_little(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match=r"empty\.txt: the calibration split has 0 tokens"):
-        token_rows(tokenizer, tmp_path / "empty.txt", "calibration", 1, 8, seed=0)
+        token_rows(Reader(tokenizer), tmp_path / "empty.txt", "calibration", 1, 8, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_messages_go_through_the_chat_template_if_there_is_one(
     path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": MESSAGES}])
     split = "calibration" if documents(path, "calibration") else "held-out"
     length = len(tokenizer(text)["input_ids"]) + 1
-    row = token_rows(tokenizer, path, split, 1, length, seed=0)[0]
+    row = token_rows(Reader(tokenizer), path, split, 1, length, seed=0)[0]
     assert tokenizer.decode(row) == text + "<|endoftext|>"
 
 

@@ -59,7 +59,7 @@ def with_template(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.Monkey
 
 
 def text_of(tokenizer: Any, **row: Any) -> str:
-    return chat_text(tokenizer, read_chat(json.loads(json.dumps(row)), "chat.jsonl:1"))
+    return chat_text(tokenizer, read_chat(json.loads(json.dumps(row)), "chat.jsonl:1", Path()))
 
 
 # What templates get
@@ -126,8 +126,8 @@ def test_parts_of_text_are_one_text_to_other_templates(with_template: Callable, 
         ({"content": ["a"]}, ['messages[1].content[0]: expected {"type": "text", "text": …}, found "a"']),
         ({"content": [{"type": "text"}]}, ["messages[1].content[0].text: expected text, found null"]),
         (
-            {"content": [{"type": "text", "text": "Look:"}, {"type": "image", "url": "a.png"}]},
-            ["messages[1].content[1]: a part of type 'image'", "no images", "Leave such rows"],
+            {"content": [{"type": "text", "text": "Look:"}, {"type": "video", "url": "a.mp4"}]},
+            ["messages[1].content[1]: a part of type 'video'", "text, images and audio", "Leave such rows"],
         ),
         ({"content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}, ["type 'image_url'"]),
         ({"content": [{"type": "input_audio"}]}, ["type 'input_audio'", "audio"]),
@@ -136,14 +136,14 @@ def test_parts_of_text_are_one_text_to_other_templates(with_template: Callable, 
 def test_a_message_that_cannot_be_is_named(change: dict[str, Any], words: list[str]):
     row = {"messages": [JOINED[0], {"role": "user", "content": "b"} | change]}
     with pytest.raises(UserError) as caught:
-        read_chat(row, "chat.jsonl:7")
+        read_chat(row, "chat.jsonl:7", Path())
     assert_says(str(caught.value), "chat.jsonl:7: expected", *words)
 
 
 @pytest.mark.parametrize("tools", ["[{}]", {"name": "weather"}, ["weather"]])
 def test_tools_that_cannot_be_are_named(tools: object):
     with pytest.raises(UserError, match=r"chat\.jsonl:7: tools: expected a list of JSON schemas, found "):
-        read_chat({"messages": JOINED, "tools": tools}, "chat.jsonl:7")
+        read_chat({"messages": JOINED, "tools": tools}, "chat.jsonl:7", Path())
 
 
 def test_tools_do_not_move_a_row_to_the_other_split(tmp_path: Path):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.run_text import CalibrationText
 from autoglm_compress.calibration.text import documents
 from autoglm_compress.calibration.tokens import CalibrationOptions, interleaved, share_out, token_rows
@@ -44,7 +45,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast) -> SimpleNamespace:
     """As much of a checkpoint as is asked about here."""
-    return SimpleNamespace(tokenizer=lambda: tokenizer, folder=Path("model"), shape=SimpleNamespace(vocab_size=512))
+    return SimpleNamespace(
+        tokenizer=lambda: tokenizer,
+        folder=Path("model"),
+        shape=SimpleNamespace(vocab_size=512),
+        family=SimpleNamespace(kept={}),
+    )
 
 
 def rows_of(files: dict[str, Path], model: SimpleNamespace, **options: object) -> tuple[torch.Tensor, list[str]]:
@@ -116,7 +122,7 @@ def test_one_source_gives_its_documents_in_a_row(files: dict[str, Path], model: 
 def test_a_row_never_mixes_sources_and_the_rows_are_those_of_each_alone(files: dict[str, Path], model: SimpleNamespace):
     rows, notes = rows_of(files, model, source={"cats": 3, "dogs": 1}, samples=16, sequence_length=20)
     alone = [
-        token_rows(model.tokenizer(), files[source], "fitted", count, 20, seed=0)
+        token_rows(Reader(model.tokenizer()), files[source], "fitted", count, 20, seed=0)
         for source, count in (("cats", 12), ("dogs", 4))
     ]
     assert sorted(rows.tolist()) == sorted(torch.cat(alone).tolist())
@@ -128,7 +134,7 @@ def test_a_row_never_mixes_sources_and_the_rows_are_those_of_each_alone(files: d
 def test_a_source_with_little_text_gives_fewer_rows_and_is_named(files: dict[str, Path], model: SimpleNamespace):
     write_text(files["dogs"], "Dog {} barks.", rows=20)
     rows, notes = rows_of(files, model, source={"cats": 1, "dogs": 1}, samples=40, sequence_length=20)
-    dogs = len(token_rows(model.tokenizer(), files["dogs"], "fitted", 20, 20, seed=0))
+    dogs = len(token_rows(Reader(model.tokenizer()), files["dogs"], "fitted", 20, 20, seed=0))
     assert 1 <= dogs < 20
     assert len(rows) == 20 + dogs
     assert notes == [f"warning: dogs fills only {dogs} of 20 samples"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.tokens import batched, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.hashing import sha256
@@ -111,7 +112,7 @@ def test_against_another(make_checkpoint: MakeCheckpoint, int4: Path, tmp_path: 
     source = make_checkpoint("glm")
     record, output = evaluate(int4, tmp_path / "out.json", "--tasks", "perplexity", "--against", source, *SHORT)
     found = record["tasks"]["agreement"]["result"]
-    rows = token_rows(Checkpoint(source).tokenizer(), None, "held-out", 2, 32, 0)
+    rows = token_rows(Reader(Checkpoint(source).tokenizer()), None, "held-out", 2, 32, 0)
     expected, changed = (log_probabilities(folder, rows) for folder in (source, int4))
     assert found["divergence"] == pytest.approx(float((expected.exp() * (expected - changed)).sum(-1).mean()), rel=1e-2)
     assert found["top1"] == pytest.approx(float((expected.argmax(-1) == changed.argmax(-1)).float().mean()), abs=0.05)

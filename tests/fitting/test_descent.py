@@ -23,7 +23,13 @@ def test_a_head_is_found_that_gives_the_same_next_tokens():
     states, true = torch.randn(32, 8, 6), torch.randn(12, 6)
     head = true + 0.3 * torch.randn(12, 6)
     batches = [
-        PairedStates(lambda part=part: part, lambda part=part: part, torch.arange(8) == 7) for part in states.split(8)
+        PairedStates(
+            torch.zeros(part.shape[:2], dtype=torch.long),
+            lambda part=part: part,
+            lambda part=part: part,
+            torch.arange(8) == 7,
+        )
+        for part in states.split(8)
     ]
     descent = distil_head(head, batches, (nn.Identity(), nn.Identity()), true, passes=30)
     assert descent.improved

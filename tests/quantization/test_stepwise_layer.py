@@ -32,7 +32,7 @@ def test_a_layer_in_parts_is_the_whole_layer(tmp_path: Path, model_type: str, ke
     heard = {}
     for layer in range(LAYERS):
         module, run = one_layer.load(layer)
-        parts = StepwiseLayer(module, run, states, family, KeptActivations(tmp_path) if keeping else None)
+        parts = StepwiseLayer(module, run, rows, states, family, KeptActivations(tmp_path) if keeping else None)
         for pair in smoothing_pairs(checkpoint.shape):
             heard[layer, pair.readers[0]] = torch.cat(list(parts.inputs_of(pair.readers[0])))
             for name in pair.readers:
@@ -68,7 +68,7 @@ def test_every_layer_is_quantized_for_what_the_quantized_ones_before_it_give(
     def spy(self, layer):
         module, run = load(self, layer)
         entered.append([])
-        return module, lambda hidden: entered[layer].append(hidden.clone()) or run(hidden)
+        return module, lambda hidden, rows: entered[layer].append(hidden.clone()) or run(hidden, rows)
 
     source = make_model(tmp_path / "source", model_type, dtype="float32")
     with monkeypatch.context() as patches:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting import layer_choice
@@ -53,7 +54,7 @@ def decisions(checkpoint: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def rows(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """The calibration rows of `running`, fewer than the statistics sample."""
-    return token_rows(tokenizer, None, "fitted", 4, 32, 0)
+    return token_rows(Reader(tokenizer), None, "fitted", 4, 32, 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
@@ -77,7 +78,7 @@ def _agrees_as_it_loads(checkpoint: Path, source: Path, output: Path) -> None:
     """`evaluate --against` has the divergence between the two models in plain transformers."""
     options = ("--tasks", "perplexity", "--samples", 2, "--sequence-length", 32, "--output", output)
     assert invoke("evaluate", checkpoint, "--against", source, *options).exit_code == 0
-    tokens = token_rows(make_tokenizer(), None, "held-out", 2, 32, 0).tolist()
+    tokens = token_rows(Reader(make_tokenizer()), None, "held-out", 2, 32, 0).tolist()
     expected, found = (
         torch.cat(all_logits(_in_fp32(folder), tokens)).log_softmax(-1) for folder in (source, checkpoint)
     )

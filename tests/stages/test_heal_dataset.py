@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.calibration.python_docs import split_of_text
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.training_rows import deciding_rows, rows_to_fetch, set_apart
 from autoglm_compress.errors import UserError
 from autoglm_compress.healing import dataset_text
@@ -43,11 +44,11 @@ def test_rows_are_those_of_each_split_read_on_its_own(
             both = rows_of("fitted deciding", rows_to_fetch(wanted, length))
             if not both:
                 with pytest.raises(UserError, match="not enough text for one row"):
-                    dataset_text.dataset_rows(Dataset(dataset="some"), tokenizer, wanted, length)
+                    dataset_text.dataset_rows(Dataset(dataset="some"), Reader(tokenizer), wanted, length)
                 return
             apart = set_apart(torch.tensor(both), wanted, most)
             rows, deciding = apart.rows.tolist(), apart.deciding.tolist()
-        found = dataset_text.dataset_rows(Dataset(dataset="some"), tokenizer, wanted, length)
+        found = dataset_text.dataset_rows(Dataset(dataset="some"), Reader(tokenizer), wanted, length)
     assert (found.rows.tolist(), found.deciding.tolist()) == (rows, deciding)
     assert found.rows.dtype == found.deciding.dtype == torch.int32
 

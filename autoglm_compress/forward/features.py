@@ -1,0 +1,298 @@
+"""What a model's own towers make of images and sounds, in the place of embeddings.
+
+`transformers` itself is asked: the model is built with its towers and without text layers, takes what its processor
+makes of a chat, and is stopped where its decoder would begin. Its inputs are then the embeddings with the features in
+them, and the positions. Embeddings are NaN there, so what is not NaN is a feature.
+
+A token id past the vocabulary says which feature stands at its place (see `calibration/media_chats.py`).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from autoglm_compress.calibration.media_chats import MediaChats
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.checkpoint.writer import save_atomically
+from autoglm_compress.errors import UserError
+
+VOCABULARY = 16
+"""Rows of the embedding that the towers' model has in place of its own."""
+
+
+class _Reached(Exception):  # noqa: N818 - not an error
+    """Raised where the decoder would begin."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model's decoder is given for a chat.
+
+    `vectors` [features, hidden_size] in fp32; `positions` [axes, features], each counted from where its image or sound
+    begins, None where all tokens are simply counted; `deeper` [layers, features, hidden_size], what is added after the
+    first layers.
+    """
+
+    vectors: torch.Tensor
+    positions: torch.Tensor | None
+    deeper: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All, by name, for a file."""
+        found = {"vectors": self.vectors, "deeper": self.deeper}
+        return found if self.positions is None else found | {"positions": self.positions}
+
+
+class Features:
+    """The features of the chats that a run reads, as one checkpoint's towers make them.
+
+    They are made when they are asked for first, and kept in files.
+
+    Args:
+        checkpoint: has the towers.
+        chats: what was read.
+        root: a folder for files of this process alone.
+        device: where towers run.
+        dtype: what they compute in.
+        folders: number the folders of checkpoints within `root`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        chats: MediaChats,
+        root: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        folders: Iterator[int] | None = None,
+    ) -> None:
+        self._checkpoint, self._chats = checkpoint, chats
+        self._root, self._folders = root, folders or count()
+        self._folder = root / f"checkpoint-{next(self._folders)}"
+        self._device, self._dtype = device, dtype
+        self._positions: dict[int, torch.Tensor | None] = {}
+        self._deeper = 0
+
+    def of(self, checkpoint: Checkpoint) -> "Features":
+        """The features that another checkpoint's towers make of the same chats."""
+        return Features(checkpoint, self._chats, self._root, self._device, self._dtype, self._folders)
+
+    def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
+        stands = rows >= self._chats.vocab_size
+        found = nn.functional.embedding(rows.masked_fill(stands, 0), embedding)
+        if stands.any():
+            found = found.to(torch.promote_types(found.dtype, self._dtype))  # or features would be rounded
+            found[stands] = self._values(rows[stands].cpu(), "vectors").to(found)
+        return found
+
+    def arguments(self, rows: torch.Tensor, layer: int | None = None) -> dict[str, Any]:
+        """What a `transformers` decoder takes beside the embeddings of rows [rows, length]: positions, deeper features.
+
+        Args:
+            rows: ids.
+            layer: the one layer that the decoder has; None for all.
+        """
+        rows = rows.cpu()
+        stands = rows >= self._chats.vocab_size
+        if not stands.any():
+            return {}
+        self._make(rows)
+        positions = self._positions_of(rows)
+        found: dict[str, Any] = {}
+        if positions is not None:
+            found["position_ids"] = positions.to(self._device)
+        layers = range(self._deeper) if layer is None else range(layer, min(layer + 1, self._deeper))
+        if layers:
+            deeper = self._values(rows[stands], "deeper", dim=1)
+            found |= {
+                "visual_pos_masks": stands.to(self._device),
+                "deepstack_visual_embeds": [deeper[each].to(self._device, self._dtype) for each in layers],
+            }
+        return found
+
+    def _positions_of(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """The positions [axes, rows, length] of rows, in which one chat follows the other."""
+        known = {number: self._positions[number] for number in self._chats.chats_in(rows)}
+        if any(found is None for found in known.values()):
+            return None
+        return torch.stack([self._row_positions(row) for row in rows], dim=1)
+
+    def _row_positions(self, row: torch.Tensor) -> torch.Tensor:
+        """The positions [axes, length] of one row."""
+        parts, following = [], 0
+        stands = row >= self._chats.vocab_size
+        _, lengths = torch.unique_consecutive(stands, return_counts=True)
+        for part in row.split(lengths.tolist()):
+            if part[0] >= self._chats.vocab_size:
+                [number] = self._chats.chats_in(part)
+                known, ids = self._positions[number], self._chats.features_of(number)
+                assert known is not None  # checked by the caller
+                places = following + known[:, part - ids.start]
+            else:
+                places = (following + torch.arange(len(part))).expand(3, -1)
+            parts.append(places)
+            following = int(places.max()) + 1
+        return torch.cat(parts, dim=1)
+
+    def _values(self, ids: torch.Tensor, name: str, dim: int = 0) -> torch.Tensor:
+        """Some features' vectors, in the order of their ids [n]."""
+        self._make(ids)
+        parts = []
+        for number in self._chats.chats_in(ids):
+            own = self._chats.features_of(number)
+            with safe_open(self._file(number), framework="pt") as tensors:
+                parts.append((own, tensors.get_tensor(name)))
+        places = torch.cat([torch.arange(own.start, own.stop) for own, _ in parts])
+        return torch.cat([part for _, part in parts], dim=dim).index_select(dim, torch.searchsorted(places, ids))
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"chat-{number:06d}.safetensors"
+
+    def _make(self, ids: torch.Tensor) -> None:
+        """Let the towers see the chats that they have not seen yet."""
+        missing = [number for number in self._chats.chats_in(ids) if number not in self._positions]
+        if not missing:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number, seen in zip(missing, self._look(missing), strict=True):
+            save_atomically(self._file(number), seen.tensors())
+            self._positions[number], self._deeper = seen.positions, max(self._deeper, len(seen.deeper))
+
+    def _look(self, numbers: Iterable[int]) -> Iterable[Seen]:
+        model = towers_of(self._checkpoint, self._device, self._dtype)
+        for number in numbers:
+            chat, expected = self._chats.chat(number), len(self._chats.features_of(number))
+            seen = see(model, self._chats.inputs_of(chat), self._checkpoint.shape.hidden_size)
+            if len(seen.vectors) != expected:
+                raise UserError(
+                    f"{chat.where}: the model's towers give {len(seen.vectors)} features, and {expected} tokens stand "
+                    "for them. Model, processor and chat template do not belong together."
+                )
+            yield seen
+
+
+def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows."""
+    import transformers
+
+    config = checkpoint.whole_unquantized_config()
+    text = config.get_text_config()
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
+    for name in checkpoint.lists_per_layer:
+        setattr(text, name, [])
+    weights = dict(checkpoint.kept_weights())
+    kind = getattr(transformers, checkpoint.family.architecture)
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it lists all that is left out
+    try:
+        model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    finally:
+        transformers.logging.set_verbosity(before)
+    return model.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def see(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> Seen:
+    """What a model's decoder would be given for the inputs of one chat.
+
+    Args:
+        model: as `towers_of` makes it, or a whole one.
+        inputs: of the model's processor.
+        hidden_size: the width of embeddings.
+    """
+    given: dict[str, Any] = {}
+
+    def reached(_: nn.Module, __: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+        given.update(arguments)
+        raise _Reached
+
+    embedding = model.get_input_embeddings()
+    embedding.forward = lambda ids: torch.full((*ids.shape, hidden_size), torch.nan, dtype=model.dtype)
+    hook = model.get_decoder().register_forward_pre_hook(reached, with_kwargs=True)
+    try:
+        model(**{name: value.to(model.device) for name, value in inputs.items()})
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+        del embedding.forward
+    embeds = given["inputs_embeds"][0]
+    stands = ~embeds.isnan().any(-1)
+    vectors = embeds[stands].float().cpu()
+    deeper = [each.float().cpu() for each in given.get("deepstack_visual_embeds") or ()]
+    positions = given.get("position_ids")
+    return Seen(
+        vectors.contiguous(),
+        None if positions is None else _from_starts(positions[-3:, 0].cpu(), stands.cpu()),
+        torch.stack(deeper) if deeper else vectors.new_empty(0, *vectors.shape),
+    )
+
+
+def _from_starts(positions: torch.Tensor, stands: torch.Tensor) -> torch.Tensor:
+    """Positions [3, features] of features, each counted from the position after the last token of text before.
+
+    Args:
+        positions: of all tokens, [3, length].
+        stands: which tokens stand for features, [length].
+    """
+    found, following = [], 0
+    _, lengths = torch.unique_consecutive(stands, return_counts=True)
+    start = 0
+    for length in lengths.tolist():
+        part = positions[:, start : start + length]
+        if stands[start]:
+            found.append(part - following)
+        following = int(part.max()) + 1
+        start += length
+    return torch.cat(found, dim=1)
+
+
+def counted(rows: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Which tokens of rows [rows, length] have a next token that a model can be asked to predict, bool.
+
+    Not those before a feature, whose token only stands for it. The last of a row counts.
+    """
+    following = nn.functional.pad(rows[:, 1:], (0, 1))
+    return following < vocab_size
+
+
+def embedded(checkpoint: Checkpoint, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """Rows [rows, length] of ids by an embedding [vocab_size, hidden_size], and by a checkpoint's towers."""
+    if checkpoint.features is None:
+        return nn.functional.embedding(rows, embedding)
+    return checkpoint.features.embedded(rows, embedding)
+
+
+def beside_embeddings(checkpoint: Checkpoint, rows: torch.Tensor | None, layer: int | None = None) -> dict[str, Any]:
+    """What a decoder of a checkpoint takes beside the embeddings of rows of ids; see `Features.arguments`."""
+    if checkpoint.features is None or rows is None:
+        return {}
+    return checkpoint.features.arguments(rows, layer)
+
+
+def decoder_inputs(checkpoint: Checkpoint, model: Any, rows: torch.Tensor) -> dict[str, Any]:
+    """What the decoder of a whole model takes for rows [rows, length] of ids, on the model's device.
+
+    Args:
+        checkpoint: has the towers, and the other weights of the model or those that it began with.
+        model: a causal language model of `transformers`.
+        rows: ids.
+    """
+    if checkpoint.features is None or not bool((rows >= checkpoint.shape.vocab_size).any()):
+        return {"input_ids": rows}
+    embedding = model.get_decoder().get_input_embeddings().weight
+    return {"inputs_embeds": embedded(checkpoint, rows, embedding), **beside_embeddings(checkpoint, rows)}
+
+
+def with_features_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """A checkpoint that sees the images and hears the sounds that another of the run does, by its own towers."""
+    if other.features is not None:
+        checkpoint.features = other.features.of(checkpoint)
+    return checkpoint

@@ -1,0 +1,115 @@
+"""Tiny multimodal models with processors of their own, and rows of chats with images and sounds."""
+
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from support.multimodal import FAMILIES, save
+
+VOCABULARY = 520
+SPECIAL = {
+    "image_token": "<|image|>",
+    "audio_token": "<|audio|>",
+    "video_token": "<|video|>",
+    "vision_bos_token": "<|seen|>",
+    "vision_eos_token": "<|/seen|>",
+    "audio_bos_token": "<|heard|>",
+    "audio_eos_token": "<|/heard|>",
+}
+IDS = {name: 512 + number for number, name in enumerate(SPECIAL)}
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
+    "{% elif p['type'] == 'image' %}<|seen|><|image|><|/seen|>"
+    "{% elif p['type'] == 'audio' %}<|heard|><|audio|><|/heard|>{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+)
+FIELDS: dict[str, dict[str, int]] = {
+    "glm4v": {"image_token_id": IDS["image_token"]},
+    "qwen2_5_vl": {"image_token_id": IDS["image_token"], "vision_start_token_id": IDS["vision_bos_token"]},
+    "qwen3vl": {"image_token_id": IDS["image_token"], "vision_start_token_id": IDS["vision_bos_token"]},
+    "qwen2_5omnithinker": {
+        "image_token_index": IDS["image_token"],
+        "image_token_id": IDS["image_token"],
+        "audio_token_index": IDS["audio_token"],
+        "audio_token_id": IDS["audio_token"],
+        "vision_start_token_id": IDS["vision_bos_token"],
+        "audio_start_token_id": IDS["audio_bos_token"],
+        "audio_end_token_id": IDS["audio_eos_token"],
+    },
+}
+"""What the config of each model says of its tokens."""
+PROCESSORS = {
+    "glm4v": ("Glm4vProcessor", "Glm4vImageProcessor"),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor"),
+    "qwen3vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
+    "qwen2_5omnithinker": ("Qwen2_5OmniProcessor", "Qwen2VLImageProcessor"),
+}
+
+
+def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random model of a family with tokenizer, chat template, and what reads images and sounds."""
+    settings = FAMILIES[name].settings
+    text = settings["text_config"] | {"vocab_size": VOCABULARY}
+    special = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        eos_token=tokenizer.eos_token,
+        extra_special_tokens=SPECIAL,
+        chat_template=TEMPLATE,
+    )
+    assert {kind: special.convert_tokens_to_ids(token) for kind, token in SPECIAL.items()} == IDS
+    save(name, folder, special, text_config=text, **FIELDS[name])
+    kind, image = PROCESSORS[name]
+    processor: dict[str, Any] = getattr(transformers, image)(
+        patch_size=2, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16, "longest_edge": 1024}
+    ).to_dict()
+    if "audio_config" in settings:
+        processor |= transformers.WhisperFeatureExtractor(
+            feature_size=8, sampling_rate=1600, hop_length=100, n_fft=200, chunk_length=1
+        ).to_dict()
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"processor_class": kind}))
+    return folder
+
+
+def draw(file: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
+    """A random image."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def record(file: Path, seed: int, samples: int = 1600) -> Path:
+    """A random sound of a second."""
+    sound = np.random.default_rng(seed).integers(-9000, 9000, samples, dtype=np.int16)
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(1600)
+        out.writeframes(sound.tobytes())
+    return file
+
+
+def row(*parts: dict[str, str] | str, answer: str = "It is one of ten.") -> dict[str, Any]:
+    """A question of such parts and its answer; a string is text."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def write_rows(folder: Path, count: int, sounds: bool = False) -> Path:
+    """Rows with an image each, and every second with a sound in its place if asked for, with their files."""
+    rows = []
+    for number in range(count):
+        if sounds and number % 2:
+            part = {"type": "audio", "path": record(folder / f"{number}.wav", number).name}
+        else:
+            part = {"type": "image", "path": draw(folder / f"{number}.png", number, (8, 8 + 4 * (number % 3))).name}
+        rows.append(row(f"What is number {number}? ", part, " Say it."))
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return file

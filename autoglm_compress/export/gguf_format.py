@@ -21,7 +21,7 @@ from autoglm_compress.export.gguf_writer import most_bytes_type, write_gguf
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.export.proof import EnginePrediction, Limits, ProofRows, predicted
-from autoglm_compress.export.text_models import sliding_window
+from autoglm_compress.export.text_models import sliding_window, towers_left
 
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
@@ -61,13 +61,14 @@ class GgufFormat:
             require_same_ids(shape, config, tokenizer, told, str(folder))
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
-        """Whether the proof can be made."""
-        if has_package(self.engine_package):
-            return []
-        return [
-            f"{self.engine_package} is not installed, so the file will not be proven: pip install "
-            "'autoglm-compress[gguf]'"
-        ]
+        """What is left behind, and whether the proof can be made."""
+        found = [towers_left(shape)] if shape.family.kept else []
+        if not has_package(self.engine_package):
+            found.append(
+                f"{self.engine_package} is not installed, so the file will not be proven: pip install "
+                "'autoglm-compress[gguf]'"
+            )
+        return found
 
     def nbytes(self, shape: ModelShape, options: ExportOptions) -> int:
         """The tensors, and the tokenizer by a generous guess."""
@@ -125,7 +126,7 @@ class GgufFormat:
             "context_length": self.longest(checkpoint),
             "tokenizer": {"model": told.model, "pre": told.pre},
         }
-        notes = []
+        notes = [towers_left(checkpoint.shape)] if checkpoint.shape.family.kept else []
         if window := sliding_window(checkpoint.model_config):
             notes.append(
                 f"llama.cpp has no sliding window for this family: the context of the file is the window of {window}"

@@ -103,10 +103,17 @@ def _named(tensors: Iterable[StoredTensor], shape: ModelShape) -> Iterator[Store
     number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, shape.num_hidden_layers)
     for tensor in tensors:
-        name = names.get_name(tensor.engine_name, try_suffixes=(".weight", ".bias"))
+        name = names.get_name(_name_in_text_model(tensor, shape), try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ValueError(f"{tensor.name}: the gguf package has no name for it in {architecture}")
         yield replace(tensor, engine_name=name)
+
+
+def _name_in_text_model(tensor: StoredTensor, shape: ModelShape) -> str:
+    """What a model that is a text tower alone calls a tensor."""
+    if tensor.name == shape.family.head:
+        return "lm_head.weight"
+    return f"model.{shape.family.within_text(tensor.engine_name)}"
 
 
 def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactness) -> np.ndarray:
@@ -116,7 +123,7 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
         UserError: the checkpoint's tensor is damaged, or the type cannot hold it.
     """
     module = tensor.name.rpartition(".")[0]
-    order = row_order(checkpoint.shape, module)
+    order = row_order(checkpoint.shape, checkpoint.model_config, module)
     schemes = checkpoint.shape.schemes
     if len(tensor.shape) > 1 and module in schemes and tensor.name not in checkpoint.infos:
         integers, scales, zeros = checkpoint.read_integers(module)

@@ -95,7 +95,7 @@ FAMILIES = {
             "Qwen3VLForConditionalGeneration",
             "Qwen3VLConfig",
             {
-                "text_config": TEXT | {"rope_parameters": ROPE, "head_dim": 16},
+                "text_config": TEXT | {"rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}, "head_dim": 16},
                 "vision_config": VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
                 "image_token_id": MEDIA_TOKEN,
             },

@@ -55,9 +55,12 @@ def _metadata(record: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(kind: ExportFormat, shape: ModelShape, record: dict[str, Any]) -> str:
+    vision = record.get("vision_file")
+    images = f"| images | `{vision}`: `--mmproj {vision}` beside `-m` |\n" if vision else ""
     types = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in record["bytes_by_type"].items())
     return (
-        f"| | |\n|---|---|\n| file | `{record['file']}` |\n| size | {record['bytes'] / 1e6:,.1f} MB ({types}) |\n"
+        f"| | |\n|---|---|\n| file | `{record['file']}` |\n{images}"
+        f"| size | {record['bytes'] / 1e6:,.1f} MB ({types}) |\n"
         f"| parameters | {shape.parameters:,} |\n| layers | {shape.num_hidden_layers}, {shape.hidden_size} wide |\n"
         f"| context | {record['context_length']} tokens |\n| engine | {kind.engine} |\n\n"
         "`SHA256SUMS` has the checksums: `sha256sum -c SHA256SUMS`."
@@ -75,6 +78,12 @@ def _nearness(kind: ExportFormat, record: dict[str, Any], row: Row | None) -> st
         )
     else:
         lines.append(f"It was **not proven** with {kind.engine}, which was not installed.")
+    if "vision_proof" in record:
+        seen = record["vision_proof"]
+        lines.append(
+            f"Of an image of {seen['tokens']} tokens it makes the checkpoint's features within a squared error of "
+            f"{100 * seen['squared_error']:.2g} %."
+        )
     if "embedding_bits" in record:
         cost = record["embedding_bits"]["kl_divergence"]
         lines.append(f"Embedding and head in 8 bits are a KL divergence of {cost:.2g} nats of that.")

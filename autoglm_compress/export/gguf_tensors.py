@@ -135,14 +135,26 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
     values = checkpoint.read(tensor.name)[tensor.rows]
     if len(tensor.shape) == 1:
         return (values if order is None else values[order]).float().numpy()
-    return _matrix(tensor, values, order, exactness)
+    return plain_matrix(tensor, values, order, exactness)
 
 
-def _matrix(tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | None, exactness: Exactness) -> np.ndarray:
-    """A matrix of plain numbers, a slice of rows at a time."""
+def plain_matrix(
+    tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | None, exactness: Exactness
+) -> np.ndarray:
+    """The bytes of a matrix [out, in] of plain numbers, uint8 [out, bytes of a row], a slice of rows at a time.
+
+    Args:
+        tensor: what it is in the file; of a convolution all dimensions but the first are `in`.
+        values: the numbers.
+        order: of the rows, as `row_order` gives it.
+        exactness: counts what is rounded.
+
+    Raises:
+        UserError: the type cannot hold it.
+    """
     from gguf import GGMLQuantizationType, quantize
 
-    found = np.empty((tensor.shape[0], tensor.row_bytes), dtype=np.uint8)
+    found = np.empty((tensor.shape[0], tensor.nbytes // tensor.shape[0]), dtype=np.uint8)
     changed, difference, size = 0, 0.0, 0.0
     for part in row_slices(len(values)):
         chosen = values[part if order is None else order[part]]

@@ -9,8 +9,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.architecture.family_files import built_in
+from autoglm_compress.calibration.training_rows import TextPart
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.whole_model import load_model
+from autoglm_compress.healing.teacher_samples import continued
 from support.command_line import assert_says, refusal
 from support.multimodal import FAMILIES, load, logits, media_rows, save, text_row
+from support.quiet import quiet
 from support.running import invoke, run, tensors_of, write_recipe
 
 torch.set_num_threads(1)
@@ -163,6 +168,18 @@ def test_linears_of_towers_are_rounded_where_asked_for(name: str, all_of_them: b
     inspected = json.loads(invoke("inspect", result, "--json").output)
     assert inspected["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}
     assert inspected["parameters_by_part"] == planned[0]["parameters_by_part"]
+
+
+def test_the_text_tower_writes_what_the_whole_model_does(name: str, source: Path, tmp_path: Path):
+    openings = text_row()["input_ids"].view(4, 6)
+    tower = load_model(Checkpoint(source), torch.device("cpu"), torch.float32)
+    parts = [TextPart(openings[:3], 3, openings[3:])]
+    [written] = continued(tower, Checkpoint(source).shape, parts, 0, tmp_path, quiet().progress)
+    torch.manual_seed(0)
+    expected = load(source).generate(
+        input_ids=openings[:, :1], max_new_tokens=5, do_sample=True, top_k=0, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(torch.cat([written.rows, written.deciding]), expected.int())
 
 
 def test_towers_that_a_model_has_not_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

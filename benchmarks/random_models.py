@@ -2,14 +2,17 @@
 
 import json
 import time
+from math import prod
 from pathlib import Path
 
 import torch
 from chains import REFERENCE
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GlmConfig
+from transformers import AutoTokenizer, GlmConfig, PreTrainedConfig
 
-from autoglm_compress.architecture import ModelShape, family_of
+from autoglm_compress.architecture import ModelShape
+from autoglm_compress.architecture.family import TEXT
+from autoglm_compress.checkpoint.described import describe
 from autoglm_compress.checkpoint.weight_files import INDEX
 
 PEAK_SIZE = 4096
@@ -42,7 +45,7 @@ def article_config(
     )
 
 
-def write_checkpoint(folder: Path, config: GlmConfig) -> ModelShape:
+def write_checkpoint(folder: Path, config: PreTrainedConfig) -> ModelShape:
     """Random weights with the embedded model's tokenizer, a shard for each layer and for what stands outside them.
 
     Shards that are there are left, so a run that was killed goes on. The linears that write to the residual stream are
@@ -51,23 +54,25 @@ def write_checkpoint(folder: Path, config: GlmConfig) -> ModelShape:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(REFERENCE).save_pretrained(folder)
-    family = family_of(json.loads((folder / "config.json").read_text()), "config.json")
-    shape = ModelShape.of(family, config)
+    shape = describe(folder).shape
+    family = shape.family
     writers = (f"{family.attention_output}.weight", f"{family.mlp_output}.weight")
-    shards: dict[str, dict[str, int]] = {}
-    for number, (name, _) in enumerate(shape.tensors()):
-        layer = name.split(".")[2] if name.startswith("model.layers.") else name
-        shards.setdefault(layer, {})[name] = number
-    sizes, index = dict(shape.tensors()), {}
-    for shard, numbers in enumerate(shards.values(), 1):
-        file = f"model-{shard:05d}-of-{len(shards):05d}.safetensors"
+    sizes = dict(shape.tensors()) | {tensor.name: tensor.shape for tower in shape.kept for tensor in tower.tensors}
+    shards: dict[object, dict[str, int]] = {}
+    for number, name in enumerate(sizes):
+        place = family.place(name)
+        shard = (place.tower, name if place.tower == TEXT and place.layer is None else place.layer)
+        shards.setdefault(shard, {})[name] = number
+    index = {}
+    for number, numbers in enumerate(shards.values(), 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         index |= dict.fromkeys(numbers, file)
         if (folder / file).exists():
             continue
         tensors = {}
-        for name, number in numbers.items():
-            scale = (2 * config.num_hidden_layers) ** -0.5 if name.endswith(writers) else 1.0
-            tensors[name] = _random(name, sizes[name], scale, seed=number)
+        for name, seed in numbers.items():
+            scale = (2 * shape.num_hidden_layers) ** -0.5 if name.endswith(writers) else 1.0
+            tensors[name] = _random(name, sizes[name], scale, seed)
         save_file(tensors, folder / f"{file}.partial", metadata={"format": "pt"})
         (folder / f"{file}.partial").rename(folder / file)
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": shape.bytes}, "weight_map": index}))
@@ -79,7 +84,7 @@ def _random(name: str, size: tuple[int, ...], scale: float, seed: int) -> torch.
     tensor = torch.empty(size, dtype=torch.bfloat16)
     if len(size) == 1:
         return tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-    return tensor.normal_(0, scale * size[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
+    return tensor.normal_(0, scale * prod(size[1:]) ** -0.5, generator=torch.Generator().manual_seed(seed))
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32) -> float:

@@ -1,12 +1,16 @@
-"""The seed article's model at its true size through recipes/phone9b.yaml, killed and resumed on the way.
+"""A model at its true size through its recipe, killed and resumed on the way.
 
-    OMP_NUM_THREADS=1 python benchmarks/true_size.py [--layers 36] [--rows 8] [--kills 3] [--output DIR]
+    OMP_NUM_THREADS=1 python benchmarks/true_size.py [--family glm] [--layers 36] [--rows 8] [--kills 3] [--output DIR]
 
-Random weights in the shape of 36 layers, hidden 4096, FFN 16384, 32 heads with keys and values each, vocabulary
-151,552, untied, bf16: 10.9 billion parameters, 21.8 GB. The recipe runs as it is but for what `changes` of the results
-says. The run is killed with SIGKILL at random moments and started again, and so is what is killed from outside: give
-the same command. Writes per stage seconds, CPU seconds, peak memory, disk traffic and GFLOP/s, all summed over the
-processes that worked on it, against what a large product reaches here. For time and memory, not for quality.
+`glm` is the seed article's model: random weights in the shape of 36 layers, hidden 4096, FFN 16384, 32 heads with keys
+and values each, vocabulary 151,552, untied, bf16: 10.9 billion parameters, 21.8 GB, through recipes/phone9b.yaml.
+`glm4v` is AutoGLM-Phone-9B with its whole vision tower and 5 of its 40 layers, through recipes/autoglm-phone-4b.yaml:
+memory does not grow with layers, time does.
+
+The recipe runs as it is but for what `changes` of the results says. The run is killed with SIGKILL at random moments
+and started again, and so is what is killed from outside: give the same command. Writes per stage seconds, CPU seconds,
+peak memory, disk traffic and GFLOP/s, all summed over the processes that worked on it, against what a large product
+reaches here. For time and memory, not for quality.
 """
 
 import argparse
@@ -22,12 +26,12 @@ from unittest.mock import patch
 
 import psutil
 import torch
-import yaml
-from chains import ROOT, write_results
+from chains import write_results
 from flop_counter import FlopCounter
-from random_models import article_config, matmul_peak, write_checkpoint
+from random_models import matmul_peak, write_checkpoint
 from rich.console import Console
 from rich.table import Table
+from true_size_sources import CHANGES, LENGTH, SOURCES, write_recipe
 
 from autoglm_compress import run
 from autoglm_compress.fitting.refit import PairedWalk
@@ -38,48 +42,8 @@ from autoglm_compress.quantization.quantizing_walk import QuantizingWalk
 from autoglm_compress.records.files import read_json
 from autoglm_compress.resources import Resources
 
-LENGTH = 128
-PERPLEXITY = {"samples": 2, "sequence_length": LENGTH}
 KILL_AFTER = (30.0, 600.0)
 """Seconds after which a process is killed, drawn evenly."""
-CHANGES = [
-    "source: random weights, with the embedded model's tokenizer",
-    "calibration: fewer and shorter rows of the same two files",
-    "evaluation: perplexity on 256 tokens; no MMLU, which random weights answer by chance",
-    "heads: kv_heads 24 too, since with 32 KV heads each group has one query head",
-    "refit: layer_passes 0 and logit_passes 0, as its comment says for CPUs",
-    "int8: round_to_nearest",
-    "heal: left out",
-    "keep: none, so that the checkpoints before the last two go when they have served",
-]
-
-
-def write_recipe(folder: Path, source: Path, rows: int) -> Path:
-    """recipes/phone9b.yaml with CHANGES."""
-    recipe = yaml.safe_load((ROOT / "recipes" / "phone9b.yaml").read_text())
-    stages = [stage for stage in recipe["stages"] if stage["stage"] != "heal"]
-    for stage in stages:
-        stage |= {
-            "depth": {"num_hidden_layers": "0.6667x"},
-            "heads": {"kv_heads": 24},
-            "refit": {"layer_passes": 0, "logit_passes": 0},
-            "evaluate": {"tasks": ["perplexity"]},
-        }.get(stage["stage"], {})
-        if stage.get("name") == "int8":
-            stage["method"] = "round_to_nearest"
-        if stage.get("from") == "heal":
-            stage["from"] = "refit"
-    texts = {str((ROOT / "recipes" / file).resolve()): share for file, share in recipe["calibration"]["source"].items()}
-    recipe |= {
-        "model": {"source": str(source.resolve())},
-        "calibration": recipe["calibration"] | {"source": texts, "samples": rows, "sequence_length": LENGTH},
-        "evaluation": {"perplexity": PERPLEXITY},
-        "keep": "none",
-        "stages": stages,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return folder / "recipe.yaml"
 
 
 def run_counted(folder: Path) -> None:
@@ -240,7 +204,8 @@ def print_tables(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--family", choices=SOURCES, default="glm")
+    parser.add_argument("--layers", type=int, help="the family's own number by default")
     parser.add_argument("--rows", type=int, default=8, help=f"of {LENGTH} calibration tokens each")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-true-size"))
@@ -249,19 +214,23 @@ def main() -> None:
     if arguments.child:
         run_counted(arguments.output)
         return
-    source = arguments.output / f"source-{arguments.layers}"
-    shape = write_checkpoint(source, article_config(arguments.layers, key_value_heads=32))
-    folder = arguments.output / f"{arguments.layers}-{arguments.rows * LENGTH}"
-    write_recipe(folder, source, arguments.rows)
+    source = SOURCES[arguments.family]
+    layers = arguments.layers or source.layers
+    prefix = "" if arguments.family == "glm" else f"{arguments.family}-"
+    model = arguments.output / f"source-{prefix}{layers}"
+    shape = write_checkpoint(model, source.config(layers))
+    name = f"{prefix}{layers}-{arguments.rows * LENGTH}"
+    folder = arguments.output / name
+    write_recipe(folder, source, model, arguments.rows)
     measure_peaks(folder / "peaks.json")
     processes = run_with_kills(folder, arguments.kills)
     peaks = measure_peaks(folder / "peaks.json")
     results = {
         "parameters": shape.parameters,
         "bytes": shape.bytes,
-        "layers_of_source": arguments.layers,
+        "layers_of_source": layers,
         "tokens": arguments.rows * LENGTH,
-        "changes": CHANGES,
+        "changes": CHANGES + source.changes,
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "matmul_gflops": peaks,
@@ -273,7 +242,7 @@ def main() -> None:
         "layers": layer_costs(folder),
         "processes": processes,
     }
-    write_results(arguments.output / f"true_size-{arguments.layers}-{arguments.rows * LENGTH}.json", results)
+    write_results(arguments.output / f"true_size-{name}.json", results)
     print_tables(results)
 
 

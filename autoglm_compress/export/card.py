@@ -34,9 +34,12 @@ def card(kind: ExportFormat, job: ExportJob, record: dict[str, Any]) -> str:
 
 def _sizes(kind: ExportFormat, shape: ModelShape, record: dict[str, Any]) -> str:
     types = ", ".join(f"{name} {size(count)}" for name, count in record["bytes_by_type"].items())
+    vision = record.get("vision_file")
+    images = {"images": f"`{vision}`: `--mmproj {vision}` beside `-m`"} if vision else {}
     table = facts(
         {
             "file": f"`{record['file']}`",
+            **images,
             "size": f"{size(record['bytes'])} ({types})",
             "parameters": f"{shape.parameters:,}",
             "layers": f"{shape.num_hidden_layers}, {shape.hidden_size} wide",
@@ -60,6 +63,12 @@ def _nearness(kind: ExportFormat, record: dict[str, Any], past: History | None) 
             lines.append(f"With memory low, it is {proof['low_memory_kl_divergence']:.2g} nats from that.")
     else:
         lines.append(f"It was **not proven** with {kind.engine}, which was not installed.")
+    if "vision_proof" in record:
+        seen = record["vision_proof"]
+        lines.append(
+            f"Of an image of {seen['tokens']} tokens it makes the checkpoint's features within a squared error of "
+            f"{100 * seen['squared_error']:.2g} %."
+        )
     if "embedding_bits" in record:
         cost = record["embedding_bits"]["kl_divergence"]
         lines.append(f"Embedding and head in 8 bits are a KL divergence of {cost:.2g} nats of that.")

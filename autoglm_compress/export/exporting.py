@@ -56,12 +56,14 @@ def export(kind: ExportFormat, job: ExportJob, held_out: list[torch.Tensor]) -> 
         found["embedding_bits"] = {"bits": job.options.embedding_bits, "kl_divergence": float(f"{cost:.4g}")}
         note(f"{found['file']}: embedding and head in 8 bits cost a KL divergence of {cost:.2g} nats")
     if verified:
-        proof = _proof(kind, job, rows)
-        found["proof"] = proof.as_data()
+        proof, towers = _proof(kind, job, rows)
+        found |= {"proof": proof.as_data()} | towers
         note(
             f"{found['file']}: proven with {kind.engine}: KL divergence {proof.divergence:.2g} nats over "
             f"{proof.positions} tokens, the same next token for {100 * proof.top1:.1f} %"
         )
+        if seen := towers.get("vision_proof"):
+            note(f"{found['vision_file']}: proven: {100 * seen['squared_error']:.2g} % squared error of an image")
     else:
         note(f"warning: {found['file']}: not proven: {kind.engine_package} is not installed")
     for text in found.get("notes", ()):
@@ -81,12 +83,13 @@ def _write(kind: ExportFormat, job: ExportJob) -> dict[str, Any]:
     return read_object(done)
 
 
-def _proof(kind: ExportFormat, job: ExportJob, rows: ProofRows) -> Proof:
+def _proof(kind: ExportFormat, job: ExportJob, rows: ProofRows) -> tuple[Proof, dict[str, Any]]:
     file = kind.file(job)
     try:
         prediction = kind.predict(job, rows)
         proof = prove(job.checkpoint, rows.tokens, prediction, job.runtime)
         proof.require(kind.limits(job.checkpoint.shape, job.options), kind.engine, file)
+        towers = kind.prove_towers(job)
     except EngineError as error:
         _discard(kind, job)
         raise UserError(f"{file.name}: {kind.engine} does not take it: {error}. Nothing was kept.") from None
@@ -94,7 +97,7 @@ def _proof(kind: ExportFormat, job: ExportJob, rows: ProofRows) -> Proof:
         _discard(kind, job)
         raise
     prediction.logits.unlink()
-    return proof
+    return proof, towers
 
 
 def _discard(kind: ExportFormat, job: ExportJob) -> None:

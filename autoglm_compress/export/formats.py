@@ -61,6 +61,14 @@ class ExportFormat(Protocol):
             EngineError: it does not take the file.
         """
 
+    def prove_towers(self, job: ExportJob) -> dict[str, Any]:
+        """What goes on record of towers beside the text that the files have; nothing where they have none.
+
+        Raises:
+            EngineError: the engine does not take them.
+            UserError: it computes something else with them.
+        """
+
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """How far the engine's predictions may be from the checkpoint's."""
 

@@ -2,7 +2,12 @@
 
 llama.cpp reads the names of tensors as the `gguf` package maps them. Its `llama` architecture turns neighbouring
 channels by RoPE, where most of `transformers` turns channels half a head apart: rows of queries and keys change places
-there. `qwen2`, `qwen3` turn channels as `transformers` does, and Glm and Glm4 turn neighbours in both.
+there. `qwen2`, `qwen3` turn channels as `transformers` does, and Glm and Glm4 turn neighbours in both. Where positions
+have sections, for time, height and width, llama.cpp turns channels half apart, also those that Glm4v has as neighbours.
+
+Of a model with towers beside its text, the text tower is a model by itself, whose names are those of a text model. The
+`qwen2vl` of the llama.cpp that is known here does not read the epsilon of norms. Text has one position for time, height
+and width, so the text tower of such a model runs as a `qwen2`.
 
 `qwen2` and `chatglm` want the heads to be as wide together as the residual stream. A model that is not so goes as a
 `llama`, which can be told all that it has. Of RoPE on a part of each head it can not: there, a higher base gives the
@@ -17,7 +22,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.export.text_models import sliding_window, towers_problem
+from autoglm_compress.export.text_models import sliding_window
 
 ACTIVATION = "silu"
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -30,26 +35,43 @@ NO_FREQUENCY = 1e30
 class EngineFamily:
     """How llama.cpp runs a family.
 
-    `swaps_rows` says that q/k rows change places, `square` that heads must be as wide together as the residual stream,
-    `splits` that gate and up, fused in the checkpoint, are two, and `factors` that RoPE on a part of each head is told
-    by factors. `lacks` are the switches of the config that it has no tensors for.
+    `swaps_rows` says that q/k rows half a head apart become neighbours, `parts_rows` that neighbours come to be half
+    apart, among those that RoPE turns, `square` that heads must be as wide together as the residual stream, `splits`
+    that gate and up, fused in the checkpoint, are two, and `factors` that RoPE on a part of each head is told by
+    factors. `sections` are the frequencies for time, height and width if the config does not say. `lacks` are the
+    switches of the config that it has no tensors for.
     """
 
     architecture: str
     swaps_rows: bool = False
+    parts_rows: bool = False
     square: bool = False
     splits: bool = False
     factors: bool = False
+    sections: tuple[int, ...] | None = None
     lacks: frozenset[str] = frozenset()
 
 
+_LLAMA = EngineFamily("llama", swaps_rows=True)
+_QWEN2 = EngineFamily("qwen2", square=True)
+_GLM4V = EngineFamily("glm4", parts_rows=True, sections=(8, 12, 12))
 FAMILIES: Mapping[str, tuple[EngineFamily, ...]] = {
-    "LlamaForCausalLM": (EngineFamily("llama", swaps_rows=True),),
-    "MistralForCausalLM": (EngineFamily("llama", swaps_rows=True),),
-    "Qwen2ForCausalLM": (EngineFamily("qwen2", square=True), EngineFamily("llama", swaps_rows=True)),
+    "LlamaForCausalLM": (_LLAMA,),
+    "MistralForCausalLM": (_LLAMA,),
+    "Qwen2ForCausalLM": (_QWEN2, _LLAMA),
     "Qwen3ForCausalLM": (EngineFamily("qwen3", lacks=frozenset({"attention_bias"})),),
     "GlmForCausalLM": (EngineFamily("chatglm", square=True), EngineFamily("llama", splits=True, factors=True)),
     "Glm4ForCausalLM": (EngineFamily("glm4"),),
+    "Glm4vForConditionalGeneration": (_GLM4V,),
+    "Glm46VForConditionalGeneration": (_GLM4V,),
+    "Qwen2_5_VLForConditionalGeneration": (_QWEN2, _LLAMA),
+    "Qwen3VLForConditionalGeneration": (
+        EngineFamily("qwen3vl", sections=(24, 20, 20), lacks=frozenset({"attention_bias"})),
+    ),
+    "Qwen2_5OmniThinkerForConditionalGeneration": (_QWEN2, _LLAMA),
+    "Qwen2AudioForConditionalGeneration": (_QWEN2, _LLAMA),
+    "GlmAsrForConditionalGeneration": (_LLAMA,),
+    "VoxtralForConditionalGeneration": (_LLAMA,),
 }
 """By architecture, the ways to run it, the best first."""
 
@@ -63,8 +85,6 @@ def engine_family(shape: ModelShape) -> EngineFamily:
 def shape_problem(shape: ModelShape) -> str | None:
     """Why llama.cpp cannot run a model of this shape; None if it can."""
     architecture = shape.family.architecture
-    if problem := towers_problem(shape):
-        return problem
     if architecture not in FAMILIES:
         return f"llama.cpp is not known to run {architecture}: it runs {', '.join(FAMILIES)}"
     known = engine_family(shape)
@@ -92,14 +112,24 @@ def context_length(config: Any) -> int:
     return min(config.max_position_embeddings, sliding_window(config) or config.max_position_embeddings)
 
 
-def row_order(shape: ModelShape, module: str) -> torch.Tensor | None:
+def row_order(shape: ModelShape, config: Any, module: str) -> torch.Tensor | None:
     """The order of the rows of a module (its full name) in llama.cpp, int64 [out]; None if it is the checkpoint's."""
     attention, name = shape.family.roles.attention, shape.family.place(module).name
-    if not engine_family(shape).swaps_rows or name not in (attention.query, attention.key):
+    known = engine_family(shape)
+    if name not in (attention.query, attention.key) or not (known.swaps_rows or known.parts_rows):
         return None
     heads = shape.num_attention_heads if name == attention.query else shape.num_key_value_heads
-    rows = torch.arange(heads * shape.head_dim)
-    return rows.view(heads, 2, shape.head_dim // 2).transpose(1, 2).flatten()
+    rows = torch.arange(heads * shape.head_dim).view(heads, shape.head_dim)
+    if known.swaps_rows:
+        return rows.view(heads, 2, -1).transpose(1, 2).flatten()
+    turned, rest = rows.split((rotary_dimensions(shape, config), shape.head_dim - rotary_dimensions(shape, config)), 1)
+    return torch.cat([turned[:, 0::2], turned[:, 1::2], rest], dim=1).flatten()
+
+
+def rope_sections(shape: ModelShape, config: Any) -> list[int] | None:
+    """How many of RoPE's frequencies turn by time, by height, by width and by nothing; None where all turn alike."""
+    default = engine_family(shape).sections
+    return None if default is None else [*config.rope_parameters.get("mrope_section", default), 0]
 
 
 def rotary_dimensions(shape: ModelShape, config: Any) -> int:

@@ -22,7 +22,10 @@ from autoglm_compress.export.gguf_writer import most_bytes_type, write_gguf
 from autoglm_compress.export.job import ExportJob
 from autoglm_compress.export.options import ExportOptions
 from autoglm_compress.export.proof import ENGINE_LOGITS, EnginePrediction, Limits, ProofRows, predicted, row_bytes
-from autoglm_compress.export.text_models import sliding_window
+from autoglm_compress.export.text_models import sliding_window, towers_left
+from autoglm_compress.export.vision_families import Pixels, could_go_along, left_behind, pixels_of
+from autoglm_compress.export.vision_proof import prove_vision, vision_proof_memory
+from autoglm_compress.export.vision_writer import matrix_type, vision_bytes, write_vision
 
 EXACT_TYPES = {"F32": Limits(1e-5, 2e-5), "F16": Limits(1e-4, 2e-4)}
 ROUNDING_ACTIVATIONS = Limits(5e-3, 1e-2)
@@ -64,27 +67,30 @@ class GgufFormat:
             require_same_ids(shape, config, tokenizer, told, str(folder))
 
     def warnings(self, shape: ModelShape, options: ExportOptions) -> list[str]:
-        """Whether the proof can be made."""
-        if has_package(self.engine_package):
-            return []
-        return [
-            f"{self.engine_package} is not installed, so the file will not be proven: pip install "
-            "'autoglm-compress[gguf]'"
-        ]
+        """What is left behind, and whether the proof can be made."""
+        found = [towers_left(shape)] if shape.family.kept and not could_go_along(shape) else []
+        if not has_package(self.engine_package):
+            found.append(
+                f"{self.engine_package} is not installed, so the file will not be proven: pip install "
+                "'autoglm-compress[gguf]'"
+            )
+        return found
 
     def nbytes(self, shape: ModelShape, options: ExportOptions) -> int:
         """The tensors, and the tokenizer by a generous guess."""
-        return sum(tensor.nbytes for tensor in stored_tensors(shape, options.embedding_bits)) + 80 * shape.vocab_size
+        text = sum(tensor.nbytes for tensor in stored_tensors(shape, options.embedding_bits)) + 80 * shape.vocab_size
+        return text + (vision_bytes(shape) if could_go_along(shape) else 0)
 
     def memory(self, shape: ModelShape, options: ExportOptions) -> int:
-        """The largest tensor as it is and as it is stored, with what unpacking its integers takes, or the engine."""
+        """The largest tensor as it is and stored, with what unpacking its integers takes; the engine; or all towers."""
         writing = max(
             tensor.nbytes
             + prod(tensor.shape)
             * (UNPACKING if tensor.name.removesuffix(".weight") in shape.schemes else shape.element_bytes)
             for tensor in stored_tensors(shape, options.embedding_bits)
         )
-        return max(writing, ENGINE_BYTES + ENGINE_LOGITS * row_bytes(shape))
+        engine = ENGINE_BYTES + ENGINE_LOGITS * row_bytes(shape)
+        return max(writing, engine, vision_proof_memory(shape) if could_go_along(shape) else 0)
 
     def file(self, job: ExportJob) -> Path:
         """Named as is usual: model and type."""
@@ -92,13 +98,23 @@ class GgufFormat:
         return job.folder / f"{job.name}-{kind}.gguf"
 
     def files(self, job: ExportJob) -> list[Path]:
-        """The one file."""
-        return [self.file(job)]
+        """The text model's file, and that of the vision tower where it goes along."""
+        return [self.file(job), *([] if self._pixels(job.checkpoint) is None else [self._vision_file(job)])]
+
+    def _vision_file(self, job: ExportJob) -> Path:
+        return job.folder / f"mmproj-{job.name}-{matrix_type(job.checkpoint.shape)}.gguf"
+
+    def _pixels(self, checkpoint: Checkpoint) -> Pixels | None:
+        """What is done to pixels, where the vision tower goes along."""
+        return pixels_of(checkpoint.folder) if checkpoint.family.kept and not left_behind(checkpoint) else None
 
     def write(self, job: ExportJob) -> Exactness:
-        """Write the one file."""
-        checkpoint, bits = job.checkpoint, job.options.embedding_bits
-        return write_gguf(checkpoint, self._told(checkpoint), self.file(job), job.name, bits, job.runtime.progress)
+        """Write the text model, and the vision tower where it goes along."""
+        checkpoint, bits, progress = job.checkpoint, job.options.embedding_bits, job.runtime.progress
+        exactness = write_gguf(checkpoint, self._told(checkpoint), self.file(job), job.name, bits, progress)
+        if pixels := self._pixels(checkpoint):
+            write_vision(checkpoint, pixels, self._vision_file(job), job.name, exactness, progress)
+        return exactness
 
     def _told(self, checkpoint: Checkpoint) -> EngineTokenizer:
         return engine_tokenizer(checkpoint.tokenizer(), checkpoint.shape.vocab_size, str(checkpoint.folder))
@@ -110,6 +126,15 @@ class GgufFormat:
     def predict(self, job: ExportJob, rows: ProofRows) -> EnginePrediction:
         """llama.cpp's logits."""
         return predicted(llama_cpp.__name__, {"file": str(self.file(job))}, job.work, rows)
+
+    def prove_towers(self, job: ExportJob) -> dict[str, Any]:
+        """That of an image's features, where the vision tower goes along."""
+        pixels = self._pixels(job.checkpoint)
+        if pixels is None:
+            return {}
+        vision = self._vision_file(job)
+        proof = prove_vision(job, self.file(job), vision, pixels, matrix_type(job.checkpoint.shape))
+        return {"vision_proof": proof.as_data()}
 
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """By the least exact type of a matrix."""
@@ -130,6 +155,10 @@ class GgufFormat:
             "tokenizer": {"model": told.model, "pre": told.pre},
         }
         notes = []
+        if self._pixels(checkpoint) is not None:
+            found["vision_file"] = self._vision_file(job).name
+        elif reason := left_behind(checkpoint):
+            notes.append(reason)
         if window := sliding_window(checkpoint.model_config):
             notes.append(
                 f"llama.cpp has no sliding window for this family: the context of the file is the window of {window}"

@@ -3,7 +3,13 @@
 from typing import Any
 
 from autoglm_compress.architecture import ModelShape
-from autoglm_compress.export.gguf_families import context_length, engine_family, rope_base, rotary_dimensions
+from autoglm_compress.export.gguf_families import (
+    context_length,
+    engine_family,
+    rope_base,
+    rope_sections,
+    rotary_dimensions,
+)
 
 
 def add_metadata(writer: Any, shape: ModelShape, config: Any, name: str, file_type: int) -> None:
@@ -35,6 +41,11 @@ def add_metadata(writer: Any, shape: ModelShape, config: Any, name: str, file_ty
     writer.add_rope_freq_base(rope_base(shape, config))
     told = shape.head_dim if engine_family(shape).factors else rotary_dimensions(shape, config)
     writer.add_rope_dimension_count(told)
+    if sections := rope_sections(shape, config):
+        writer.add_rope_dimension_sections(sections)
+    if shape.first_layers:
+        # Without the vision tower's file these layers are given no features.
+        writer.add_num_deepstack_layers(shape.first_layers)
     _add_rope_scaling(writer, config.rope_parameters)
 
 

@@ -104,10 +104,17 @@ def _named(tensors: Iterable[StoredTensor], shape: ModelShape) -> Iterator[Store
     number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, shape.num_hidden_layers)
     for tensor in tensors:
-        name = names.get_name(tensor.engine_name, try_suffixes=(".weight", ".bias"))
+        name = names.get_name(_name_in_text_model(tensor, shape), try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ValueError(f"{tensor.name}: the gguf package has no name for it in {architecture}")
         yield replace(tensor, engine_name=name)
+
+
+def _name_in_text_model(tensor: StoredTensor, shape: ModelShape) -> str:
+    """What a model that is a text tower alone calls a tensor."""
+    if tensor.name == shape.family.head:
+        return "lm_head.weight"
+    return f"model.{shape.family.within_text(tensor.engine_name)}"
 
 
 def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactness) -> np.ndarray:
@@ -117,7 +124,7 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
         UserError: the checkpoint's tensor is damaged, or the type cannot hold it.
     """
     module = tensor.name.rpartition(".")[0]
-    order = row_order(checkpoint.shape, module)
+    order = row_order(checkpoint.shape, checkpoint.model_config, module)
     schemes = checkpoint.shape.schemes
     if len(tensor.shape) > 1 and module in schemes and tensor.name not in checkpoint.infos:
         integers, scales, zeros = checkpoint.read_integers(module)
@@ -129,14 +136,26 @@ def make_tensor(checkpoint: Checkpoint, tensor: StoredTensor, exactness: Exactne
     values = checkpoint.read(tensor.name)[tensor.rows]
     if len(tensor.shape) == 1:
         return (values if order is None else values[order]).float().numpy()
-    return _matrix(tensor, values, order, exactness)
+    return plain_matrix(tensor, values, order, exactness)
 
 
-def _matrix(tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | None, exactness: Exactness) -> np.ndarray:
-    """A matrix of plain numbers, a slice of rows at a time."""
+def plain_matrix(
+    tensor: StoredTensor, values: torch.Tensor, order: torch.Tensor | None, exactness: Exactness
+) -> np.ndarray:
+    """The bytes of a matrix [out, in] of plain numbers, uint8 [out, bytes of a row], a slice of rows at a time.
+
+    Args:
+        tensor: what it is in the file; of a convolution all dimensions but the first are `in`.
+        values: the numbers.
+        order: of the rows, as `row_order` gives it.
+        exactness: counts what is rounded.
+
+    Raises:
+        UserError: the type cannot hold it.
+    """
     from gguf import GGMLQuantizationType, quantize
 
-    found = np.empty((tensor.shape[0], tensor.row_bytes), dtype=np.uint8)
+    found = np.empty((tensor.shape[0], tensor.nbytes // tensor.shape[0]), dtype=np.uint8)
     changed, difference, size = 0, 0.0, 0.0
     for part in row_slices(len(values)):
         chosen = values[part if order is None else order[part]]

@@ -1,8 +1,11 @@
 """Writing a GGUF file tensor by tensor, so that one tensor is all that is in memory."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.atomic import appearing
@@ -10,7 +13,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.export.exactness import Exactness
 from autoglm_compress.export.gguf_families import engine_family, rope_factors
 from autoglm_compress.export.gguf_metadata import add_metadata
-from autoglm_compress.export.gguf_tensors import make_tensor, stored_tensors
+from autoglm_compress.export.gguf_tensors import StoredTensor, make_tensor, stored_tensors
 from autoglm_compress.export.gguf_tokenizer import EngineTokenizer, add_tokenizer
 from autoglm_compress.progress import Progress
 
@@ -22,6 +25,7 @@ FILE_TYPES = {
     "Q4_1": "MOSTLY_Q4_1",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+Stored = TypeVar("Stored", bound=StoredTensor)
 
 
 def write_gguf(
@@ -45,31 +49,49 @@ def write_gguf(
     Returns:
         What was rounded.
     """
-    import gguf
-    import numpy as np
-
     tensors, exactness = stored_tensors(checkpoint.shape, embedding_bits), Exactness()
     writer = _writer(
         checkpoint.shape, checkpoint.model_config, tokenizer, name, most_bytes_type(checkpoint.shape, embedding_bits)
     )
-    for tensor in tensors:
-        kind = gguf.GGMLQuantizationType[tensor.type]
-        writer.add_tensor_info(tensor.engine_name, tensor.shape, np.dtype(np.float32), tensor.nbytes, kind)
     factors = rope_factors(checkpoint.shape, checkpoint.model_config)
     if factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, np.dtype(np.float32), factors.nbytes)
+        tensors.append(StoredTensor(ROPE_FACTORS, ROPE_FACTORS, tuple(factors.shape), "F32"))
+
+    def make(tensor: StoredTensor) -> np.ndarray:
+        if factors is not None and tensor.name == ROPE_FACTORS:
+            return factors.numpy()
+        return make_tensor(checkpoint, tensor, exactness)
+
+    write_tensors(writer, file, tensors, make, progress)
+    return exactness
+
+
+def write_tensors(
+    writer: Any, file: Path, tensors: Sequence[Stored], make: Callable[[Stored], np.ndarray], progress: Progress
+) -> None:
+    """Write a file that appears under its name when it is complete.
+
+    Args:
+        writer: a `gguf.GGUFWriter` that has all but tensors.
+        file: where to.
+        tensors: the tensors in the order of the file.
+        make: gives the bytes of each.
+        progress: where it is shown.
+    """
+    from gguf import GGMLQuantizationType
+
+    for tensor in tensors:
+        kind = GGMLQuantizationType[tensor.type]
+        writer.add_tensor_info(tensor.engine_name, tensor.shape, np.dtype(np.float32), tensor.nbytes, kind)
     total = sum(tensor.nbytes for tensor in tensors)
     with appearing(file) as temporary, progress.task(f"writing {file.name}", total=total, unit="B") as advance:
         _open(writer, temporary)
         try:
             for tensor in tensors:
-                writer.write_tensor_data(make_tensor(checkpoint, tensor, exactness))
+                writer.write_tensor_data(make(tensor))
                 advance(tensor.nbytes)
-            if factors is not None:
-                writer.write_tensor_data(factors.numpy())
         finally:
             writer.close()
-    return exactness
 
 
 def write_vocabulary(shape: ModelShape, config: Any, tokenizer: EngineTokenizer, file: Path) -> None:

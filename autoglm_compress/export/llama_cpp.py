@@ -71,7 +71,7 @@ class LlamaCpp:
     def __init__(self) -> None:
         import xllamacpp
 
-        self._library = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("xllamacpp.*"))))
+        self.library = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("xllamacpp.*"))))
         signatures = {
             "llama_backend_init": (None, ()),
             "llama_model_default_params": (ModelParameters, ()),
@@ -91,13 +91,13 @@ class LlamaCpp:
             "llama_tokenize": (INT, (POINTER, ctypes.c_char_p, INT, ctypes.POINTER(INT), INT, BOOL, BOOL)),
         }
         for name, (result, arguments) in signatures.items():
-            function = getattr(self._library, name)
+            function = getattr(self.library, name)
             function.restype, function.argtypes = result, arguments
-        self._library.llama_backend_init()
+        self.library.llama_backend_init()
         self._require_known_layout()
 
     def _require_known_layout(self) -> None:
-        model, context = self._library.llama_model_default_params(), self._library.llama_context_default_params()
+        model, context = self.library.llama_model_default_params(), self.library.llama_context_default_params()
         found = (model.n_gpu_layers, model.vocab_only, model.check_tensors, model.use_extra_bufts)
         sizes = (context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max)
         if found != (-1, False, False, True) or sizes != (512, 2048, 512, 1):
@@ -109,50 +109,50 @@ class LlamaCpp:
         Raises:
             RuntimeError: llama.cpp does not take the file.
         """
-        parameters = self._library.llama_model_default_params()
+        parameters = self.library.llama_model_default_params()
         parameters.vocab_only = vocab_only
         # Weights in another order are faster, and a second time in memory.
         parameters.use_extra_bufts = False
-        model = self._library.llama_model_load_from_file(file.encode(), parameters)
+        model = self.library.llama_model_load_from_file(file.encode(), parameters)
         if not model:
             raise RuntimeError("llama.cpp does not load the file")
         return model
 
     def token_ids(self, model: int, text: str) -> list[int]:
         """The ids of a text, in which special tokens are found, without any around it."""
-        vocabulary, data = self._library.llama_model_get_vocab(model), text.encode()
+        vocabulary, data = self.library.llama_model_get_vocab(model), text.encode()
         room = (INT * (len(data) + 8))()
-        count = self._library.llama_tokenize(vocabulary, data, len(data), room, len(room), False, True)
+        count = self.library.llama_tokenize(vocabulary, data, len(data), room, len(room), False, True)
         return list(room[:count])
 
     def logits(self, model: int, rows: np.ndarray, continuation: int, threads: int, out: np.ndarray) -> list[list[int]]:
         """Fill `out` [rows, tokens + continuation, vocab_size]; returns what each row was continued with."""
         length = rows.shape[1]
         context = self._context(model, length + continuation, threads)
-        batch = self._library.llama_batch_init(length, 0, 1)
+        batch = self.library.llama_batch_init(length, 0, 1)
         continued = []
         for row, found in zip(rows, out, strict=True):
-            self._library.llama_memory_clear(self._library.llama_get_memory(context), True)
+            self.library.llama_memory_clear(self.library.llama_get_memory(context), True)
             self._decode(context, batch, row.tolist(), 0, found[:length])
             made: list[int] = []
             for place in range(length, length + continuation):
                 made.append(int(found[place - 1].argmax()))
                 self._decode(context, batch, made[-1:], place, found[place : place + 1])
             continued.append(made)
-        self._library.llama_batch_free(batch)
+        self.library.llama_batch_free(batch)
         return continued
 
     def vocabulary_size(self, model: int) -> int:
         """How many logits there are."""
-        return self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(model))
+        return self.library.llama_vocab_n_tokens(self.library.llama_model_get_vocab(model))
 
     def _context(self, model: int, length: int, threads: int) -> int:
-        parameters = self._library.llama_context_default_params()
+        parameters = self.library.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
-        context = self._library.llama_init_from_model(model, parameters)
-        if not context or self._library.llama_n_ctx(context) < length:
+        context = self.library.llama_init_from_model(model, parameters)
+        if not context or self.library.llama_n_ctx(context) < length:
             raise RuntimeError(f"llama.cpp makes no context of {length} tokens")
-        self._library.llama_set_n_threads(context, threads, threads)
+        self.library.llama_set_n_threads(context, threads, threads)
         return context
 
     def _decode(self, context: int, batch: Batch, tokens: list[int], start: int, out: np.ndarray) -> None:
@@ -161,10 +161,10 @@ class LlamaCpp:
         for place, token in enumerate(tokens):
             batch.token[place], batch.pos[place] = token, start + place
             batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
-        if self._library.llama_decode(context, batch) != 0:
+        if self.library.llama_decode(context, batch) != 0:
             raise RuntimeError("llama.cpp cannot compute with the file")
         for place in range(len(tokens)):
-            out[place] = np.ctypeslib.as_array(self._library.llama_get_logits_ith(context, place), (out.shape[1],))
+            out[place] = np.ctypeslib.as_array(self.library.llama_get_logits_ith(context, place), (out.shape[1],))
 
 
 def main() -> None:

@@ -117,6 +117,10 @@ class MnnFormat:
         job.runtime.progress.note(f"{GRAPH}: memory low is a KL divergence of {divergence:.2g} nats from memory high")
         return found
 
+    def prove_towers(self, job: ExportJob) -> dict[str, Any]:
+        """Nothing: text models are exported alone."""
+        return {}
+
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """By what is rounded."""
         if options.embedding_bits is not None:

@@ -102,6 +102,10 @@ class OnnxFormat:
         """The engine's logits."""
         return predicted(onnx_engine.__name__, {"folder": str(job.folder)}, job.work, rows)
 
+    def prove_towers(self, job: ExportJob) -> dict[str, Any]:
+        """Nothing: text models are exported alone."""
+        return {}
+
     def limits(self, shape: ModelShape, options: ExportOptions) -> Limits:
         """By what is rounded."""
         if options.embedding_bits is not None:

@@ -13,6 +13,11 @@ def towers_problem(shape: ModelShape) -> str | None:
     return f"{shape.family.architecture} has {towers} beside its text, and only text models are exported"
 
 
+def towers_left(shape: ModelShape) -> str:
+    """What is said where the text tower of a model goes alone."""
+    return f"the file is the text tower alone, which reads text: {', '.join(shape.family.kept)} stay behind"
+
+
 def has_window(config: Any, layer: int) -> bool:
     """Whether a layer has a sliding window, by the text tower's `transformers` config."""
     kinds = getattr(config, "layer_types", None)

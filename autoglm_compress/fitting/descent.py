@@ -183,7 +183,7 @@ def distil_last_layer(
         layer: the layer, which `run` sends hidden states through.
         batches: the states that go into it, and the original's after its last layer.
         norms: the final norms of ours and of the original.
-        heads: [vocab_size, hidden_size] of ours, in fp32, and of the original.
+        heads: [vocab_size, hidden_size] of ours and of the original, as they are stored.
         passes: how often to go over the batches.
         processes: those that have a share of every batch.
     """

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from autoglm_compress.forward.logits import logits_of, token_slices
+from autoglm_compress.slices import row_slices
 
 UNLABELLED = -1
 LEAST_TAIL = 1e-6
@@ -100,7 +101,8 @@ def next_token_loss(
         if states_gradient is not None or head_gradient is not None:
             by_logit = by_logit.div_(len(states)).to(states.dtype)
         if states_gradient is not None:
-            states_gradient[tokens] += by_logit @ head.to(by_logit)
+            for rows in row_slices(len(head)):
+                states_gradient[tokens].addmm_(by_logit[:, rows], head[rows].to(by_logit))
         if head_gradient is not None:
             head_gradient.addmm_(by_logit.T.to(head_gradient), states[tokens].to(head_gradient))
         del by_logit  # or it would be there beside the next slice's logits

@@ -198,6 +198,18 @@ class PairedWalk:
                 after.copy_(run(after, batch))
 
     def _refit_layer(self, layer: int) -> RefitLayer:
+        student, run_student, fits = self._fit_linears(layer)
+        bound_freed_memory()
+        descent = self._distil(layer, student, run_student)
+        for batch, (before, after) in zip(self.rows.batches, self.student.pairs(), strict=True):
+            after.copy_(run_student(before, batch))
+        return RefitLayer(dict(student.named_parameters()), fits, descent)
+
+    def _fit_linears(self, layer: int) -> tuple[nn.Module, LayerRun, dict[str, dict[str, Any]]]:
+        """A layer with its linears fitted, what runs it, and the records of the fits.
+
+        A function, so that nothing of the original's layer is kept.
+        """
         origin = self.lineage.layers[layer]
         following = [*self.lineage.layers, self.original.shape.num_hidden_layers][layer + 1]
         teacher, run_teacher = self.teacher_model.load(origin)
@@ -234,11 +246,7 @@ class PairedWalk:
             for middle in self.student.middle
         )
         fits[mlp] = self._fit_writer(mlp, student, written, self.teacher.after, self.student.middle)
-        bound_freed_memory()
-        descent = self._distil(layer, student, run_student)
-        for batch, (before, after) in zip(batches, self.student.pairs(), strict=True):
-            after.copy_(run_student(before, batch))
-        return RefitLayer(dict(student.named_parameters()), fits, descent)
+        return student, run_student, fits
 
     def _distil(self, layer: int, student: nn.Module, run: LayerRun) -> Descent | None:
         """Fit a layer as a whole if any passes are asked for. Keep the fit if it is better on deciding rows."""
@@ -247,19 +255,25 @@ class PairedWalk:
         if not (to_logits or self.layer_passes):
             return None
         batches = self.rows.paired(self.student.before, self.teacher.after)
-        before = {name: weight.clone() for name, weight in student.state_dict().items()}
+        prefix, computed = self.family.layer_prefix(layer), next(student.parameters()).dtype
+        # As they are stored, which loses nothing.
+        before = {
+            name: weight.to(self.compressed.dtype_of(prefix + name), copy=True)
+            for name, weight in student.state_dict().items()
+        }
         student.float()
         if to_logits:
-            heads = self.compressed.head_weight().to(self.device).float(), self.original.head_weight()
+            self.teacher_model.release()  # this layer was its last
+            give_back_freed_memory()
+            heads = self.compressed.head_weight().to(self.device), self.original.head_weight()
             descent = distil_last_layer(
                 student, run, batches, self.final_norms, heads, self.logit_passes, self.processes
             )
         else:
             descent = distil_layer(student, run, batches, self.lineage.project, self.layer_passes, self.processes)
         if descent.improved:
-            dtype = self.compressed.dtype
-            before = {name: weight.to(dtype).to(before[name].dtype) for name, weight in student.state_dict().items()}
-        student.load_state_dict(before, assign=True)
+            before = {name: weight.to(self.compressed.dtype) for name, weight in student.state_dict().items()}
+        student.load_state_dict({name: weight.to(computed) for name, weight in before.items()}, assign=True)
         student.requires_grad_(False)
         return descent
 

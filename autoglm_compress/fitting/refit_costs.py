@@ -30,17 +30,16 @@ def refit_memory(
     tokens = calibration.batch_tokens
     # Of each of a model's three buffers (before, in the middle of and after a layer) a batch is resident.
     states = 3 * FP32 * tokens * (shape.hidden_size + source.hidden_size)
-    layers = layer_memory(source) + layer_memory(shape)
+    ours, original = layer_memory(shape), layer_memory(source)
     passing = max(pass_memory(model, tokens) for model in (shape, source))
-    step = max(_fits_memory(shape, source, calibration), passing, reading_memory(source))
-    tied_to_logits = bool(logit_passes) and shape.tie_word_embeddings
-    if layer_passes or tied_to_logits:
-        step = max(step, _layer_descent_memory(shape, source, tokens))
-    if tied_to_logits:
-        heads = FP32 * head_elements(shape) + source.element_bytes * head_elements(source)
+    step = original + max(_fits_memory(shape, source, calibration), passing, reading_memory(source))
+    if layer_passes:
+        step = max(step, original + _layer_descent_memory(shape, source, tokens))
+    if logit_passes and shape.tie_word_embeddings:  # without the original's layer
+        heads = sum(model.element_bytes * head_elements(model) for model in (shape, source))
         step = max(step, heads + _layer_descent_memory(shape, source, tokens) + logits_memory(tokens, shape.vocab_size))
     head = 0 if shape.tie_word_embeddings else _head_memory(shape, source, calibration, logit_passes)
-    return max(layers + states + step, head, walk_memory(source, tokens))
+    return max(ours + states + step, head, walk_memory(source, tokens))
 
 
 def _fits_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
@@ -82,13 +81,14 @@ def _fitted_to_and_deciding(calibration: CalibrationOptions) -> tuple[int, int]:
 
 
 def _layer_descent_memory(shape: ModelShape, source: ModelShape, tokens: int) -> int:
-    """Bytes beside both models' layers: the weights before and gradients, with a batch's graph or the better weights.
+    """Bytes beside the models' layers: the weights before and gradients, with a batch's graph or the better weights.
 
     A batch is copied from both streams, and the target is projected, weighted and squared.
     """
     layer = layer_memory(shape)
     batch = FP32 * tokens * (3 * shape.hidden_size + source.hidden_size)
-    return 2 * layer + max(batch + training_memory(shape, tokens), layer, FP32 * largest_of_layer(shape))
+    kept = layer * shape.element_bytes // FP32
+    return layer + kept + max(batch + training_memory(shape, tokens), layer, FP32 * largest_of_layer(shape))
 
 
 def _head_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions, logit_passes: int) -> int:

@@ -5,16 +5,12 @@ from importlib.util import find_spec
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.dataset import Dataset
 from autoglm_compress.errors import PlanError, UserError
-from autoglm_compress.forward.whole_model import is_text_alone
 from autoglm_compress.healing.optimizer import check_installed
 from autoglm_compress.healing.options import HealingOptions
 
 
 def check_options(options: HealingOptions, shape: ModelShape) -> None:
     """Raise PlanError if a checkpoint of this shape cannot be healed with these options."""
-    if options.data == "teacher_samples" and not is_text_alone(shape.family):
-        message = f"teacher_samples: {shape.family.architecture} has more than a text tower, which alone cannot write"
-        raise PlanError("data", f"{message}: use calibration or a dataset")
     if shape.quantization is not None and options.lora is not None:
         raise PlanError("lora", "cannot be merged into a quantized checkpoint: heal before quantizing, or leave it out")
     if shape.quantization is not None and options.optimizer == "muon":

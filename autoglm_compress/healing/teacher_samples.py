@@ -31,7 +31,7 @@ def continued(
     of it. Files of a killed run in `folder` are reused.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, or the text tower of a larger one.
         shape: its shape.
         parts: the text. If a source has few rows, an opening is continued several times.
         seed: seeds the sampling.
@@ -61,16 +61,12 @@ def continued(
 
 def _continue(model: Any, openings: torch.Tensor, length: int, seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    openings = openings.long().to(model.device)
-    rows = model.generate(
-        input_ids=openings,
-        attention_mask=torch.ones_like(openings),
-        max_new_tokens=length - openings.shape[1],
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    rows, cache = openings.long().to(head.weight.device), None
+    given = rows
+    for _ in range(length - rows.shape[1]):
+        seen = decoder(input_ids=given, past_key_values=cache, use_cache=True)
+        cache = seen.past_key_values
+        given = torch.multinomial(head(seen.last_hidden_state[:, -1]).float().softmax(-1), 1)
+        rows = torch.cat([rows, given], dim=1)
     return {"rows": rows.to(torch.int32).cpu()}

@@ -32,6 +32,11 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
     family = plan.checkpoints[0].shape.family
     reader = reader_of(folder, family, load_tokenizer(folder)) if has_tokenizer(folder) else None
     kinds = _media(path for path in plan.texts.values() if path is not None)
+    if kinds and any(getattr(stage, "data", None) == "teacher_samples" for stage in plan.recipe.stages):
+        raise UserError(
+            f"calibration.source: rows with {' and '.join(sorted(kinds))}, and data: teacher_samples continues text "
+            "alone: heal with data: calibration, or give rows of text."
+        )
     return replace(
         plan if not kinds else plan.with_towers(),
         text_warnings=(*_check(plan.recipe, plan.texts, reader), *_unseen(plan.recipe, reader, kinds)),

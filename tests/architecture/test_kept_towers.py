@@ -133,10 +133,6 @@ def test_an_auto_class_that_transformers_has_not_is_told(source: Path, tmp_path:
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        (
-            {"stage": "heal", "tokens": 1000, "data": "teacher_samples"},
-            "more than a text tower, which alone cannot write",
-        ),
         ({"stage": "width", "hidden_size": 32}, "the kept towers (vision) give full width"),
         (
             {"stage": "heads", "num_attention_heads": 2},

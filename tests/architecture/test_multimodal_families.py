@@ -8,34 +8,26 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from autoglm_compress.architecture.family_files import built_in
+from autoglm_compress.calibration.training_rows import TextPart
+from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.whole_model import load_model
+from autoglm_compress.healing.teacher_samples import continued
 from support.command_line import assert_says, refusal
-from support.multimodal import FAMILIES, load, logits, media_rows, save, text_row
+from support.multimodal import (
+    FAMILIES,
+    INT8,
+    family_of,
+    load,
+    logits,
+    media_rows,
+    save,
+    stages_of,
+    text_row,
+)
+from support.quiet import quiet
 from support.running import invoke, run, tensors_of, write_recipe
 
 torch.set_num_threads(1)
-IDENTITY = {"stage": "depth", "name": "same", "num_hidden_layers": "1x"}
-DEPTH = {"stage": "depth", "num_hidden_layers": 3}
-FFN = {"stage": "ffn", "intermediate_size": 96}
-HEADS = {"stage": "heads", "num_attention_heads": 2}
-WIDTH = {"stage": "width", "hidden_size": 32}
-TIE = {"stage": "tie"}
-REFIT = {"stage": "refit", "layer_passes": 1, "logit_passes": 1}
-HEAL = {"stage": "heal", "tokens": 4096, "batch_size": 8, "learning_rate": 0.001, "checks": 2}
-EVALUATE = {"stage": "evaluate", "tasks": ["perplexity"]}
-INT8 = {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32}
-INT4 = {"stage": "quantize", "name": "int4", "from": "heal", "bits": 4, "group_size": 32}
-
-
-def family_of(name: str):
-    return built_in()[FAMILIES[name].architecture]
-
-
-def stages_of(name: str) -> list[dict]:
-    family = family_of(name)
-    size = [WIDTH | {"num_attention_heads": 2}] if family.transformers_derives_head_dim else [HEADS, WIDTH]
-    tie = [TIE] if family.transformers_ties else []
-    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, HEAL, EVALUATE, INT8, INT4]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -163,6 +155,18 @@ def test_linears_of_towers_are_rounded_where_asked_for(name: str, all_of_them: b
     inspected = json.loads(invoke("inspect", result, "--json").output)
     assert inspected["transformers"] == {"loads": True, "reason": None, "missing": [], "different_shape": []}
     assert inspected["parameters_by_part"] == planned[0]["parameters_by_part"]
+
+
+def test_the_text_tower_writes_what_the_whole_model_does(name: str, source: Path, tmp_path: Path):
+    openings = text_row()["input_ids"].view(4, 6)
+    tower = load_model(Checkpoint(source), torch.device("cpu"), torch.float32)
+    parts = [TextPart(openings[:3], 3, openings[3:])]
+    [written] = continued(tower, Checkpoint(source).shape, parts, 0, tmp_path, quiet().progress)
+    torch.manual_seed(0)
+    expected = load(source).generate(
+        input_ids=openings[:, :1], max_new_tokens=5, do_sample=True, top_k=0, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(torch.cat([written.rows, written.deciding]), expected.int())
 
 
 def test_towers_that_a_model_has_not_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

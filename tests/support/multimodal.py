@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from autoglm_compress.architecture import Family
+from autoglm_compress.architecture.family_files import built_in
 from support.own_families import SIZES, TOWER
 
 MEDIA_TOKEN = 5
@@ -95,7 +97,7 @@ FAMILIES = {
             "Qwen3VLForConditionalGeneration",
             "Qwen3VLConfig",
             {
-                "text_config": TEXT | {"rope_parameters": ROPE, "head_dim": 16},
+                "text_config": TEXT | {"rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}, "head_dim": 16},
                 "vision_config": VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
                 "image_token_id": MEDIA_TOKEN,
             },
@@ -149,6 +151,30 @@ FAMILIES = {
     )
 }
 """By short names, such as `glm4v`."""
+IDENTITY = {"stage": "depth", "name": "same", "num_hidden_layers": "1x"}
+DEPTH = {"stage": "depth", "num_hidden_layers": 3}
+FFN = {"stage": "ffn", "intermediate_size": 96}
+HEADS = {"stage": "heads", "num_attention_heads": 2}
+WIDTH = {"stage": "width", "hidden_size": 32}
+TIE = {"stage": "tie"}
+REFIT = {"stage": "refit", "layer_passes": 1, "logit_passes": 1}
+HEAL = {"stage": "heal", "tokens": 4096, "batch_size": 8, "learning_rate": 0.001, "checks": 2}
+EVALUATE = {"stage": "evaluate", "tasks": ["perplexity"]}
+INT8 = {"stage": "quantize", "name": "int8", "bits": 8, "group_size": 32, "method": "round_to_nearest"}
+INT4 = {"stage": "quantize", "name": "int4", "from": "heal", "bits": 4, "group_size": 32}
+
+
+def family_of(name: str) -> Family:
+    """What the package says of a family."""
+    return built_in()[FAMILIES[name].architecture]
+
+
+def stages_of(name: str) -> list[dict[str, Any]]:
+    """All stages that a family can go through, one after the other."""
+    family = family_of(name)
+    size = [WIDTH | {"num_attention_heads": 2}] if family.transformers_derives_head_dim else [HEADS, WIDTH]
+    tie = [TIE] if family.transformers_ties else []
+    return [IDENTITY, DEPTH, FFN, *size, *tie, REFIT, HEAL, EVALUATE, INT8, INT4]
 
 
 def save(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Path:

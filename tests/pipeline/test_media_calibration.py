@@ -139,3 +139,9 @@ def test_perplexity_asks_for_text(omni: Path, tmp_path: Path):
     calibration = {"source": rows, "samples": 4, "sequence_length": 64}
     recipe = write_recipe(tmp_path, omni, stages, calibration=calibration)
     assert_says(refusal("plan", recipe), "evaluation.perplexity.source", "rows.jsonl", "python-docs")
+
+
+def test_a_teacher_does_not_go_on_with_images(omni: Path, tmp_path: Path):
+    heal = {"stage": "heal", "tokens": 1024, "batch_size": 4, "data": "teacher_samples"}
+    recipe = calibrated(tmp_path, omni, write_rows(tmp_path, 8), [heal])
+    assert_says(refusal("plan", recipe), "calibration.source", "image", "teacher_samples", "data: calibration")

@@ -33,6 +33,7 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.cutting.surgery import Cut, cut_heads, cut_neurons, slice_axes
 from autoglm_compress.errors import UserError
+from autoglm_compress.fitting.affine import affine, before_norm, with_one
 from autoglm_compress.fitting.descent import (
     Descent,
     LayerRun,
@@ -59,9 +60,6 @@ from autoglm_compress.forward.one_layer_model import OneLayerModel, compute_dtyp
 from autoglm_compress.memory import bound_freed_memory, give_back_freed_memory
 from autoglm_compress.runtime import Runtime
 from autoglm_compress.slices import row_slices
-
-NEGLIGIBLE_GAIN = 1e-2
-"""Targets are not divided by gains of a norm after a writer that are below this share of its largest gain."""
 
 
 @dataclass(frozen=True)
@@ -296,13 +294,13 @@ class PairedWalk:
         """
         has_bias = linear_of(student, readers[0]).bias is not None
         train, held_out = self._input_moments(
-            (_with_one(ours, has_bias), _with_one(original, has_bias)) for ours, original in examples
+            (with_one(ours, has_bias), with_one(original, has_bias)) for ours, original in examples
         )
         targets = []
         for reader in readers:
             rows = self.family.layer_tensors[f"{reader}.weight"].axes[:1]
-            targets.append(slice_axes(_affine(linear_of(teacher, reader)), rows, cut))
-        priors = [_affine(linear_of(student, reader)) for reader in readers]
+            targets.append(slice_axes(affine(linear_of(teacher, reader)), rows, cut))
+        priors = [affine(linear_of(student, reader)) for reader in readers]
         target, groups = torch.cat(targets), _consecutive([len(prior) for prior in priors])
         found = self._fit(train.for_targets(target), held_out.for_targets(target), torch.cat(priors), groups)
         for reader, one in zip(readers, found, strict=True):
@@ -355,7 +353,7 @@ class PairedWalk:
         Returns the record of the fit.
         """
         module = linear_of(student, writer)
-        has_bias, prior = module.bias is not None, _affine(module)
+        has_bias, prior = module.bias is not None, affine(module)
         norm = self.family.writer_norms.get(writer)
         gain = student.get_parameter(f"{norm}.weight") if norm else None
         train, held_out = sums = [
@@ -368,9 +366,9 @@ class PairedWalk:
             original = self.lineage.project(original.to(self.device).float())
             target = original - residual.to(self.device).float()
             weights = 1 / original.square().mean(-1).clamp_min(1e-12)
-            x = _with_one(x.float(), has_bias)
+            x = with_one(x.float(), has_bias)
             if gain is not None:
-                target = _before_norm(target, gain, x @ prior.T)
+                target = before_norm(target, gain, x @ prior.T)
                 weights = torch.ones_like(weights)
             for moments, rows in zip(sums, (~decides, decides), strict=True):
                 moments.add(x[rows].flatten(0, 1), target[rows].flatten(0, 1), weights[rows].flatten())
@@ -387,26 +385,6 @@ class PairedWalk:
             linear.bias = nn.Parameter(stored[:, -1].contiguous(), requires_grad=False)
             stored = stored[:, :-1].contiguous()
         linear.weight = nn.Parameter(stored, requires_grad=False)
-
-
-def _affine(linear: nn.Linear) -> torch.Tensor:
-    """The weight [out, in] in fp32, with the bias as one more column if there is one."""
-    weight = linear.weight.float()
-    return weight if linear.bias is None else torch.cat([weight, linear.bias.float()[:, None]], dim=1)
-
-
-def _with_one(inputs: torch.Tensor, has_bias: bool) -> torch.Tensor:
-    """Inputs [..., in], with a constant feature for the bias if there is one."""
-    return torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1) if has_bias else inputs
-
-
-def _before_norm(target: torch.Tensor, gain: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """The writer's output for which the norm after it gives the target: the target's direction, at the present
-    length.
-    """
-    gain = torch.where(gain.abs() < NEGLIGIBLE_GAIN * gain.abs().max(), torch.inf, gain.float())
-    direction = nn.functional.normalize(target / gain, dim=-1)
-    return direction * output.norm(dim=-1, keepdim=True)
 
 
 def _consecutive(lengths: list[int]) -> list[slice]:

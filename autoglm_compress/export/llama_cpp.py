@@ -128,7 +128,7 @@ class LlamaCpp:
     def logits(self, model: int, rows: np.ndarray, continuation: int, threads: int, out: np.ndarray) -> list[list[int]]:
         """Fill `out` [rows, tokens + continuation, vocab_size]; returns what each row was continued with."""
         length = rows.shape[1]
-        context = self._context(model, length + continuation, threads)
+        context = self.context(model, length + continuation, threads)
         batch = self.library.llama_batch_init(length, 0, 1)
         continued = []
         for row, found in zip(rows, out, strict=True):
@@ -146,7 +146,8 @@ class LlamaCpp:
         """How many logits there are."""
         return self.library.llama_vocab_n_tokens(self.library.llama_model_get_vocab(model))
 
-    def _context(self, model: int, length: int, threads: int) -> int:
+    def context(self, model: int, length: int, threads: int) -> int:
+        """Room for so many tokens, by its address."""
         parameters = self.library.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = length
         context = self.library.llama_init_from_model(model, parameters)

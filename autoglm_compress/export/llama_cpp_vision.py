@@ -84,17 +84,8 @@ class LlamaCppVision(LlamaCpp):
         Raises:
             RuntimeError: llama.cpp does not take the file, or the image.
         """
-        parameters = self.library.mtmd_context_params_default()
-        parameters.use_gpu, parameters.warmup, parameters.n_threads = False, False, threads
-        parameters.flash_attn_type = 0  # which would round keys and values to 16 bits
-        context = self.library.mtmd_init_from_file(file.encode(), model, parameters)
-        if not context:
-            raise RuntimeError("llama.cpp does not load the file of the vision tower")
-        height, width, _ = image.shape
-        bitmaps = (POINTER * 1)(self.library.mtmd_bitmap_init(width, height, image.tobytes()))
-        chunks, text = self.library.mtmd_input_chunks_init(), InputText(MARKER, False, True)
-        if self.library.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1) != 0:
-            raise RuntimeError("llama.cpp does not take an image")
+        context = self.tower(model, file, threads)
+        chunks = self.chunks(context, MARKER, image)
         numbers = range(self.library.mtmd_input_chunks_size(chunks))
         found = [self.library.mtmd_input_chunks_get(chunks, number) for number in numbers]
         [chunk] = [chunk for chunk in found if self.library.mtmd_input_chunk_get_type(chunk) == IMAGE]
@@ -102,6 +93,34 @@ class LlamaCppVision(LlamaCpp):
             raise RuntimeError("llama.cpp cannot compute with the file of the vision tower")
         size = self.library.mtmd_input_chunk_get_n_tokens(chunk), self.library.llama_model_n_embd_inp(model)
         return np.ctypeslib.as_array(self.library.mtmd_get_output_embd(context), size).copy()
+
+    def tower(self, model: int, file: str, threads: int) -> int:
+        """A vision tower beside a text model, by its address.
+
+        Raises:
+            RuntimeError: llama.cpp does not take the file.
+        """
+        parameters = self.library.mtmd_context_params_default()
+        parameters.use_gpu, parameters.warmup, parameters.n_threads = False, False, threads
+        parameters.flash_attn_type = 0  # which would round keys and values to 16 bits
+        context: int = self.library.mtmd_init_from_file(file.encode(), model, parameters)
+        if not context:
+            raise RuntimeError("llama.cpp does not load the file of the vision tower")
+        return context
+
+    def chunks(self, context: int, text: bytes, image: np.ndarray) -> int:
+        """A text in which MARKER stands for an image, in chunks of text and of image, by their address.
+
+        Raises:
+            RuntimeError: llama.cpp does not take the image.
+        """
+        height, width, _ = image.shape
+        bitmaps = (POINTER * 1)(self.library.mtmd_bitmap_init(width, height, image.tobytes()))
+        chunks: int = self.library.mtmd_input_chunks_init()
+        given = InputText(text, False, True)
+        if self.library.mtmd_tokenize(context, chunks, ctypes.byref(given), bitmaps, 1) != 0:
+            raise RuntimeError("llama.cpp does not take an image")
+        return chunks
 
 
 def main() -> None:

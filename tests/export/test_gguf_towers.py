@@ -1,6 +1,8 @@
 """Exports to GGUF of models with towers beside the text, as llama.cpp runs them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.export import vision_writer
 from autoglm_compress.export.exactness import Exactness
+from support import image_rows
 from support.command_line import assert_says, plan, refusal
 from support.exporting import (
     exact_weight,
@@ -23,7 +26,7 @@ from support.exporting import (
     stage_folder,
     stored,
 )
-from support.multimodal import FAMILIES, save
+from support.multimodal import FAMILIES, MEDIA_TOKEN, load, logits, save
 
 torch.set_num_threads(1)
 ENGINE = {
@@ -124,3 +127,41 @@ def test_a_tower_in_eight_bits_stays_behind(tokenizer: PreTrainedTokenizerFast, 
     output = run_stages(tmp_path, source, rounded, export("int8"))
     assert_says(output, "vision, adapter stay behind: their linears are in 8 bits")
     assert len(list((tmp_path / "out" / "02-int8-gguf").glob("*.gguf"))) == 1
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_after_an_image_the_engine_predicts_what_the_whole_model_does(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    source = save_seeing(name, tmp_path / "source", tokenizer)
+    run_stages(tmp_path, source, export("source"))
+    folder = stage_folder(tmp_path / "out", "source-gguf")
+    decided = record(folder)
+    image = np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)  # 6 x 10 tokens
+    np.save(tmp_path / "pixels.npy", image)
+    job = {
+        "file": str(folder / decided["file"]),
+        "vision": str(folder / decided["vision_file"]),
+        "pixels": str(tmp_path / "pixels.npy"),
+        "logits": str(tmp_path / "logits.npy"),
+        "text": "What is on the image <__media__> of the word and the other words?",
+    }
+    engine = subprocess.run(
+        [sys.executable, image_rows.__file__], input=json.dumps(job), capture_output=True, text=True, check=True
+    )
+    chunks = json.loads(engine.stdout)
+    assert 60 in chunks
+    tokens = [token for chunk in chunks for token in ([MEDIA_TOKEN] * chunk if isinstance(chunk, int) else chunk)]
+    tokens = torch.tensor([tokens])
+    mean, std = (torch.tensor(values) for values in ([0.4, 0.5, 0.6], [0.3, 0.2, 0.25]))
+    patches = (torch.from_numpy(image) / 255 - mean) / std
+    patches = patches.view(6, 2, 2, 10, 2, 2, 3).permute(0, 3, 1, 4, 6, 2, 5).reshape(240, 3, 1, 4)
+    row = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == MEDIA_TOKEN).int(),
+        "pixel_values": patches.expand(-1, -1, 2, -1).flatten(1),
+        "image_grid_thw": torch.tensor([[1, 12, 20]]),
+    }
+    expected, found = logits(load(source), row)[0, -1], torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    assert ((found - expected).norm() / expected.norm()) < 5e-3

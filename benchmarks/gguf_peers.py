@@ -44,12 +44,13 @@ LLAMA_CPP_PYTHON = [["llama-cpp-python==0.3.36"]]
 CALIBRATION_ROWS, HELD_OUT_ROWS, LENGTH = 16, 4, 512
 TYPES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q5_0": 8, "Q5_K_M": 17, "Q8_0": 7}
 """llama.cpp's numbers for what it quantizes to."""
-QUANTIZED: list[dict[str, Any]] = [
-    {"name": "int4", "bits": 4, "group_size": 32},
-    {"name": "int8", "bits": 8, "group_size": 32},
-    {"name": "zero-points", "bits": 4, "group_size": 32, "format": "awq"},
-    {"name": "mixed", "bits": "auto", "group_size": 32, "budget": {"average_bits": 5.5}},
-]
+OURS: dict[str, dict[str, Any]] = {
+    "int4": {"bits": 4},
+    "int8": {"bits": 8},
+    "zero-points": {"bits": 4, "format": "awq"},
+    "mixed": {"bits": "auto", "budget": {"average_bits": 5.5}},
+}
+"""What our stage quantizes to, in groups of 32 as llama.cpp's are."""
 MODELS: dict[str, tuple[Callable[[Path], Path], list[dict[str, Any]]]] = {
     "smollm2-cut": (
         lambda output: make_smollm2(output / "smollm2"),
@@ -70,6 +71,8 @@ class Comparison:
     output: Path
     name: str
     data: Path | None
+    ours: list[str]
+    types: list[str]
 
     @property
     def folder(self) -> Path:
@@ -83,11 +86,10 @@ class Comparison:
         stages = {row.name.partition("-")[2]: self.folder / "run" / row.name for row in result.rows[1:]}
         plain = stages.get("plain", MODELS[self.name][0](self.output))
         files = {"16 bits": self._exported(plain, "16-bit", [])}
-        for stage in QUANTIZED:
-            options = ["--embedding-bits=8"]
-            files[f"ours, {stage['name']}"] = self._exported(stages[stage["name"]], stage["name"], options)
+        for name in self.ours:
+            files[f"ours, {name}"] = self._exported(stages[name], name, ["--embedding-bits=8"])
         importance = self._importance(recipe, plain, files["16 bits"])
-        for name in TYPES:
+        for name in self.types:
             files[name] = self._requantized(files["16 bits"], name, None)
             files[f"{name}, imatrix"] = self._requantized(files["16 bits"], name, importance)
         parameters = sum(Checkpoint(plain).shape.parameters_by_part().values())
@@ -108,7 +110,8 @@ class Comparison:
                 "samples": CALIBRATION_ROWS,
                 "sequence_length": LENGTH,
             },
-            "stages": stages + [{"stage": "quantize", "from": last} | stage for stage in QUANTIZED],
+            "stages": stages
+            + [{"stage": "quantize", "name": name, "from": last, "group_size": 32} | OURS[name] for name in self.ours],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -259,6 +262,8 @@ def draw(found: dict[str, dict[str, dict[str, Any]]]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS))
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--data", type=Path, help="text, a tenth of it held out (default: python-docs)")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-gguf"))
     arguments = parser.parse_args()
@@ -266,7 +271,7 @@ def main() -> None:
     output = arguments.output.resolve()
     found = {}
     for name in arguments.models:
-        found[name] = Comparison(output, name, arguments.data).rows()
+        found[name] = Comparison(output, name, arguments.data, arguments.ours, arguments.types).rows()
         print_table(name, found[name])
     write_results(
         output / "gguf_peers.json",

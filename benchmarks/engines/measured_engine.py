@@ -21,6 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 
 Job = dict[str, Any]
+SHORT = 16
+LONG = 15.0
+"""Seconds of repeats after which there are enough."""
 POSITIONS = 64
 """Whose logits are compared at once, in fp64."""
 
@@ -56,17 +59,29 @@ def main(load: Callable[[Job], Engine]) -> None:
 
 
 def speed(engine: Engine, job: Job) -> dict[str, Any]:
-    """Tokens per second, the median of the repeats after one that does not count."""
+    """Tokens per second, by medians of repeats after a few tokens that do not count."""
     draw = random.Random(0)
+
+    def text(length: int) -> list[int]:
+        return [draw.randrange(10, job["vocab_size"] - 10) for _ in range(length)]
+
     found: dict[str, Any] = {}
     for length in job["prompts"]:
-        prompt = [draw.randrange(10, job["vocab_size"] - 10) for _ in range(length)]
-        engine.prefill(prompt)
-        found[f"prefill_{length}"] = length / median(engine.prefill(prompt) for _ in range(job["repeats"]))
+        engine.prefill(text(SHORT))
+        prompt = text(length)
+        found[f"prefill_{length}"] = length / repeated(lambda tokens=prompt: engine.prefill(tokens), job["repeats"])
     if job["decode"]:
-        prompt = [draw.randrange(10, job["vocab_size"] - 10) for _ in range(32)]
-        found["decode"] = 1 / median(engine.decode(prompt, job["decode"]) for _ in range(job["repeats"]))
+        prompt = text(SHORT)
+        found["decode"] = 1 / repeated(lambda: engine.decode(prompt, job["decode"]), job["repeats"])
     return found
+
+
+def repeated(measure: Callable[[], float], most: int) -> float:
+    """The median of so many measurements, or of fewer if they take long."""
+    began, found = time.perf_counter(), [measure()]
+    while len(found) < most and time.perf_counter() - began < LONG:
+        found.append(measure())
+    return median(found)
 
 
 def quality(engine: Engine, rows: np.ndarray, reference: np.ndarray) -> dict[str, Any]:

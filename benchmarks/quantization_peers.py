@@ -18,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 from chains import REFERENCE, ROOT, write_results
+from environments import environment
 from peers.quality import build, compare, stored
 from rich.console import Console
 from rich.table import Table
@@ -142,18 +142,6 @@ def rows_of(recipe: Path, model: Path) -> torch.Tensor:
     return torch.cat(CalibrationText(loaded.calibration, files, Checkpoint(model), Progress(Console())).batches)
 
 
-def environment(folder: Path, peer: str) -> Path:
-    """The Python of a peer's environment, which is made if it is not there as it should be."""
-    python = folder / peer / "bin" / "python"
-    ready = folder / peer / "installed.json"
-    if not ready.exists() or json.loads(ready.read_text()) != INSTALL[peer]:
-        venv.create(folder / peer, with_pip=True, clear=True)
-        for arguments in INSTALL[peer]:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
-        ready.write_text(json.dumps(INSTALL[peer]))
-    return python
-
-
 def versions() -> dict[str, list[str]]:
     """The pinned packages of each environment."""
     return {peer: [package for call in calls for package in call if "==" in package] for peer, calls in INSTALL.items()}
@@ -209,7 +197,7 @@ class Benchmark:
         return lambda: stored(folder / "run" / "01-quantized"), process | {"quantize_seconds": seconds}
 
     def _quantize_by_peer(self, folder: Path, side: str, setting: Setting) -> tuple[Callable[[], Any], dict[str, Any]]:
-        python = environment(self.output / "environments", side)
+        python = environment(self.output / "environments" / side, INSTALL[side])
         rows = folder / "rows.safetensors"
         save_file({"rows": self.rows.contiguous()}, rows)
         worker = WORKERS / WORKER[side]

@@ -102,13 +102,14 @@ class MediaChats:
         self._next += count
         return ids.tolist()
 
-    def chats_in(self, rows: torch.Tensor) -> list[int]:
-        """The numbers of the chats that have features in rows of ids."""
-        features = rows[rows >= self.vocab_size]
-        if not len(features):
-            return []
-        firsts = torch.tensor(self._firsts)
-        return (torch.searchsorted(firsts, features.unique(), right=True) - 1).unique().tolist()
+    @property
+    def count(self) -> int:
+        """How many chats were read."""
+        return len(self._chats)
+
+    def owners(self, ids: torch.Tensor) -> torch.Tensor:
+        """For each of some ids the number of the chat whose feature it stands for, -1 for other tokens."""
+        return torch.searchsorted(torch.tensor(self._firsts), ids.long().contiguous(), right=True) - 1
 
     def features_of(self, number: int) -> range:
         """The ids of a chat's features, by its number."""

@@ -7,7 +7,7 @@ them, and the positions. Embeddings are NaN there, so what is not NaN is a featu
 A token id past the vocabulary says which feature stands at its place (see `calibration/media_chats.py`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,7 @@ from autoglm_compress.calibration.media_chats import MediaChats
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
+from autoglm_compress.runtime import Runtime
 
 VOCABULARY = 16
 """Rows of the embedding that the towers' model has in place of its own."""
@@ -58,7 +59,7 @@ class Features:
         checkpoint: has the towers.
         chats: what was read.
         root: a folder for files of this process alone.
-        device: where towers run.
+        runtime: where towers run.
         dtype: what they compute in.
         folders: number the folders of checkpoints within `root`.
     """
@@ -68,20 +69,20 @@ class Features:
         checkpoint: Checkpoint,
         chats: MediaChats,
         root: Path,
-        device: torch.device,
+        runtime: Runtime,
         dtype: torch.dtype,
         folders: Iterator[int] | None = None,
     ) -> None:
         self._checkpoint, self._chats = checkpoint, chats
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
-        self._device, self._dtype = device, dtype
+        self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
 
     def of(self, checkpoint: Checkpoint) -> "Features":
         """The features that another checkpoint's towers make of the same chats."""
-        return Features(checkpoint, self._chats, self._root, self._device, self._dtype, self._folders)
+        return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders)
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
@@ -103,7 +104,7 @@ class Features:
         stands = rows >= self._chats.vocab_size
         if not stands.any():
             return {}
-        self._make(rows)
+        self._look()
         positions = self._positions_of(rows)
         found: dict[str, Any] = {}
         if positions is not None:
@@ -119,22 +120,19 @@ class Features:
 
     def _positions_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """The positions [axes, rows, length] of rows, in which one chat follows the other."""
-        known = {number: self._positions[number] for number in self._chats.chats_in(rows)}
-        if any(found is None for found in known.values()):
+        if any(self._positions[number] is None for number in self._chats_in(rows)):
             return None
         return torch.stack([self._row_positions(row) for row in rows], dim=1)
 
     def _row_positions(self, row: torch.Tensor) -> torch.Tensor:
         """The positions [axes, length] of one row."""
         parts, following = [], 0
-        stands = row >= self._chats.vocab_size
-        _, lengths = torch.unique_consecutive(stands, return_counts=True)
-        for part in row.split(lengths.tolist()):
-            if part[0] >= self._chats.vocab_size:
-                [number] = self._chats.chats_in(part)
-                known, ids = self._positions[number], self._chats.features_of(number)
+        owners, lengths = torch.unique_consecutive(self._chats.owners(row), return_counts=True)
+        for number, part in zip(owners.tolist(), row.split(lengths.tolist()), strict=True):
+            if number >= 0:
+                known = self._positions[number]
                 assert known is not None  # checked by the caller
-                places = following + known[:, part - ids.start]
+                places = following + known[:, part - self._chats.features_of(number).start]
             else:
                 places = (following + torch.arange(len(part))).expand(3, -1)
             parts.append(places)
@@ -143,9 +141,9 @@ class Features:
 
     def _values(self, ids: torch.Tensor, name: str, dim: int = 0) -> torch.Tensor:
         """Some features' vectors, in the order of their ids [n]."""
-        self._make(ids)
+        self._look()
         parts = []
-        for number in self._chats.chats_in(ids):
+        for number in self._chats_in(ids):
             own = self._chats.features_of(number)
             with safe_open(self._file(number), framework="pt") as tensors:
                 parts.append((own, tensors.get_tensor(name)))
@@ -155,27 +153,33 @@ class Features:
     def _file(self, number: int) -> Path:
         return self._folder / f"chat-{number:06d}.safetensors"
 
-    def _make(self, ids: torch.Tensor) -> None:
-        """Let the towers see the chats that they have not seen yet."""
-        missing = [number for number in self._chats.chats_in(ids) if number not in self._positions]
+    def _chats_in(self, ids: torch.Tensor) -> list[int]:
+        """The numbers of the chats that have features among some ids."""
+        return [number for number in self._chats.owners(ids).unique().tolist() if number >= 0]
+
+    def _look(self) -> None:
+        """Let the towers see all chats that were read and that they have not seen yet. They are in memory meanwhile."""
+        missing = [number for number in range(self._chats.count) if number not in self._positions]
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        for number, seen in zip(missing, self._look(missing), strict=True):
-            save_atomically(self._file(number), seen.tensors())
-            self._positions[number], self._deeper = seen.positions, max(self._deeper, len(seen.deeper))
-
-    def _look(self, numbers: Iterable[int]) -> Iterable[Seen]:
         model = towers_of(self._checkpoint, self._device, self._dtype)
-        for number in numbers:
-            chat, expected = self._chats.chat(number), len(self._chats.features_of(number))
-            seen = see(model, self._chats.inputs_of(chat), self._checkpoint.shape.hidden_size)
-            if len(seen.vectors) != expected:
-                raise UserError(
-                    f"{chat.where}: the model's towers give {len(seen.vectors)} features, and {expected} tokens stand "
-                    "for them. Model, processor and chat template do not belong together."
-                )
-            yield seen
+        with self._runtime.progress.task("see and hear", total=len(missing), unit="chats") as advance:
+            for number in missing:
+                seen = self._seen(model, number)
+                save_atomically(self._file(number), seen.tensors())
+                self._positions[number], self._deeper = seen.positions, max(self._deeper, len(seen.deeper))
+                advance(1)
+
+    def _seen(self, model: Any, number: int) -> Seen:
+        chat, expected = self._chats.chat(number), len(self._chats.features_of(number))
+        seen = see(model, self._chats.inputs_of(chat), self._checkpoint.shape.hidden_size)
+        if len(seen.vectors) != expected:
+            raise UserError(
+                f"{chat.where}: the model's towers give {len(seen.vectors)} features, and {expected} tokens stand "
+                "for them. Model, processor and chat template do not belong together."
+            )
+        return seen
 
 
 def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

@@ -79,7 +79,7 @@ def find_inputs(recipe: Recipe, options: RunOptions, runtime: Runtime) -> RunInp
     text = CalibrationText(recipe.calibration, plan.texts, source, runtime.progress, longest_rows(recipe))
     if text.media is not None:
         work = folder.work / f"features-{runtime.processes.rank}"
-        source.features = Features(source, text.media, work, runtime.device, compute_dtype(source, runtime.device))
+        source.features = Features(source, text.media, work, runtime, compute_dtype(source, runtime.device))
     evaluations = Evaluations(
         recipe.evaluation,
         find_data(recipe.evaluation, recipe.bases, default_text=next(iter(plan.texts.values()))),

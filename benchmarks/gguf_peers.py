@@ -7,7 +7,7 @@ those do not. `reference` is the embedded model. llama.cpp quantizes the same F1
 checkpoint, to several types, with and without an importance matrix: the mean squares of the linears' inputs on the
 calibration text of our stage, as llama-imatrix takes them. xllamacpp has no quantization, so llama-cpp-python is built
 from source in an environment of its own, which takes minutes. Then xllamacpp runs every file on held-out text, and its
-predictions are compared with those of the checkpoint before quantization.
+predictions are compared with those of the checkpoint before quantization. A run with other choices adds to the results.
 """
 
 import argparse
@@ -42,8 +42,16 @@ from autoglm_compress.progress import Progress
 WORKERS = Path(__file__).resolve().parent / "engines"
 LLAMA_CPP_PYTHON = [["llama-cpp-python==0.3.36"]]
 CALIBRATION_ROWS, HELD_OUT_ROWS, LENGTH = 16, 4, 512
-TYPES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15, "Q5_0": 8, "Q5_K_M": 17, "Q8_0": 7}
-"""llama.cpp's numbers for what it quantizes to."""
+TYPES = {
+    "Q4_0": ["2"],
+    "Q4_0 with Q8_0 ends": ["2", "8"],
+    "Q4_1": ["3"],
+    "Q4_K_M": ["15"],
+    "Q5_0": ["8"],
+    "Q5_K_M": ["17"],
+    "Q8_0": ["7"],
+}
+"""llama.cpp's numbers for what it quantizes to, and for the type of embedding and head if it does not choose that."""
 OURS: dict[str, dict[str, Any]] = {
     "int4": {"bits": 4},
     "int8": {"bits": 8},
@@ -158,7 +166,7 @@ class Comparison:
             target.parent.mkdir(exist_ok=True)
             partial = target.with_suffix(".partial")
             python = environment(self.output / "environments" / "llama-cpp-python", LLAMA_CPP_PYTHON)
-            command = [python, WORKERS / "requantize.py", file, partial, str(TYPES[kind]), *filter(None, [importance])]
+            command = [python, WORKERS / "requantize.py", file, partial, str(importance or ""), *TYPES[kind]]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             partial.rename(target)
         return target
@@ -269,12 +277,14 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     output = arguments.output.resolve()
-    found = {}
+    results = output / "gguf_peers.json"
+    found: dict[str, dict[str, Any]] = json.loads(results.read_text())["models"] if results.exists() else {}
     for name in arguments.models:
-        found[name] = Comparison(output, name, arguments.data, arguments.ours, arguments.types).rows()
+        comparison = Comparison(output, name, arguments.data, arguments.ours, arguments.types)
+        found[name] = found.get(name, {}) | comparison.rows()
         print_table(name, found[name])
     write_results(
-        output / "gguf_peers.json",
+        results,
         {
             "calibration_rows": [CALIBRATION_ROWS, LENGTH],
             "held_out_rows": [HELD_OUT_ROWS, LENGTH],

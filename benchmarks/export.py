@@ -35,6 +35,7 @@ from smollm2 import make_smollm2
 
 from autoglm_compress import Checkpoint, run
 from autoglm_compress.architecture import Scheme
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.export.options import ExportOptions
 
@@ -201,7 +202,7 @@ class Benchmark:
         file = self.output / "rows.npy"
         if not file.exists():
             tokenizer = Checkpoint(self.checkpoint("smollm2", "16")).tokenizer()
-            np.save(file, token_rows(tokenizer, self.data, "held-out", ROWS, LENGTH, seed=0).numpy())
+            np.save(file, token_rows(Reader(tokenizer), self.data, "held-out", ROWS, LENGTH, seed=0).numpy())
         return file
 
     def reference(self) -> Path:

@@ -34,6 +34,7 @@ from smollm2 import make_smollm2
 from transformers import AutoModelForCausalLM
 
 from autoglm_compress import Checkpoint, load_recipe, run
+from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.run_text import CalibrationText, find_sources
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.figures import LINES, as_svg, log_axis, new_figure
@@ -178,7 +179,7 @@ class Comparison:
             found.parent.mkdir(exist_ok=True)
             rows = self.folder / "rows.npy"
             tokenizer = Checkpoint(plain).tokenizer()
-            np.save(rows, token_rows(tokenizer, self.data, "held-out", HELD_OUT_ROWS, LENGTH, seed=0).numpy())
+            np.save(rows, token_rows(Reader(tokenizer), self.data, "held-out", HELD_OUT_ROWS, LENGTH, seed=0).numpy())
             reference = self.folder / "reference.npy"
             if not reference.exists():
                 self._ask("run_transformers.py", {"model": str(plain), "rows": str(rows), "logits": str(reference)})

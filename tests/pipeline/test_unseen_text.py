@@ -133,7 +133,7 @@ def test_what_decides_never_meets_what_is_fitted_to(seen: Seen, make_checkpoint:
 def text_of(tokenizer: PreTrainedTokenizerFast, sources: dict[str, Path], longest: int = 0, **options: Any) -> Any:
     progress = Progress(Console(quiet=True))
     shape = SimpleNamespace(vocab_size=len(tokenizer))
-    model = SimpleNamespace(tokenizer=lambda: tokenizer, shape=shape)
+    model = SimpleNamespace(tokenizer=lambda: tokenizer, shape=shape, folder=Path(), family=SimpleNamespace(kept={}))
     return CalibrationText(
         CalibrationOptions(source=dict.fromkeys(sources, 1), **options), sources, model, progress, longest
     )

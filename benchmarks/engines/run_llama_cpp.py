@@ -17,17 +17,17 @@ class Timed(LlamaCpp):
 
     def __init__(self, job: Job) -> None:
         super().__init__()
-        parameters = self._library.llama_model_default_params()
+        parameters = self.library.llama_model_default_params()
         parameters.use_extra_bufts = job["reorder"]
-        self._loaded = self._library.llama_model_load_from_file(job["model"].encode(), parameters)
+        self._loaded = self.library.llama_model_load_from_file(job["model"].encode(), parameters)
         if not self._loaded:
             raise RuntimeError("llama.cpp does not load the file")
         self._threads = job["threads"]
-        settings = self._library.llama_context_default_params()
+        settings = self.library.llama_context_default_params()
         settings.n_ctx = job["context"]
-        self._running = self._library.llama_init_from_model(self._loaded, settings)
-        self._library.llama_set_n_threads(self._running, self._threads, self._threads)
-        self._tokens = self._library.llama_batch_init(LARGEST_BATCH, 0, 1)
+        self._running = self.library.llama_init_from_model(self._loaded, settings)
+        self.library.llama_set_n_threads(self._running, self._threads, self._threads)
+        self._tokens = self.library.llama_batch_init(LARGEST_BATCH, 0, 1)
         self._size = self.vocabulary_size(self._loaded)
 
     def prefill(self, tokens: list[int]) -> float:
@@ -50,7 +50,7 @@ class Timed(LlamaCpp):
         return out[0]
 
     def _forget(self) -> None:
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._running), True)
+        self.library.llama_memory_clear(self.library.llama_get_memory(self._running), True)
 
     def _send(self, tokens: list[int], start: int) -> int:
         """Send tokens through the model after `start` others; the likeliest next one."""
@@ -59,9 +59,9 @@ class Timed(LlamaCpp):
         for place, token in enumerate(tokens):
             batch.token[place], batch.pos[place] = token, start + place
             batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, place == last
-        if self._library.llama_decode(self._running, batch) != 0:
+        if self.library.llama_decode(self._running, batch) != 0:
             raise RuntimeError("llama.cpp cannot compute with the file")
-        pointer: ctypes._Pointer[ctypes.c_float] = self._library.llama_get_logits_ith(self._running, last)
+        pointer: ctypes._Pointer[ctypes.c_float] = self.library.llama_get_logits_ith(self._running, last)
         return int(np.ctypeslib.as_array(pointer, (self._size,)).argmax())
 
 

@@ -182,3 +182,16 @@ def test_what_no_file_holds_is_refused_with_the_line(make_checkpoint: Make, tmp_
     assert_says(message, "stages.1.embedding_bits", "48 inputs do not divide by 32")
     recipe = recipe_of(tmp_path, make_checkpoint("glm"), mnn("source"))
     assert_says(refusal("run", recipe, "--output", tmp_path / "out", "--memory-limit", "1MB"), "--memory-limit")
+
+
+@pytest.mark.usefixtures("_forked")
+def test_low_memory_is_not_the_default_where_it_is_far_from_exact(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autoglm_compress.export.mnn_format.LOW_MEMORY", 1e-9)
+    said = run_stages(tmp_path, make_checkpoint("llama"), quantize("int4"), mnn("int4"))
+    folder = stage_folder(tmp_path / "out", "int4-mnn")
+    settings = json.loads((folder / "config.json").read_text())
+    assert (settings["memory"], settings["precision"]) == ("high", "high")
+    assert_says(said, "config.json has memory high, which is slower")
+    assert record(folder)["verified"] is True

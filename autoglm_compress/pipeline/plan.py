@@ -9,7 +9,7 @@ from typing import Any
 
 from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
 from autoglm_compress.calibration.divided_rows import DECIDING_EVERY
-from autoglm_compress.calibration.run_text import find_sources
+from autoglm_compress.calibration.run_text import HELD_OUT_TOKENS, find_sources
 from autoglm_compress.calibration.tokens import CalibrationOptions, fitted_rows
 from autoglm_compress.checkpoint import config_only
 from autoglm_compress.checkpoint.described import DescribedModel, describe
@@ -283,7 +283,8 @@ def _peak_memory(recipe: Recipe, number: int, needs: Needs, before: ModelShape, 
     """An upper estimate of the resident memory of a stage and of what is evaluated after it, in bytes, on a CPU."""
     stage, options = recipe.stages[number], recipe.evaluation
     evaluated = evaluation_memory(before, stage.evaluates, options)
-    process = PROCESS_BYTES + freed_memory(before, recipe.calibration.batch_tokens)
+    walked = recipe.calibration.batch_tokens if stage.uses_calibration else HELD_OUT_TOKENS  # at once
+    process = PROCESS_BYTES + freed_memory(before, walked)
     if stage.makes is not Makes.CHECKPOINT:
         return process + max(needs.memory, evaluated)
     evaluated = max(evaluated, evaluation_memory(after, options.every_stage, options))

@@ -20,6 +20,11 @@ class Terminated(BaseException):
     """The system asked the process to end (SIGTERM)."""
 
 
+def in_one_line(error: Exception) -> str:
+    """The kind and the words of another library's exception, for the middle of a sentence."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")
+
+
 def listed(names: Collection[str], most: int = 5) -> str:
     """Names in order, the first few if there are many."""
     shown = ", ".join(sorted(names)[:most])

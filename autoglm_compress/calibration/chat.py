@@ -1,6 +1,7 @@
 """Chat rows: their allowed content, and their text by the tokenizer's chat template."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,17 @@ class Chat:
     @property
     def media(self) -> tuple[str, ...]:
         """The types of its parts that are files, each once."""
-        parts = (part for turn in self.messages for part in _parts_of(turn))
-        return tuple(dict.fromkeys(part["type"] for part in parts if part["type"] in MEDIA))
+        return tuple(dict.fromkeys(part["type"] for part in self._media_parts()))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of images and sounds, in order."""
-        parts = (part for turn in self.messages for part in _parts_of(turn))
-        return tuple(self.folder / file_of(part) for part in parts if part["type"] in MEDIA)
+        return tuple(self.folder / file_of(part) for part in self._media_parts())
+
+    def _media_parts(self) -> Iterator[dict[str, Any]]:
+        contents = (turn.get("content") for turn in self.messages)
+        parts = (part for content in contents if isinstance(content, list) for part in content)
+        return (part for part in parts if part["type"] in MEDIA)
 
 
 def read_chat(row: dict[str, Any], where: str, folder: Path) -> Chat:
@@ -137,11 +141,6 @@ def _file_problem(part: dict[str, Any]) -> str | None:
     if file.startswith(REMOTE):
         return f".{field}: {_shown(file)}: nothing is downloaded: give a file beside the rows"
     return None
-
-
-def _parts_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
-    content = turn.get("content")
-    return content if isinstance(content, list) else []
 
 
 def _are_objects(value: Any) -> bool:

@@ -14,8 +14,8 @@ from autoglm_compress.architecture import Family
 from autoglm_compress.calibration.chat import DATE, Chat, file_of
 from autoglm_compress.checkpoint.model_config import load_config, text_config
 from autoglm_compress.checkpoint.processor import load_processor
-from autoglm_compress.errors import UserError
-from autoglm_compress.hashing import key_of, sha256
+from autoglm_compress.errors import UserError, in_one_line
+from autoglm_compress.hashing import key_of
 
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index"),
@@ -78,7 +78,7 @@ class MediaChats:
         Raises:
             UserError: the model has no tower for a part, or the processor refuses the chat.
         """
-        key = key_of([chat.messages, chat.tools, [sha256(file) for file in chat.files]])
+        key = key_of([chat.messages, chat.tools, str(chat.folder)])
         if key not in self._ids:
             self._ids[key] = self._read(chat)
         return self._ids[key]
@@ -133,14 +133,14 @@ class MediaChats:
             )
         except ImportError as error:
             raise UserError(
-                f"{chat.where}: {_in_one_line(error)}. Install what reads images and sounds: "
+                f"{chat.where}: {in_one_line(error)[:300]}. Install what reads images and sounds: "
                 "pip install 'autoglm-compress[media]'."
             ) from None
         except Exception as error:  # processors raise many kinds; the user needs one sentence
             named = ", ".join(file.name for file in chat.files)
             raise UserError(
-                f"{chat.where}: the model's processor cannot read this row ({named}): {_in_one_line(error)}. Mend the "
-                "file, or leave the row out."
+                f"{chat.where}: the model's processor cannot read this row ({named}): {in_one_line(error)[:300]}. Mend "
+                "the file, or leave the row out."
             ) from None
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
@@ -154,7 +154,3 @@ def _with_whole_paths(turn: dict[str, Any], folder: Path) -> dict[str, Any]:
         for part in parts
     ]
     return {name: value for name, value in turn.items() if value is not None} | {"content": whole}
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")[:300]

@@ -49,9 +49,14 @@ def text_key(path: Path | None) -> str:
     """
     if path is None:
         return f"python {platform.python_version()}"
-    chats = (row for row in _read_jsonl(path) if isinstance(row, Chat)) if path.suffix == ".jsonl" else ()
-    files = sorted({file for chat in chats for file in chat.files})
+    files = sorted({file for chat in media_chats(path) for file in chat.files})
     return key_of([sha256(path), [sha256(file) for file in files]]) if files else sha256(path)
+
+
+def media_chats(path: Path) -> list[Chat]:
+    """The chats of a file, whatever their split, that have images or sounds."""
+    rows = _read_jsonl(path) if path.suffix == ".jsonl" else []
+    return [row for row in rows if isinstance(row, Chat) and row.media]
 
 
 def documents(path: Path | None, split: Split) -> list[Document]:

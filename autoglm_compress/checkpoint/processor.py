@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.architecture import Family
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, in_one_line
 
 FILE = "preprocessor_config.json"
 CLASSES = {"image_processor_type": "AutoImageProcessor", "feature_extractor_type": "AutoFeatureExtractor"}
@@ -66,10 +66,9 @@ def load_processor(folder: Path) -> Any:
         described, _ = kind.get_processor_dict(folder)
         return _without_videos(kind)(**parts, chat_template=described.get("chat_template"))
     except Exception as error:  # transformers raises many kinds; the user needs one sentence
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")[:300]
         raise UserError(
-            f"{folder}: transformers cannot read the processor: {reason}. Copy {FILE}, the chat template and the "
-            "tokenizer of the original model into the folder."
+            f"{folder}: transformers cannot read the processor: {in_one_line(error)[:300]}. Copy {FILE}, the chat "
+            "template and the tokenizer of the original model into the folder."
         ) from None
 
 

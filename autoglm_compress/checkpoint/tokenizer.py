@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from autoglm_compress.errors import UserError
+from autoglm_compress.errors import UserError, in_one_line
 
 SENTENCEPIECE_MODEL = "tokenizer.model"
 VOCABULARIES = ("tokenizer.json", SENTENCEPIECE_MODEL, "vocab.json", "vocab.txt", "tekken.json")
@@ -76,9 +76,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; the user needs one sentence
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")
         raise UserError(
-            f"{folder}: transformers cannot read the tokenizer: {reason}. "
+            f"{folder}: transformers cannot read the tokenizer: {in_one_line(error)}. "
             "Install what it asks for, or copy its files again."
         ) from None
 

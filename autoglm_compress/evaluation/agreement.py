@@ -60,7 +60,7 @@ def agreement(
     heads = [checkpoint.head_weight().to(device) for checkpoint in checkpoints]
     if torch.equal(*heads):
         heads[1] = heads[0]
-    difference, size = 0.0, 0.0
+    difference, size, tokens = 0.0, 0.0, 0
     row_divergence, row_top1 = [], []
     for batch, *pair in zip(batches, *states, strict=True):
         divergence, same = [], []
@@ -76,13 +76,14 @@ def agreement(
             same.append(logits[0].argmax(-1) == logits[1].argmax(-1))
             del logits  # or they would be there beside the next ones
         per_row = counts.sum(1).tolist()
+        tokens += sum(per_row)
         row_divergence += [float(row.double().mean()) for row in torch.cat(divergence).split(per_row)]
         row_top1 += [float(row.double().mean()) for row in torch.cat(same).split(per_row)]
     return Agreement(
         divergence=max(fmean(row_divergence), 0.0),  # rounding may give a negative value; NaN stays
         logit_error=difference / max(size, 1e-30),
         top1=fmean(row_top1),
-        tokens=sum(int(counted(batch, len(heads[0])).sum()) for batch in batches),
+        tokens=tokens,
         row_divergence=tuple(row_divergence),
         row_top1=tuple(row_top1),
     )

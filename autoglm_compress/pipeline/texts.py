@@ -8,7 +8,7 @@ from autoglm_compress.calibration.chat import Chat
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.run_text import can_be_divided
-from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate
+from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate, media_chats
 from autoglm_compress.calibration.tokens import file_title, token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import UserError
@@ -77,8 +77,7 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | No
 
 def _media(paths: Iterable[Path]) -> set[str]:
     """The types of parts that are files, of all rows of some texts."""
-    rows = (row for path in paths for split in ("calibration", "held-out") for row in documents(path, split))
-    return {kind for row in rows if isinstance(row, Chat) for kind in row.media}
+    return {kind for path in paths for chat in media_chats(path) for kind in chat.media}
 
 
 def _unseen(recipe: Recipe, reader: Reader | None, kinds: Collection[str]) -> list[str]:

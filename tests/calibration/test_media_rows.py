@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from autoglm_compress.calibration.media_chats import MediaChats
-from autoglm_compress.calibration.reader import reader_of
+from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.text import documents
 from autoglm_compress.calibration.tokens import packed_rows
 from autoglm_compress.checkpoint import Checkpoint
@@ -30,24 +29,24 @@ def model(
     return save_with_processor(request.param, tmp_path_factory.mktemp(request.param), tokenizer)
 
 
-def seeing(model: Path, folder: Path) -> tuple[Checkpoint, MediaChats]:
+def seeing(model: Path, folder: Path) -> tuple[Checkpoint, Reader]:
     checkpoint = Checkpoint(model)
     reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
     assert reader.media is not None
     checkpoint.features = Features(checkpoint, reader.media, folder, quiet(), torch.float32)
-    return checkpoint, reader.media
+    return checkpoint, reader
 
 
 @torch.no_grad()
 def test_a_walk_gives_what_plain_transformers_does(model: Path, tmp_path: Path):
     file = write_rows(tmp_path, 12, "omni" in str(model))
-    checkpoint, chats = seeing(model, tmp_path / "features")
+    checkpoint, reader = seeing(model, tmp_path / "features")
     whole = load(model)
     norm, head = final_norm(checkpoint, CPU), checkpoint.head_weight().float()
     read = [document for split in ("calibration", "held-out") for document in documents(file, split)]
     for chat in read[:4]:
-        inputs = chats.inputs_of(chat)
-        ids = torch.tensor([chats.ids(chat)])
+        inputs = reader.media.inputs_of(chat)
+        ids = torch.tensor([reader.media.ids(chat)])
         [states] = walk(checkpoint, [ids], None, runtime=quiet(), title="walk")
         torch.testing.assert_close(norm(states) @ head.T, whole(**inputs).logits, rtol=1e-4, atol=1e-4)
 
@@ -56,11 +55,9 @@ def test_a_walk_gives_what_plain_transformers_does(model: Path, tmp_path: Path):
 def test_rows_of_several_chats_are_one_conversation(model: Path, tmp_path: Path):
     """Chats one after the other in a row, the last one cut, are what transformers makes of them joined."""
     file = write_rows(tmp_path, 12, "omni" in str(model))
-    checkpoint, _ = seeing(model, tmp_path / "features")
+    checkpoint, reader = seeing(model, tmp_path / "features")
     whole = load(model)
     norm, head = final_norm(checkpoint, CPU), checkpoint.head_weight().float()
-    reader = reader_of(model, checkpoint.family, checkpoint.tokenizer())
-    checkpoint.features = Features(checkpoint, reader.media, tmp_path / "joined", quiet(), torch.float32)
     read = documents(file, "calibration")
     length = 100
     rows = packed_rows(reader, read, 3, length)

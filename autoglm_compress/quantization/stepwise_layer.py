@@ -14,14 +14,8 @@ import torch
 from torch import nn
 
 from autoglm_compress.architecture import Family
+from autoglm_compress.forward.activations import capture_input
 from autoglm_compress.forward.hidden_states import HiddenStates
-
-
-class _Reached(Exception):  # noqa: N818 - not an error
-    """Raised at the inputs of the linear where a part ends. Nothing after it is computed."""
-
-    def __init__(self, inputs: torch.Tensor) -> None:
-        self.inputs = inputs
 
 
 class KeptActivations:
@@ -89,11 +83,8 @@ class StepwiseLayer:
     def inputs_of(self, linear: str) -> Iterator[torch.Tensor]:
         """The inputs [batch, length, in] of a linear, batch by batch."""
         for number, (before, _) in enumerate(self._states.pairs()):
-            with self._standing_in(number), self._ending_at(linear):
-                try:
-                    self._run(before, self._batches[number])
-                except _Reached as reached:
-                    inputs = reached.inputs
+            with self._standing_in(number):
+                inputs = capture_input(self._module.get_submodule(linear), self._run, before, self._batches[number])
             if self._kept and linear in self._writers:
                 self._kept.put(linear, number, inputs)
             yield inputs
@@ -108,17 +99,6 @@ class StepwiseLayer:
         for number, (before, after) in enumerate(self._states.pairs()):
             with self._standing_in(number):
                 after.copy_(self._run(before, self._batches[number]))
-
-    @contextmanager
-    def _ending_at(self, linear: str) -> Iterator[None]:
-        def reached(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            raise _Reached(inputs[0])
-
-        hook = self._module.get_submodule(linear).register_forward_pre_hook(reached)
-        try:
-            yield
-        finally:
-            hook.remove()
 
     @contextmanager
     def _standing_in(self, number: int) -> Iterator[None]:

@@ -80,13 +80,13 @@ class Plan:
     def with_towers(self) -> "Plan":
         """The same plan where calibration rows have images or sounds, which towers see before a walk begins.
 
-        A stage that reads such rows has all towers of a model in fp32 then, beside its embedding.
+        A stage that reads such rows has all towers then, in fp32 and as they are stored, beside the embedding.
         """
 
         def seeing(entry: PlannedCheckpoint, stage: Stage) -> PlannedCheckpoint:
             if not (stage.uses_calibration or stage.makes_quantized):
                 return entry
-            towers = FP32 * sum(tower.parameters for tower in entry.shape.kept)
+            towers = sum(FP32 * tower.parameters + tower.bytes for tower in entry.shape.kept)
             needed = PROCESS_BYTES + towers + entry.shape.element_bytes * head_elements(entry.shape)
             return replace(entry, peak_memory=max(entry.peak_memory, needed))
 

@@ -31,6 +31,7 @@ def evaluate(
     samples: int | None = None,
     sequence_length: int | None = None,
     against: Place | None = None,
+    attention: Place | None = None,
     family: Place | None = None,
     device: Device = "auto",
     progress: bool = False,
@@ -50,6 +51,7 @@ def evaluate(
         samples: rows of that text; 64 by default.
         sequence_length: tokens of a row; 512 by default, or fewer if the model reads fewer.
         against: a checkpoint to compare predictions with, on the same text.
+        attention: an `attention.json` that says how few tokens attention reads; dense attention by default.
         family: a YAML file that describes the model's family, if the family is unknown.
         device: where layers run.
         progress: whether to print how it goes.
@@ -76,6 +78,7 @@ def evaluate(
         None if against is None else Path(against),
         device,
         named_family_in(family),
+        None if attention is None else Path(attention),
     )
     return evaluate_checkpoint(request, shown_progress(progress))
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, family_of, packed_linears, towers_of
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
+from autoglm_compress.attention.settings import SparseAttention
 from autoglm_compress.checkpoint.finite import not_finite
 from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
@@ -69,6 +70,8 @@ class Checkpoint:
         self.left_out = self._unused(set(self.infos) - known) + outside
         self.features: TowerFeatures | None = None
         """What its towers make of the images and sounds of a run, where there are any."""
+        self.attention: SparseAttention | None = None
+        """How few tokens walks let its attention read; None for all."""
 
     @cached_property
     def whole_config(self) -> Any:

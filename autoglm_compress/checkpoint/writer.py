@@ -173,6 +173,27 @@ def _shard_of(checkpoint: Checkpoint, tensors: Collection[str]) -> Path | None:
     return files.pop() if len(files) == 1 and len(held) == len(tensors) else None
 
 
+def share_files(source: Checkpoint, folder: Path, linked: bool) -> None:
+    """Let a folder hold the same checkpoint as its source, quantized or not.
+
+    Args:
+        source: the checkpoint.
+        folder: where to; it exists.
+        linked: whether weight files may be shared with the source, which is then no one else's.
+    """
+    index = source.folder / INDEX
+    for path in [*source.files(), *([index] if index.exists() else [])]:
+        copy = folder / path.relative_to(source.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not (linked and _link(path, copy)):
+            with appearing(copy) as temporary:
+                shutil.copyfile(path, temporary)
+    for path in [source.folder / "config.json", *source.tokenizer_files()]:
+        copy = folder / path.relative_to(source.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _copy_without_code(path, copy)
+
+
 def save_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file that appears under its name only when it is complete and on the disk."""
     with appearing(path) as temporary:

@@ -67,6 +67,9 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A checkpoint to compare predictions with, on the same text.")
     ] = None,
+    attention: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="attention.json: measure with few tokens read, as it says.")
+    ] = None,
     family: FamilyFile = None,
     device: Annotated[Device, typer.Option(help="Where layers run.")] = Device.auto,
 ) -> None:
@@ -92,6 +95,7 @@ def evaluate(
             samples=samples,
             sequence_length=sequence_length,
             against=against,
+            attention=attention,
             family=family,
             device=device.value,
             progress=True,

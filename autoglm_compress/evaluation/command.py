@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from autoglm_compress.architecture import Family, require_used
+from autoglm_compress.attention.settings import SparseAttention
 from autoglm_compress.calibration.reader import Reader
 from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
 from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
@@ -45,6 +46,7 @@ class EvaluationRequest:
     against: Path | None = None
     device: str = "auto"
     family: Family | None = None
+    attention: Path | None = None
 
 
 def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> EvaluationRecord:
@@ -66,6 +68,7 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     require_loadable(checkpoint)
     longest = getattr(checkpoint.model_config, "max_position_embeddings", None)
     options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
+    checkpoint.attention = _attention(request.attention, checkpoint, options.perplexity, progress)
 
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)
@@ -73,8 +76,11 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
         require_loadable(original)
         _check_same_tokens(original, checkpoint, text_rows(), _rows(original, text, options.perplexity))
     identity, against = _identity(checkpoint), None if original is None else _identity(original)
+    sparse = None if checkpoint.attention is None else checkpoint.attention.model_dump(mode="json")
+    if sparse is not None:
+        identity["attention"] = sparse
     works = request.output.with_name(f".{request.output.name}.work")
-    work = evaluation_work(works, [identity["files"], against and against["files"], str(device)])
+    work = evaluation_work(works, [identity["files"], sparse, against and against["files"], str(device)])
     if work.exists():
         progress.note("going on where an earlier evaluation stopped")
     with Resources() as resources:
@@ -109,6 +115,22 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
         raise UserError(f"--output: {request.output}: cannot write there: {error.strerror or error}.") from None
     shutil.rmtree(works, ignore_errors=True)
     return record
+
+
+def _attention(
+    file: Path | None, checkpoint: Checkpoint, rows: PerplexityOptions, progress: Progress
+) -> SparseAttention | None:
+    """What --attention names. Prints a warning if rows are read whole."""
+    if file is None:
+        return None
+    found = SparseAttention.load(file)
+    found.require_layers(checkpoint.shape.num_hidden_layers, file)
+    if rows.sequence_length < found.dense_below:
+        progress.note(
+            f"warning: dense_below is {found.dense_below}: rows of {rows.sequence_length} tokens are read whole. Give "
+            "--sequence-length, or dense_below: 0 in the file"
+        )
+    return found
 
 
 def _rows(

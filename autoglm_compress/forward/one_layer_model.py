@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoglm_compress.architecture import Family
+from autoglm_compress.attention.settings import LayerAttention
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.forward.features import beside_embeddings
@@ -99,6 +100,8 @@ class OneLayerModel:
             weight = {name: self.to_compute(self.checkpoint.read(prefix + name))}
             model.layers[0].load_state_dict(weight, strict=False, assign=True)
         model.layers[0].requires_grad_(False)
+        if self.checkpoint.attention is not None:
+            self.attend(self.checkpoint.attention.layer(layer, every_query=True))
 
         def run(hidden: torch.Tensor, rows: torch.Tensor | None = None, fork: Fork | None = None) -> torch.Tensor:
             hidden = hidden.to(self.device)
@@ -127,6 +130,13 @@ class OneLayerModel:
                 "says of attention, such as rotary embeddings, sliding windows and kinds of layers, and whether the "
                 "installed transformers can run this model."
             ) from None
+
+    def attend(self, attention: LayerAttention) -> None:
+        """Let the loaded layer attend so, and those loaded after it."""
+        from autoglm_compress.attention.dynamic_sparse import NAME, set_options  # transformers takes seconds to import
+
+        self._model.set_attn_implementation(NAME)
+        set_options(self._model, lambda _: attention)
 
     def release(self) -> None:
         """Free the layer's weights."""

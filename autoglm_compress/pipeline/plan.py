@@ -172,6 +172,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
             for option, name in stage.other_checkpoints.items():
                 stage.check_other(before, describe(config_only(name, recipe.bases, option), family).shape)
             warnings = stage.warnings(before) + _loader_warnings(before, after)
+            warnings += _dropped_sidecar(stage, None if parent is None else recipe.stages[parent])
             needs = stage.needs(before, source, recipe.calibration)
             warnings += _calibration_warnings(recipe.calibration, stage, needs.fan_in)
         except PlanError as error:
@@ -252,6 +253,13 @@ def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:
         f"hidden_size {after.hidden_size} / {after.num_attention_heads} heads is not head_dim {after.head_dim}: "
         f"transformers loads this, but vLLM's {after.family.model_type} ignores head_dim"
     ]
+
+
+def _dropped_sidecar(stage: Stage, before: Stage | None) -> list[str]:
+    """A warning if the checkpoint that a stage makes is without the file that the stage before wrote beside its own."""
+    if before is None or before.sidecar in (None, stage.sidecar) or stage.makes is not Makes.CHECKPOINT:
+        return []
+    return [f"{before.sidecar} of {before.label} is for its weights alone, and left out: put {before.label} last"]
 
 
 def _calibration_warnings(calibration: CalibrationOptions, stage: Stage, fan_in: int) -> list[str]:

@@ -3,6 +3,7 @@
 from functools import cache
 from importlib import metadata
 
+from autoglm_compress.stages.attention import Attention
 from autoglm_compress.stages.base import Stage
 from autoglm_compress.stages.depth import Depth
 from autoglm_compress.stages.evaluate import Evaluate
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, type[Stage]] = {
     "refit": Refit,
     "heal": Heal,
     "quantize": Quantize,
+    "attention": Attention,
     "evaluate": Evaluate,
     "export": Export,
 }

@@ -14,7 +14,7 @@ setup(
     packages=[*find_packages(include=["autoglm_compress*"]), *BUNDLED],
     package_dir=BUNDLED,
     package_data={
-        "autoglm_compress": ["py.typed", "architecture/families/*.yaml", "report/templates/*"],
+        "autoglm_compress": ["py.typed", "architecture/families/*.yaml", "attention/*.c", "report/templates/*"],
         **{name: ["**/*"] for name in BUNDLED},
     },
 )

@@ -70,6 +70,8 @@ def dynamic_sparse_attention(
             keys, values = PlainTensor(key), PlainTensor(value)
         elif sparse and query.shape[2] == 1 and _reads_less(layer, key.shape[2]):
             return _decode(layer, query, keys, values, key.shape[1], attention_mask, scaling), None
+        elif sparse and query.shape[2] == 1:
+            return _whole_step(query, keys.whole(), values.whole(), attention_mask, scaling), None
     return sdpa_attention_forward(
         module, query, keys.whole(), values.whole(), attention_mask, scaling=scaling, **kwargs
     )
@@ -82,6 +84,17 @@ def _reads_less(layer: LayerAttention, length: int) -> bool:
 def _visible(mask: torch.Tensor) -> torch.Tensor:
     """An additive mask or a bool one as a bool one."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _whole_step(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """The attention [batch, 1, heads, head_dim] of one query in each row to everything.
+
+    The heads of a group are rows of one product, which `scaled_dot_product_attention` does not make of them itself.
+    """
+    grouped = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
+    return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling).flatten(1, 2)[:, None]
 
 
 def _decode(
@@ -97,12 +110,8 @@ def _decode(
     visible = None if mask is None else _visible(mask)
     mass = attention_mass(query, keys, kv_heads, scaling, visible)
     places, counts = (None if part is None else part[:, :, 0] for part in select(mass, visible, layer))
-    grouped = query.unflatten(1, (kv_heads, -1))[:, :, :, 0]
     read = None if counts is None else counts[:, :, None]
-    found = scaled_dot_product_attention(
-        grouped, keys.gather(places), values.gather(places), attn_mask=read, scale=scaling
-    )
-    return found.flatten(1, 2)[:, None]
+    return _whole_step(query, keys.gather(places), values.gather(places), read, scaling)
 
 
 def _every_query(

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 
 from autoglm_compress.attention.int8 import Rounded, restore_states, round_states
+from autoglm_compress.attention.native import native_products
 from autoglm_compress.attention.token_buffer import TokenBuffer
 
 
@@ -53,6 +54,9 @@ class RoundedTensor:
 
     def products(self, queries: torch.Tensor) -> torch.Tensor:
         """Dot products [batch, heads, n, length] with the integers, multiplied by the scales afterwards."""
+        found = native_products(queries, self._rounded)
+        if found is not None:
+            return found
         codes, scales = self._rounded
         return (queries @ codes.to(queries.dtype).transpose(-1, -2)) * scales.to(queries.dtype).transpose(-1, -2)
 

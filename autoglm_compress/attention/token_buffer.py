@@ -2,7 +2,7 @@
 
 import torch
 
-CHUNK = 256
+CHUNK = 64
 """Tokens by which a buffer grows."""
 
 

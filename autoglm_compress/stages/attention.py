@@ -1,6 +1,6 @@
 """Choose how few of the cached tokens attention reads, and write that beside the checkpoint."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -10,9 +10,14 @@ from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import share_files
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.evaluation.agreement import Agreement, agreement
+from autoglm_compress.figures import Record
 from autoglm_compress.fitting.tokens_read import attending, choose_tokens_read, reading_memory, tuning_rows
 from autoglm_compress.stages.base import Stage, StageContext
 from autoglm_compress.stages.needs import Needs
+from autoglm_compress.stages.plots.attention import attention_plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Attention(Stage, AttentionOptions):
@@ -54,6 +59,11 @@ class Attention(Stage, AttentionOptions):
     def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """Walks over few rows, and scores."""
         return Needs(memory=reading_memory(shape, calibration.sequence_length))
+
+    @classmethod
+    def plot(cls, record: Record) -> "Figure":
+        """Tokens by layers."""
+        return attention_plot(record)
 
     def run(self, context: StageContext) -> None:
         """Choose, see whether other text agrees, and write the file beside the same weights."""

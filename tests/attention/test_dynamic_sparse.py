@@ -1,6 +1,8 @@
 """Sparse attention against an obvious slow version, against dense attention, and in whole models."""
 
+from shutil import which
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from autoglm_compress.attention import SparseAttention, dynamic_sparse
-from autoglm_compress.attention.cache_layers import PreallocatedLayer
+from autoglm_compress.attention.cache_layers import KEPT, PreallocatedLayer
 from autoglm_compress.attention.dynamic_sparse import OPTIONS, dynamic_sparse_attention
+from autoglm_compress.attention.int8 import Rounded, round_states
 from autoglm_compress.attention.kept_states import RoundedTensor
+from autoglm_compress.attention.native import native_products
 from autoglm_compress.attention.settings import AttentionOptions, LayerAttention
 from support.models import build_model
 
@@ -97,6 +101,32 @@ def test_reading_everything_is_dense_attention(
         found, _ = dynamic_sparse_attention(module, query, key, value, each)
         expected, _ = dynamic_sparse.sdpa_attention_forward(module, query, key, value, each)
         torch.testing.assert_close(found, expected, atol=near, rtol=near)
+
+
+@given(shape=st.tuples(*[st.integers(1, 3)] * 3, st.integers(1, 600), st.integers(1, 70)), seed=st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_compiled_products_are_those_of_torch(shape: tuple[int, ...], seed: int) -> None:
+    batch, heads, rows, length, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    queries, states = (torch.randn(batch, heads, n, width, generator=generator) for n in (rows, length))
+    cache = PreallocatedLayer(8, as_kept=True)
+    keys, _ = cache.update(states, states)
+    kept, _ = getattr(keys, KEPT)
+
+    with patch("autoglm_compress.attention.kept_states.native_products", lambda *_: None):
+        expected = kept.products(queries)
+    torch.testing.assert_close(kept.products(queries), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(which("cc") is None, reason="no C compiler")
+def test_a_compiler_is_used_where_there_is_one() -> None:
+    states = torch.randn(1, 2, 20, 8)
+
+    found = native_products(states, round_states(states))
+
+    assert found is not None
+    torch.testing.assert_close(found, states @ states.transpose(-1, -2), atol=0.2, rtol=0.02)
+    assert native_products(states, Rounded(*(part[..., ::2, :] for part in round_states(states)))) is None
 
 
 def _sparse(layers: int, **changes: Any) -> SparseAttention:

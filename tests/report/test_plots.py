@@ -104,6 +104,10 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "refit of layers as a whole": (distilled(0, 1, 2, head=False, layer_passes=3), "gradient descent"),
     "heal": (heal(0.8, 0.5, 0.6), "0.8 → 0.5 nats after 0.0001 M tokens"),
     "heal in vain": (heal(0.1, 0.2), "nothing was better than the start"),
+    "attention": (
+        record("attention", {"top_k": [64, None], "agreement": {"sequence_length": 512, "kl_divergence": 0.02}}),
+        "288 of 512 tokens chosen by layers on average, everything by 1 of 2; held-out KL divergence 0.02 nats",
+    ),
     "quantize by awq": (quantize(pairs=PAIRS), "reads the output of"),
     "quantize to mixed bits": (quantize({"bits": "auto", "group_size": -1}), "INT4 and INT8, a scale per output"),
     "quantize by rounding": (quantize(), "INT4, groups of 32"),

@@ -1,0 +1,34 @@
+/* Dot products of fp32 queries with INT8 keys, at the speed at which the keys are read. */
+
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 512
+#define WIDEST 1024
+
+/* queries [heads, n, width]; codes [heads, length, width] and bf16 scales [heads, length], whose heads are so many
+   elements apart; found [heads, n, length]. */
+void int8_products(const float *queries, const int8_t *codes, const uint16_t *scales, float *found, int64_t heads,
+                   int64_t n, int64_t length, int64_t width, int64_t codes_apart, int64_t scales_apart) {
+    int64_t blocks = (length + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < heads * blocks; part++) {
+        int64_t head = part / blocks, start = part % blocks * BLOCK;
+        int64_t end = start + BLOCK < length ? start + BLOCK : length;
+        const float *query = queries + head * n * width;
+        float key[WIDEST];
+        for (int64_t token = start; token < end; token++) {
+            const int8_t *code = codes + head * codes_apart + token * width;
+            uint32_t bits = (uint32_t)scales[head * scales_apart + token] << 16;
+            float scale;
+            memcpy(&scale, &bits, sizeof scale);
+            for (int64_t d = 0; d < width; d++) key[d] = code[d];
+            for (int64_t row = 0; row < n; row++) {
+                const float *with = query + row * width;
+                float sum = 0;
+                for (int64_t d = 0; d < width; d++) sum += key[d] * with[d];
+                found[(head * n + row) * length + token] = sum * scale;
+            }
+        }
+    }
+}

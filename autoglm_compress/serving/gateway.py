@@ -46,8 +46,9 @@ def make_gateway(served: Served, supervisor: Supervisor) -> FastAPI:
     model = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
     model["max_model_len"] = served.context
 
-    async def refuse(_: HttpRequest, refusal: Exception) -> Response:
+    async def refuse(http: HttpRequest, refusal: Exception) -> Response:
         assert isinstance(refusal, RefusedError)
+        measures.requests.labels(http.scope["route"].path, refusal.status).inc()
         return refused(refusal)
 
     app.add_exception_handler(RefusedError, refuse)

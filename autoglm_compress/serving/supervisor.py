@@ -22,6 +22,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before an engine is started again; each failure doubles them."""
 STEADY_SECONDS = 60.0
 """An engine that ran so long is started again after the first pause."""
+LONGEST_ANSWER_SECONDS = 3600.0
+"""Between two pieces of an answer, of which a whole one has a single piece."""
 STOP_SECONDS = 10.0
 LAST_LINES = 40
 """Of what an engine says, for a message about its end."""
@@ -104,7 +106,7 @@ class Supervisor:
         client = httpx2.AsyncClient(
             base_url=f"http://{HOST}:{port}",
             headers={"Authorization": f"Bearer {self._key}"},
-            timeout=httpx2.Timeout(600, connect=5, pool=None),
+            timeout=httpx2.Timeout(LONGEST_ANSWER_SECONDS, connect=5, pool=None),
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,
         )

@@ -117,7 +117,7 @@ def _llama_cpp(target: Target, wanted: Wanted) -> Engine:
         "vision": str(target.vision) if target.vision else None,
         "context": wanted.context,
         "slots": LLAMA_CPP_SLOTS,
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": _threads(),
     }
 
     def launch(port: int, key: str) -> Launch:
@@ -125,6 +125,13 @@ def _llama_cpp(target: Target, wanted: Wanted) -> Engine:
         return Launch(command, job=json.dumps(job | {"port": port, "key": key}))
 
     return Engine("llama.cpp", target.name, LLAMA_CPP_SLOTS, launch, _exactly, caches=LLAMA_CPP_SLOTS)
+
+
+def _threads() -> int:
+    """As many as this process may use, or as a user says."""
+    if given := os.environ.get("OMP_NUM_THREADS", ""):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _transformers(target: Target, wanted: Wanted) -> Engine:

@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 
 from support.command_line import assert_says, refusal
-from support.running import compress
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -46,9 +45,12 @@ def test_exports_without_a_server(tmp_path: Path) -> None:
     assert_says(refusal("serve", tmp_path), "ONNX Runtime", "export that as GGUF")
 
 
-def test_a_whole_run(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    stage = compress(tmp_path, make_checkpoint("llama"), {"stage": "depth", "layers": 3})
-    assert_says(refusal("serve", stage.parent), "is a whole run", stage.name)
+def test_a_whole_run(tmp_path: Path) -> None:
+    (tmp_path / "01-ffn").mkdir()
+    for file in ("manifest.json", "01-ffn/stage.json"):
+        (tmp_path / file).write_text("{}")
+    assert_says(refusal("serve", tmp_path), "is a whole run", "01-ffn")
+    assert_says(refusal("serve", tmp_path / "ffn"), "01-ffn: no config.json")
 
 
 def test_what_an_engine_cannot_take(

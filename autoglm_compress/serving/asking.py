@@ -109,6 +109,8 @@ def _common(
     streams, options = bool(body.get("stream")), body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise _wrong("stream_options", options, "an object")
+    if isinstance(biases := body.get("logit_bias"), dict):  # transformers takes no whole numbers
+        body["logit_bias"] = {token: float(bias) for token, bias in biases.items() if isinstance(bias, int | float)}
     body["model"] = engine.model
     body["stream"] = streams or not engine.strict
     if engine.strict and streams:

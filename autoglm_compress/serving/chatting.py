@@ -101,16 +101,8 @@ async def converse(
 
 
 async def _answer(
-    talker: Talker,
-    line: str,
-    image: str | None,
-    say: Callable[[str], None],
-    note: Callable[[str], None],
-    *,
-    named: bool,
+    talker: Talker, line: str, image: str | None, say: Callable[[str], None], note: Callable[[str], None]
 ) -> None:
-    if named:
-        note(f"--- {talker.name}")
     try:
         async for piece in talker.answer(line, image):
             say(piece)

@@ -13,7 +13,7 @@ import pytest
 
 from support.serving import Server, serving
 
-LONG = {"prompt": "# user", "max_tokens": 6000, "temperature": 0, "logit_bias": {"0": -100}, "stream": True}
+LONG = {"prompt": "# user", "max_tokens": 1500, "temperature": 0, "logit_bias": {"0": -100}, "stream": True}
 SECONDS = 30
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from autoglm_compress import __version__
-from autoglm_compress.commands import checkpoints, recipes
+from autoglm_compress.commands import checkpoints, recipes, serving
 from autoglm_compress.memory import keep_freed_memory
 from autoglm_compress.threads import sleep_soon
 
@@ -43,6 +43,10 @@ for command in (
     checkpoints.export,
     checkpoints.push,
     checkpoints.compare,
+    serving.serve,
+    serving.verify,
+    serving.chat,
+    serving.benchmark,
     recipes.report,
 ):
     app.command()(command)

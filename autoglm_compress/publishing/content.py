@@ -11,7 +11,7 @@ from autoglm_compress.checkpoint.weight_files import INDEX
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.publishing.card import checkpoint_card
 from autoglm_compress.publishing.history import history
-from autoglm_compress.records.files import EXPORT, LINEAGE, MANIFEST, STAGE
+from autoglm_compress.records.files import EXPORT, LINEAGE, STAGE
 from autoglm_compress.records.stage import StageRecord, read_stage
 
 CHECKSUMS = "SHA256SUMS"
@@ -32,26 +32,6 @@ class Content:
         if self.card is not None:
             found[CARD] = len(self.card.encode())
         return dict(sorted(found.items()))
-
-
-def find_folder(given: Path) -> Path:
-    """The folder that is meant by a path, or by a run and the label of one of its stages, such as `runs/demo/int4`.
-
-    Raises:
-        UserError: there is none, or it is a whole run.
-    """
-    if not given.is_dir():
-        labelled = sorted(given.parent.glob(f"[0-9][0-9]-{given.name}"))
-        if len(labelled) != 1:
-            raise UserError(f"{given}: no such folder. Give a checkpoint, an export, or RUN/STAGE.")
-        given = labelled[0]
-    if (given / MANIFEST).exists():
-        stages = [path.parent.name for path in given.glob(f"[0-9][0-9]-*/{STAGE}")]
-        known = f"such as {given / max(stages)}" if stages else "but none is finished yet"
-        raise UserError(f"{given}: is a whole run. Give one of its stages, {known}.")
-    if any(part.startswith(".") and part.endswith(".work") for part in given.absolute().parts):
-        raise UserError(f"{given}: is not finished. Run the same command again, and give the folder that it leaves.")
-    return given
 
 
 def content_of(folder: Path, repo: str, family: Family | None) -> Content:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from autoglm_compress.architecture import Family
-from autoglm_compress.publishing.content import content_of, find_folder
+from autoglm_compress.publishing.content import content_of
 from autoglm_compress.publishing.hub import page_of, require_repo_id, upload
+from autoglm_compress.records.folders import find_folder
 from autoglm_compress.records.push import PushResult
 
 

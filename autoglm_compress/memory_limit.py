@@ -9,17 +9,25 @@ PROCESS_BYTES = 500 << 20
 small freed blocks that lie between used ones, with a build of torch for CPUs."""
 
 
+def read_bytes(text: str) -> int | None:
+    """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes. None if the text is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
+    if not found:
+        return None
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (2 if unit in "mM" else 3))
+
+
 def bytes_of(text: str) -> int:
-    """A size such as `8GB`, `7.5 GiB` or `900MB` in bytes.
+    """A limit as the command line gives it, in bytes.
 
     Raises:
         UserError: the text is not a size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text.strip(), re.IGNORECASE)
-    if not found:
+    found = read_bytes(text)
+    if found is None:
         raise UserError(f"--memory-limit: given {text!r}: expected a size such as 8GB, 7.5GiB or 900MB.")
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (2 if unit in "mM" else 3))
+    return found
 
 
 def limit_in_bytes(memory_limit: str | int | None) -> int | None:

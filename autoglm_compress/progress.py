@@ -46,6 +46,11 @@ class Advance(Protocol):
         """The amount of work done, and a few words about the step."""
 
 
+def silent() -> "Progress":
+    """Shows nothing: for the parts of a step that is shown itself."""
+    return Progress(Console(quiet=True, force_terminal=False))
+
+
 class Progress:
     """Shows the progress of the steps of a run, one at a time."""
 

@@ -10,6 +10,14 @@ from autoglm_compress.architecture.family import Family
 from autoglm_compress.architecture.quantization import Quantization, Scheme
 from autoglm_compress.architecture.tower import Tower
 
+CUT_SIZES = (
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+)
+"""The sizes of a shape that surgeries change."""
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("embedding", "attention", "ffn", "norms", "head")
 
@@ -102,6 +110,16 @@ class ModelShape:
         """The shape with another residual stream, and towers that write to it."""
         kept = tuple(tower.with_width(self.hidden_size, hidden_size) for tower in self.kept)
         return replace(self, hidden_size=hidden_size, kept=kept)
+
+    @property
+    def cut_sizes(self) -> dict[str, int]:
+        """The sizes that surgeries change, by name."""
+        return {name: getattr(self, name) for name in CUT_SIZES}
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> "ModelShape":
+        """The shape with all `cut_sizes` given, of a model whose layers are alike."""
+        narrowed = self.with_layers(range(sizes["num_hidden_layers"])).with_width(sizes["hidden_size"])
+        return replace(narrowed, **sizes)
 
     def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""

@@ -70,12 +70,23 @@ def reader_directions(gram: torch.Tensor, metric: torch.Tensor, count: int) -> t
         metric: M, mean of W^T W over readers.
         count: how many directions to keep.
     """
-    gram = gram.double()
-    values, vectors = torch.linalg.eigh(metric.double())
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    gram, root = gram.double(), _root(metric)
     leading = torch.linalg.eigh(root @ gram @ root).eigenvectors.flip(1)[:, :count]
     basis, triangle = torch.linalg.qr(gram @ torch.linalg.solve(_damped(gram), root @ leading))
     return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
+
+
+def reader_shares(gram: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """The share of the readers' squared outputs that each of the `reader_directions` adds [size], fp64, descending."""
+    root = _root(metric)
+    values = torch.linalg.eigvalsh(root @ gram.double() @ root).flip(0).clamp_min(0)
+    return values / values.sum().clamp_min(1e-30)
+
+
+def _root(metric: torch.Tensor) -> torch.Tensor:
+    """The symmetric root of a metric [size, size], fp64."""
+    values, vectors = torch.linalg.eigh(metric.double())
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def reconstruction(gram: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:

@@ -31,9 +31,7 @@ class Divergence:
         return self._norm(hidden.to(self._device).flatten(0, -2)).float()
 
     def _head(self) -> Iterator[torch.Tensor]:
-        """The output matrix in slices [VOCABULARY_SLICE, hidden_size]."""
-        for rows in self._checkpoint.head_weight().split(VOCABULARY_SLICE):
-            yield rows.to(self._device, torch.float32)
+        return _slices(self._checkpoint, self._device)
 
     @torch.no_grad()
     def of(self, candidates: torch.Tensor) -> torch.Tensor:
@@ -48,3 +46,22 @@ class Divergence:
                 log_total[number] = log_total[number].logaddexp(logits.logsumexp(-1))
                 expected[number] += (probability * (log_probability - logits)).sum(-1)
         return (expected + log_total).double().mean(-1)
+
+    @torch.no_grad()
+    def of_other(self, checkpoint: Checkpoint, hidden: torch.Tensor) -> float:
+        """KL(reference || other) of another checkpoint's last hidden states, with its own norm and head."""
+        states = final_norm(checkpoint, self._device)(hidden.to(self._device).flatten(0, -2)).float()
+        log_total = torch.full_like(self._log_total, -torch.inf)
+        expected = torch.zeros_like(log_total)
+        for matrix, other in zip(self._head(), _slices(checkpoint, self._device), strict=True):
+            log_probability = self._reference @ matrix.T - self._log_total[:, None]
+            logits = states @ other.T
+            log_total = log_total.logaddexp(logits.logsumexp(-1))
+            expected += (log_probability.exp() * (log_probability - logits)).sum(-1)
+        return float((expected + log_total).double().mean())
+
+
+def _slices(checkpoint: Checkpoint, device: torch.device) -> Iterator[torch.Tensor]:
+    """The output matrix in slices [VOCABULARY_SLICE, hidden_size]."""
+    for rows in checkpoint.head_weight().split(VOCABULARY_SLICE):
+        yield rows.to(device, torch.float32)

@@ -6,14 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from autoglm_compress.architecture import ModelShape
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.forward.statistics import REVISION as STATISTICS_REVISION
 from autoglm_compress.forward.statistics import Statistics, measure
 from autoglm_compress.hashing import key_of
+from autoglm_compress.pipeline.decided import decided, planned_after
 from autoglm_compress.pipeline.inputs import RunInputs
 from autoglm_compress.pipeline.preparation import Preparation
-from autoglm_compress.records.files import LINEAGE
+from autoglm_compress.records.files import LINEAGE, STAGE, found
+from autoglm_compress.records.stage import StageRecord
 from autoglm_compress.stages import SharedContext, StageContext
 from autoglm_compress.versions import result_versions
 
@@ -25,7 +28,7 @@ def shared_context(inputs: RunInputs, number: int, work: Path) -> SharedContext:
     return SharedContext(
         origin=inputs.source,
         source_folder=folder,
-        shape=inputs.plan.checkpoints[number + 1].shape,
+        shape=_shape(inputs, number),
         lineage=Lineage.of_source(inputs.source.shape) if parent is None else Lineage.load(folder / LINEAGE),
         text=inputs.text,
         open_checkpoint=inputs.open_other,
@@ -33,6 +36,17 @@ def shared_context(inputs: RunInputs, number: int, work: Path) -> SharedContext:
         seed=inputs.recipe.seed,
         work=work,
     )
+
+
+def _shape(inputs: RunInputs, number: int) -> ModelShape:
+    """The shape that stage `number` makes, as far as it is known when the stages before it are done."""
+    parent, after = inputs.recipe.parents[number], inputs.plan.checkpoints[number + 1].shape
+    if parent is None:
+        return after
+    planned = inputs.plan.checkpoints[parent + 1].shape
+    record = found(StageRecord, inputs.folder.path / inputs.names[parent] / STAGE)
+    before = decided(planned, record and record.shape)
+    return after if before is planned else planned_after(inputs.recipe.stages[number], inputs.names[number], before)
 
 
 def measure_statistics(inputs: RunInputs, name: str) -> Statistics:

@@ -6,6 +6,7 @@ from typing import Any
 
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.evaluation.run_results import Evaluations
+from autoglm_compress.pipeline.decided import decided
 from autoglm_compress.pipeline.keys import KnownCheckpoint
 from autoglm_compress.pipeline.metrics import row
 from autoglm_compress.pipeline.plan import SOURCE, Plan
@@ -63,7 +64,8 @@ class MetricsRows:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
         shape = Shape.of(self.source.shape) if made is None else made.shape or Shape()
-        parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
+        planned = self.plan.checkpoints[0 if number is None else number + 1].shape
+        parameters = decided(planned, None if made is None else made.shape).parameters
         return row(name, stage, shape, parameters, size, resources, results, source, previous)
 
     def _size(self, made: StageRecord | None) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
 
-from autoglm_compress.architecture import Family, ModelShape, require_used, resized_config
+from autoglm_compress.architecture import Family, ModelShape, require_used
+from autoglm_compress.architecture.loading_rules import refusal
 from autoglm_compress.calibration.divided_rows import DECIDING_EVERY
 from autoglm_compress.calibration.run_text import HELD_OUT_TOKENS, find_sources
 from autoglm_compress.calibration.tokens import CalibrationOptions, fitted_rows
@@ -178,8 +178,8 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         except PlanError as error:
             problems.append(Problem(("stages", number, error.option), str(error)))
             after, needs, warnings = before, Needs(), []
-        refused = _refusal(config, after)
-        if refused and refused != _refusal(config, before):
+        refused = refusal(config, after)
+        if refused and refused != refusal(config, before):
             message = f"transformers cannot load what this makes: {refused} Change a size, or the order of the stages"
             problems.append(Problem(("stages", number), message))
         shapes.append(after)
@@ -226,21 +226,6 @@ def _fitted(recipe: Recipe, longest: int | None) -> Recipe:
         "evaluation": evaluation.model_copy(update={"perplexity": perplexity}),
     }
     return recipe.model_copy(update=changes)
-
-
-def _refusal(config: Any, shape: ModelShape) -> str:
-    """Why `transformers` refuses the source's config with this shape. Empty if it accepts it."""
-    if shape.family.transformers_derives_head_dim and shape.axis("query") != shape.hidden_size:
-        return (
-            f"it assumes a head_dim of hidden_size {shape.hidden_size} / {shape.num_attention_heads} heads, but "
-            f"head_dim is {shape.head_dim}: the stage width cuts both, with hidden_size and num_attention_heads."
-        )
-    resized = resized_config(config.to_dict(), shape, range(shape.num_hidden_layers))
-    try:
-        type(config).from_dict(resized)
-    except Exception as error:  # transformers raises many kinds
-        return " ".join(str(error.__cause__ or error).split())
-    return ""
 
 
 def _loader_warnings(before: ModelShape, after: ModelShape) -> list[str]:

@@ -50,7 +50,7 @@ class Ffn(Stage):
     def run(self, context: StageContext) -> None:
         """Choose neurons in every layer and write a checkpoint without the others."""
         before = context.source.shape
-        scores = [self._score(context, layer) for layer in range(before.num_hidden_layers)]
+        scores = [neuron_scores(context, self.method, layer) for layer in range(before.num_hidden_layers)]
         kept = tuple(top(score, context.shape.intermediate_size) for score in scores)
         Rewrite(
             range(before.num_hidden_layers), {}, lambda layer: cut_neurons(kept[layer], before.intermediate_size)
@@ -63,14 +63,15 @@ class Ffn(Stage):
             ]
         }
 
-    def _score(self, context: StageContext, layer: int) -> torch.Tensor:
-        """Scores [intermediate_size] of the neurons present in a layer."""
-        present = context.lineage.neurons[layer]
-        if self.method == "random":
-            return random_scores(len(present), context.seed, layer)
-        family = context.source.family
-        columns = context.source.read(f"{family.layer_prefix(layer)}{family.mlp_output}.weight").float().norm(dim=0)
-        if self.method == "magnitude":
-            return columns
-        activation = context.statistics().layer(context.lineage.layers[layer])["neuron_norm"][list(present)]
-        return activation if self.method == "activation" else activation * columns
+
+def neuron_scores(context: StageContext, method: str, layer: int) -> torch.Tensor:
+    """Scores [intermediate_size] of the neurons present in a layer of a stage's source, by a method of `Ffn`."""
+    present = context.lineage.neurons[layer]
+    if method == "random":
+        return random_scores(len(present), context.seed, layer)
+    family = context.source.family
+    columns = context.source.read(f"{family.layer_prefix(layer)}{family.mlp_output}.weight").float().norm(dim=0)
+    if method == "magnitude":
+        return columns
+    activation = context.statistics().layer(context.lineage.layers[layer])["neuron_norm"][list(present)]
+    return activation if method == "activation" else activation * columns

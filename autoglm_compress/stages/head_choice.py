@@ -66,7 +66,7 @@ class HeadChoice:
 def choose(context: StageContext, method: str) -> HeadChoice:
     """Choose heads in every layer of a stage's source, by a method of the stage `heads`."""
     before, after = context.source.shape, context.shape
-    scores = [_score(context, method, layer) for layer in range(before.num_hidden_layers)]
+    scores = [head_scores(context, method, layer) for layer in range(before.num_hidden_layers)]
     kept = [
         choose_heads(score, before.num_key_value_heads, after.num_attention_heads, after.num_key_value_heads)
         for score in scores
@@ -75,8 +75,8 @@ def choose(context: StageContext, method: str) -> HeadChoice:
     return HeadChoice(heads, groups, [score.tolist() for score in scores], before.head_dim)
 
 
-def _score(context: StageContext, method: str, layer: int) -> torch.Tensor:
-    """Scores [num_attention_heads] of the heads present in a layer."""
+def head_scores(context: StageContext, method: str, layer: int) -> torch.Tensor:
+    """Scores [num_attention_heads] of the heads present in a layer of a stage's source, by a method of `heads`."""
     present = context.lineage.heads[layer]
     if method == "random":
         return random_scores(len(present), context.seed, layer)

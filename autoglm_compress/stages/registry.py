@@ -13,12 +13,14 @@ from autoglm_compress.stages.heads import Heads
 from autoglm_compress.stages.heal import Heal
 from autoglm_compress.stages.quantize import Quantize
 from autoglm_compress.stages.refit import Refit
+from autoglm_compress.stages.shape import Shape
 from autoglm_compress.stages.tie import Tie
 from autoglm_compress.stages.width import Width
 
 GROUP = "autoglm_compress.stages"
 """The group of the entry points, each named as a recipe names its stage."""
 BUILT_IN: dict[str, type[Stage]] = {
+    "shape": Shape,
     "depth": Depth,
     "heads": Heads,
     "ffn": Ffn,

@@ -35,6 +35,21 @@ class TowerTensor:
         """The number of parameters."""
         return prod(self.shape)
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is a matrix that writes to the text tower's residual stream."""
+        return len(self.axes) == 2 and self.axes[0] == "hidden"
+
+    @property
+    def reads_neurons(self) -> bool:
+        """Whether it is a matrix that reads neurons which are cut with the text tower's width."""
+        return reads_neurons(self.axes)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a cut of the text tower's width leaves something to fit."""
+        return self.writes or self.reads_neurons
+
     def with_width(self, before: int, after: int) -> "TowerTensor":
         """The same tensor beside a residual stream of another width."""
         if not self.axes:
@@ -88,6 +103,11 @@ def _rounded(tensor: TowerTensor, quantization: Quantization, element_bytes: int
         return tensor
     rows, columns = tensor.shape
     return replace(tensor, nbytes=quantization.scheme_bytes(scheme, (rows, columns), element_bytes), packed=True)
+
+
+def reads_neurons(axes: tuple[str | int, ...]) -> bool:
+    """Whether a tensor with these axes is a matrix that reads neurons, and makes none."""
+    return axes[:1] != (INNER,) and axes[1:] == (INNER,)
 
 
 def towers_of(family: Family, tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> tuple[Tower, ...]:

@@ -1,6 +1,6 @@
 """Reading a checkpoint lazily, one tensor at a time. Names and shapes are checked when it is opened."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
@@ -35,8 +35,16 @@ class TowerFeatures(Protocol):
     def arguments(self, rows: torch.Tensor, layer: int | None = None) -> dict[str, Any]:
         """What a `transformers` decoder, of one layer or of all, takes beside the embeddings of rows of ids."""
 
-    def of(self, checkpoint: "Checkpoint") -> "TowerFeatures":
-        """The same of another checkpoint's towers."""
+    def of(self, checkpoint: "Checkpoint", changed: Mapping[str, torch.Tensor] | None = None) -> "TowerFeatures":
+        """The same of another checkpoint's towers, some of their tensors changed."""
+
+    def chats_in(self, rows: Iterable[torch.Tensor]) -> set[int]:
+        """The numbers of the chats that have features in rows of ids."""
+
+    def watch(
+        self, chats: Iterable[int], watchers: Mapping[str, Callable[[torch.Tensor, torch.Tensor], None]]
+    ) -> Iterator[int]:
+        """Let the towers see chats once more; watchers are told the inputs and the outputs of modules, by name."""
 
 
 class Checkpoint:

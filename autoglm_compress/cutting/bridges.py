@@ -2,16 +2,19 @@
 
 A bridge that writes to the residual stream is changed as the stream is: that is exact. Some towers also have neurons
 within, as many as the stream has channels, or a multiple: of each such set, which shares a module, those stay that do
-most by their weights. Where two linears follow on each other with nothing between them, they are one linear map: the
-rows of it that are kept go into the first, and the second becomes the identity, so that no more is lost than the
-neurons themselves.
+most, by what calibration shows of them or, without images and sounds there, by their weights. Where two linears follow
+on each other with nothing between them, they are one linear map: the rows of it that are kept go into the first, and
+the second becomes the identity, so that no more is lost than the neurons themselves.
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 
 from autoglm_compress.architecture.family import INNER
+from autoglm_compress.architecture.tower import reads_neurons
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.cutting.importance import top
 from autoglm_compress.cutting.lineage import Indices
@@ -27,19 +30,24 @@ class BridgeCut:
         source: the checkpoint.
         width: how wide the stream is to be.
         change: what becomes of a bridge along the stream.
+        activity: the root mean squares of what linears read, as `neuron_activity` finds them; a set without any is
+            judged by its weights.
     """
 
-    def __init__(self, source: Checkpoint, width: int, change: Change) -> None:
+    def __init__(self, source: Checkpoint, width: int, change: Change, activity: Mapping[str, torch.Tensor]) -> None:
         self._source = source
         self._family = source.family
         self._change = change
+        self._activity = activity
         self._share = width, source.shape.hidden_size
         sets = _inner_sets(source) if width < source.shape.hidden_size else {}
         self.neurons: dict[str, Indices] = {module: self._choice(tensors) for module, tensors in sets.items()}
 
     def _choice(self, tensors: list[str]) -> Indices:
         """The neurons to keep of a set, whose tensors these are."""
-        scores = neuron_scores({name: (self._source.read(name), self._axes(name)) for name in tensors})
+        named = {name: (self._source.read(name), self._axes(name)) for name in tensors}
+        seen = any(name.removesuffix(".weight") in self._activity for name in tensors)
+        scores = neuron_contributions(named, self._activity) if seen else neuron_scores(named)
         width, before = self._share
         return top(scores, len(scores) * width // before)
 
@@ -81,8 +89,54 @@ def neuron_scores(tensors: dict[str, tuple[torch.Tensor, tuple[str | int, ...]]]
     gains = [tensor.float().abs() for name, (tensor, _) in tensors.items() if name.endswith("norm.weight")]
     matrices = [(tensor.float(), axes) for tensor, axes in tensors.values() if tensor.dim() > 1]
     makers = gains or [tensor.flatten(1).norm(dim=1) for tensor, axes in matrices if axes[0] == INNER]
-    readers = [tensor.square().sum(0) for tensor, axes in matrices if axes[0] != INNER and axes[1] == INNER]
+    readers = [tensor.square().sum(0) for tensor, axes in matrices if reads_neurons(axes)]
     return torch.stack(makers).prod(0) * torch.stack(readers).sum(0).sqrt()
+
+
+def neuron_contributions(
+    tensors: dict[str, tuple[torch.Tensor, tuple[str | int, ...]]], activity: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """What the neurons of a set do, as the stage `ffn` scores those of the text: scores [neurons].
+
+    The root mean square of what a neuron adds to the outputs of all linears that read it.
+
+    Args:
+        tensors: the set's tensors by name, each with its axes.
+        activity: the root mean squares [neurons] of what linears read, by their names.
+    """
+    readers = [
+        (activity[name.removesuffix(".weight")] * tensor.float().norm(dim=0)).square()
+        for name, (tensor, axes) in tensors.items()
+        if reads_neurons(axes) and name.removesuffix(".weight") in activity
+    ]
+    return torch.stack(readers).sum(0).sqrt()
+
+
+def neuron_readers(source: Checkpoint) -> list[str]:
+    """The linears of a checkpoint's kept towers that read neurons which are cut with the stream's width."""
+    tensors = (tensor for tower in source.shape.kept for tensor in tower.tensors)
+    return [tensor.name.removesuffix(".weight") for tensor in tensors if tensor.reads_neurons]
+
+
+def neuron_activity(source: Checkpoint, rows: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The root mean squares [neurons] of what each of those linears reads of the images and sounds in rows of ids.
+
+    A linear that no image or sound reaches is left out.
+    """
+    features = source.features
+    chats = features.chats_in(rows) if features is not None else set()
+    if features is None or not chats:
+        return {}
+    sums: dict[str, torch.Tensor] = {}
+    counts = Counter[str]()
+
+    def add(reader: str, inputs: torch.Tensor, _: torch.Tensor) -> None:
+        sums[reader] = sums.get(reader, 0) + inputs.double().square().sum(0).cpu()
+        counts[reader] += len(inputs)
+
+    for _ in features.watch(chats, {reader: partial(add, reader) for reader in neuron_readers(source)}):
+        pass
+    return {reader: (total / counts[reader]).sqrt().float() for reader, total in sums.items()}
 
 
 def _inner_sets(source: Checkpoint) -> dict[str, list[str]]:

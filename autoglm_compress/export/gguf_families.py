@@ -6,8 +6,9 @@ there. `qwen2`, `qwen3` turn channels as `transformers` does, and Glm and Glm4 t
 have sections, for time, height and width, llama.cpp turns channels half apart, also those that Glm4v has as neighbours.
 
 Of a model with towers beside its text, the text tower is a model by itself, whose names are those of a text model. The
-`qwen2vl` of the llama.cpp that is known here does not read the epsilon of norms. Text has one position for time, height
-and width, so the text tower of such a model runs as a `qwen2`.
+`qwen2vl` of the llama.cpp that is known here does not read the epsilon of norms: an embedding of zeros becomes NaN. Its
+`paddleocr` computes the same, has the same positions for images, and reads it. Where images do not go along, text has
+one position for time, height and width, so such a text tower runs as a `qwen2`.
 
 `qwen2` and `chatglm` want the heads to be as wide together as the residual stream. A model that is not so goes as a
 `llama`, which can be told all that it has. Of RoPE on a part of each head it can not: there, a higher base gives the
@@ -64,7 +65,7 @@ FAMILIES: Mapping[str, tuple[EngineFamily, ...]] = {
     "Glm4ForCausalLM": (EngineFamily("glm4"),),
     "Glm4vForConditionalGeneration": (_GLM4V,),
     "Glm46VForConditionalGeneration": (_GLM4V,),
-    "Qwen2_5_VLForConditionalGeneration": (_QWEN2, _LLAMA),
+    "Qwen2_5_VLForConditionalGeneration": (EngineFamily("paddleocr", sections=(16, 24, 24)),),
     "Qwen3VLForConditionalGeneration": (
         EngineFamily("qwen3vl", sections=(24, 20, 20), lacks=frozenset({"attention_bias"})),
     ),

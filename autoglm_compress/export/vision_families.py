@@ -15,10 +15,16 @@ from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.processor import FILE
 from autoglm_compress.export.text_models import towers_left
 
-PREFIX = "model.visual."
-"""All kept towers of the families here stand within it."""
 FRAMES, MERGED = 2, 2
 """The frames of an image, and the patches on each side of a square that becomes one token; llama.cpp has no others."""
+USUAL_PLACES = 40**2
+"""Patches of the image that llama.cpp is told of where a tower has no positions of its own."""
+WINDOW = 112
+"""Pixels on each side of a window of attention; llama.cpp has no others."""
+NUMBERED = 3
+"""Linears after the layers are numbered by llama.cpp as they are in the checkpoint, with numbers below this one."""
+FUSED, PARTS = ".attn.qkv.", "qkv"
+"""Queries, keys and values in one linear, and what each is called apart."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,15 @@ class VisionFamily:
     """How llama.cpp runs the vision tower of a family.
 
     `projector` is its name there, `activation` that of the config as llama.cpp computes it, `renamed` the beginnings of
-    names, after PREFIX, that the `gguf` package has no names for.
+    names within the tower that the `gguf` package has no names for. `splits` says that queries, keys and values, fused
+    in the checkpoint, are three linears, `windows` that most layers attend within windows.
     """
 
     projector: str
     activation: str
     renamed: Mapping[str, str] = field(default_factory=dict)
+    splits: bool = False
+    windows: bool = False
 
 
 _GLM4V = VisionFamily("glm4v", "silu")
@@ -43,8 +52,14 @@ FAMILIES: Mapping[str, VisionFamily] = {
         "gelu_pytorch_tanh",
         {"merger.linear_fc1.": "mm.0.", "merger.linear_fc2.": "mm.2.", "merger.norm.": "v.post_ln."},
     ),
+    "Qwen2_5_VLForConditionalGeneration": VisionFamily("qwen2.5vl_merger", "silu", splits=True, windows=True),
 }
 """By architecture."""
+OTHERWISE: Mapping[str, str] = {
+    "VoxtralForConditionalGeneration": "llama.cpp averages the states of its tower two by two",
+    "Qwen2AudioForConditionalGeneration": "llama.cpp fills sounds with silence up to 30 seconds",
+}
+"""Why the towers of other architectures that llama.cpp has a name for are not run as `transformers` runs them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ def left_behind(checkpoint: Checkpoint) -> str | None:
 def _problem(shape: ModelShape, config: Any) -> str | None:
     known = FAMILIES.get(shape.family.architecture)
     if known is None:
-        return "llama.cpp is not known to run them as transformers does"
+        return OTHERWISE.get(shape.family.architecture, "llama.cpp is not known to run them as transformers does")
     vision = config.vision_config
     if packed_linears(shape.kept):
         return "their linears are in 8 bits, which llama.cpp does not take by channels"
@@ -89,7 +104,24 @@ def _problem(shape: ModelShape, config: Any) -> str | None:
         return f"hidden_act {vision.hidden_act} of the vision tower: llama.cpp has {known.activation} there"
     if (vision.temporal_patch_size, vision.spatial_merge_size) != (FRAMES, MERGED):
         return f"llama.cpp takes patches of {FRAMES} frames, {MERGED} x {MERGED} of which are a token"
+    if known.windows and (vision.window_size != WINDOW or full_attention_every(vision) is None):
+        return (
+            f"llama.cpp has windows of {WINDOW} pixels, and attention to all of an image in one layer of so many, and "
+            f"here window_size is {vision.window_size}, fullatt_block_indexes {vision.fullatt_block_indexes}"
+        )
     return None
+
+
+def full_attention_every(config: Any) -> int | None:
+    """The number n where the last of each n layers of a tower attends to all of an image; None if it is not so."""
+    full = list(config.fullatt_block_indexes)
+    every = full[0] + 1 if full else 0
+    return every if every and full == list(range(every - 1, config.depth, every)) else None
+
+
+def within(checkpoint: Checkpoint) -> str:
+    """The prefix of the vision tower's names, within which its merger stands too."""
+    return checkpoint.family.kept["vision"]
 
 
 def could_go_along(shape: ModelShape) -> bool:
@@ -98,26 +130,26 @@ def could_go_along(shape: ModelShape) -> bool:
 
 
 def trained_side(config: Any) -> int:
-    """The pixels on each side of the image whose patches have positions of their own."""
+    """The pixels on each side of the image whose patches have positions of their own, or of a usual one."""
     given = getattr(config, "image_size", None)
-    return given or int(config.num_position_embeddings**0.5) * config.patch_size
+    places = getattr(config, "num_position_embeddings", USUAL_PLACES)
+    return given or int(places**0.5) * config.patch_size
 
 
 def engine_name(name: str, config: Any, known: VisionFamily, names: Any) -> str | None:
     """llama.cpp's name for a tensor of a vision tower; None if it has none.
 
     Args:
-        name: the tensor's full name.
+        name: the tensor's name within the tower.
         config: the tower's.
         known: the family.
         names: the `gguf` package's names.
     """
-    within = name.removeprefix(PREFIX)
-    if within.startswith("deepstack_merger_list."):
-        _, number, rest = within.split(".", 2)
+    if name.startswith("deepstack_merger_list."):
+        _, number, rest = name.split(".", 2)
         return f"v.deepstack.{config.deepstack_visual_indexes[int(number)]}.{rest.removeprefix('linear_')}"
     for ours, theirs in known.renamed.items():
-        if within.startswith(ours):
-            return theirs + within.removeprefix(ours)
-    found: str | None = names.get_name(f"visual.{within}", try_suffixes=(".weight", ".bias"))
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    found: str | None = names.get_name(f"visual.{name}", try_suffixes=(".weight", ".bias"))
     return found

@@ -14,7 +14,8 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.export import llama_cpp_vision
 from autoglm_compress.export.engine_process import ask_engine
 from autoglm_compress.export.job import ExportJob
-from autoglm_compress.export.vision_families import FRAMES, MERGED, PREFIX, Pixels
+from autoglm_compress.export.vision_families import FRAMES, MERGED, Pixels, within
+from autoglm_compress.forward.features import tower_module
 
 SIDE = 8
 """Tokens on each side of the image: enough that no engine enlarges it."""
@@ -98,11 +99,12 @@ def _patches(image: np.ndarray, pixels: Pixels, config: Any) -> torch.Tensor:
 def _features(checkpoint: Checkpoint, patches: torch.Tensor) -> torch.Tensor:
     """What a checkpoint's tower gives the text model for an image: [tokens, width * (1 + layers that get features)]."""
     whole = checkpoint.whole_unquantized_config()
-    kind = type(meta_model(whole, checkpoint.family.auto_class).get_submodule(PREFIX.removesuffix(".")))
+    prefix = within(checkpoint)
+    kind: Any = type(tower_module(meta_model(whole, checkpoint.family.auto_class), prefix.removesuffix(".")))
     tower = kind._from_config(whole.vision_config, dtype=torch.float32)
     for part in checkpoint.shape.kept:
         for tensor in part.tensors:
-            tower.get_parameter(tensor.name.removeprefix(PREFIX)).copy_(checkpoint.read(tensor.name))
+            tower.get_parameter(tensor.name.removeprefix(prefix)).copy_(checkpoint.read(tensor.name))
     across = MERGED * SIDE
     seen = tower.eval()(patches, grid_thw=torch.tensor([[1, across, across]]))
     return torch.cat([seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())], dim=1)

@@ -17,14 +17,18 @@ from autoglm_compress.export.gguf_writer import FILE_TYPES, write_tensors
 from autoglm_compress.export.vision_families import (
     FAMILIES,
     FRAMES,
-    PREFIX,
+    FUSED,
+    NUMBERED,
+    PARTS,
     Pixels,
     engine_name,
+    full_attention_every,
     trained_side,
+    within,
 )
 from autoglm_compress.progress import Progress
 
-PATCHES = f"{PREFIX}patch_embed.proj.weight"
+PATCHES = "patch_embed.proj.weight"
 POSITIONS = "v.position_embd.weight"
 
 
@@ -92,6 +96,8 @@ def _add_sizes(writer: Any, checkpoint: Checkpoint, config: Any) -> None:
         writer.add_vision_use_silu(True)
     else:
         writer.add_vision_use_gelu(True)
+    if family.windows:
+        writer.add_vision_n_wa_pattern(full_attention_every(config))
     if checkpoint.shape.first_layers:
         writer.add_vision_is_deepstack_layers(
             [layer in config.deepstack_visual_indexes for layer in range(config.depth)]
@@ -102,24 +108,35 @@ def _tensors(checkpoint: Checkpoint, config: Any, kind: str) -> Iterator[VisionT
     import gguf
 
     family = FAMILIES[checkpoint.family.architecture]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, config.depth)
-    for tower in checkpoint.shape.kept:
-        for tensor in tower.tensors:
-            found = engine_name(tensor.name, config, family, names)
-            if found is None:
-                raise UserError(f"{checkpoint.folder}: tensor {tensor.name}: llama.cpp has no name for it.")
-            if tensor.name == PATCHES:
-                shape = (*tensor.shape[:2], *tensor.shape[3:])
-                for frame in range(FRAMES):
-                    yield VisionTensor(tensor.name, found + (f".{frame}" if frame else ""), shape, kind, frame=frame)
-            else:
-                # llama.cpp interpolates positions, and adds and multiplies vectors, in fp32 alone.
-                alone = len(tensor.shape) == 1 or found == POSITIONS
-                yield VisionTensor(tensor.name, found, tensor.shape, "F32" if alone else kind)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, max(config.depth, NUMBERED))
+
+    def named(ours: str) -> str:
+        found = engine_name(ours, config, family, names)
+        if found is None:
+            raise UserError(f"{checkpoint.folder}: tensor {ours} of the vision tower: llama.cpp has no name for it.")
+        return found
+
+    for tensor in (tensor for tower in checkpoint.shape.kept for tensor in tower.tensors):
+        ours = tensor.name.removeprefix(within(checkpoint))
+        if ours == PATCHES:
+            shape, found = (*tensor.shape[:2], *tensor.shape[3:]), named(ours)
+            for frame in range(FRAMES):
+                yield VisionTensor(tensor.name, found + (f".{frame}" if frame else ""), shape, kind, frame=frame)
+            continue
+        # llama.cpp interpolates positions, and adds and multiplies vectors, in fp32 alone.
+        vector = len(tensor.shape) == 1
+        if family.splits and FUSED in ours:
+            rows = tensor.shape[0] // len(PARTS)
+            for number, part in enumerate(PARTS):
+                found, shape = named(ours.replace(PARTS, part)), (rows, *tensor.shape[1:])
+                yield VisionTensor(tensor.name, found, shape, "F32" if vector else kind, number * rows)
+        else:
+            found = named(ours)
+            yield VisionTensor(tensor.name, found, tensor.shape, "F32" if vector or found == POSITIONS else kind)
 
 
 def _values(checkpoint: Checkpoint, tensor: VisionTensor, exactness: Exactness) -> np.ndarray:
-    values: torch.Tensor = checkpoint.read(tensor.name)
+    values: torch.Tensor = checkpoint.read(tensor.name)[tensor.rows]
     if tensor.frame is not None:
         values = values[:, :, tensor.frame]
     if values.dim() == 1:

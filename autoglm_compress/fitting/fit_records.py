@@ -31,7 +31,9 @@ def fit_record(fit: Fit) -> dict[str, Any]:
 
 
 def fitted_linears(decisions: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The errors of every linear of each layer, of each layer as a whole and of the head, from a refit's decisions."""
+    """The errors of every linear of each layer, of each layer as a whole, of the head, and of the linears by which
+    towers write to the residual stream, from a refit's decisions.
+    """
     for number, layer in enumerate(decisions["layers"]):
         for linear, fit in layer.items():
             yield {"layer": number, "part": linear} | _with_ratio(fit)
@@ -40,6 +42,8 @@ def fitted_linears(decisions: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"layer": number, "part": WHOLE_LAYER} | _of_descent(descent)
     if "head" in decisions:
         yield {"layer": None, "part": HEAD} | _with_ratio(decisions["head"])
+    for bridge, fit in decisions.get("bridges", {}).items():
+        yield {"layer": None, "part": bridge} | _with_ratio(fit)
 
 
 def _of_descent(descent: dict[str, float]) -> dict[str, Any]:

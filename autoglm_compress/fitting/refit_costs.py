@@ -10,6 +10,7 @@ from autoglm_compress.forward.costs import (
     layer_memory,
     pass_memory,
     reading_memory,
+    seeing_memory,
     training_memory,
     walk_memory,
 )
@@ -18,6 +19,8 @@ from autoglm_compress.slices import SLICE_ROWS
 
 HEAD_SAMPLE = 4096
 """Rows of the head that decide how all of it is fitted; an even choice of so many at least, and fewer than twice."""
+BRIDGE_TOKENS = 4096
+"""Tokens, about, of images and sounds that linears of towers are fitted to and decided by."""
 FIT_COPIES = 6
 """Weights that `fit` holds: what is missing, the solution, the sum, those of the strength before and the best, and the
 prior where that is put together of several."""
@@ -40,6 +43,22 @@ def refit_memory(
         step = max(step, heads + _layer_descent_memory(shape, source, tokens) + logits_memory(tokens, shape.vocab_size))
     head = 0 if shape.tie_word_embeddings else _head_memory(shape, source, calibration, logit_passes)
     return max(ours + states + step, head, walk_memory(source, tokens))
+
+
+def bridges_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
+    """Bytes while towers see, those of one model at a time, or of the largest fit of their linears after it."""
+    if shape.hidden_size == source.hidden_size:
+        return seeing_memory(source)
+    tokens, largest, weights = min(calibration.tokens, BRIDGE_TOKENS), 0, 0
+    for rows, columns in (tensor.shape for tower in shape.kept for tensor in tower.tensors if tensor.is_fitted):
+        weights += rows * columns
+        # Targets in all directions and in those that are left, inputs and the same with a constant, each once more
+        # weighted; sums over them; and what solving takes.
+        given = 2 * tokens * (columns + rows) + tokens * source.hidden_size
+        sums = 2 * min((columns + 1) * (columns + 1 + rows), tokens * (columns + 1 + rows))
+        solving = 2 * min(columns + 1, tokens) ** 2 + FIT_COPIES * rows * (columns + 1)
+        largest = max(largest, given + sums + solving)
+    return max(seeing_memory(source), FP32 * (largest + weights))
 
 
 def _fits_memory(shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:

@@ -75,6 +75,12 @@ def walk_memory(shape: ModelShape, tokens: int) -> int:
     return max(layer, shape.element_bytes * head_elements(shape) + FP32 * tokens * shape.hidden_size)
 
 
+def seeing_memory(shape: ModelShape) -> int:
+    """Bytes while towers see and hear: all of them, in fp32 and as they are stored, beside the embedding."""
+    towers = sum(FP32 * tower.parameters + tower.bytes for tower in shape.kept)
+    return towers + shape.element_bytes * head_elements(shape)
+
+
 def measuring_memory(shape: ModelShape, tokens: int) -> int:
     """Bytes of the walk that measures the statistics of a model.
 

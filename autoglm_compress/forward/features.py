@@ -7,7 +7,7 @@ them, and the positions. Embeddings are NaN there, so what is not NaN is a featu
 A token id past the vocabulary says which feature stands at its place (see `calibration/media_chats.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,10 @@ from autoglm_compress.runtime import Runtime
 
 VOCABULARY = 16
 """Rows of the embedding that the towers' model has in place of its own."""
+
+
+Watcher = Callable[[torch.Tensor, torch.Tensor], None]
+"""Is given the inputs [tokens, in] and the outputs [tokens, out] of a module, in fp32, each time that it runs."""
 
 
 class _Reached(Exception):  # noqa: N818 - not an error
@@ -62,6 +66,7 @@ class Features:
         runtime: where towers run.
         dtype: what they compute in.
         folders: number the folders of checkpoints within `root`.
+        changed: tensors of the towers that are not the checkpoint's, by name.
     """
 
     def __init__(
@@ -72,17 +77,41 @@ class Features:
         runtime: Runtime,
         dtype: torch.dtype,
         folders: Iterator[int] | None = None,
+        changed: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self._checkpoint, self._chats = checkpoint, chats
+        self._checkpoint, self._chats, self._changed = checkpoint, chats, changed or {}
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
 
-    def of(self, checkpoint: Checkpoint) -> "Features":
-        """The features that another checkpoint's towers make of the same chats."""
-        return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders)
+    def of(self, checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor] | None = None) -> "Features":
+        """The features that another checkpoint's towers make of the same chats, some of their tensors changed."""
+        return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders, changed)
+
+    def chats_in(self, rows: Iterable[torch.Tensor]) -> set[int]:
+        """The numbers of the chats that have features in rows of ids."""
+        return {number for part in rows for number in self._chats_in(part.cpu())}
+
+    def watch(self, chats: Iterable[int], watchers: Mapping[str, Watcher]) -> Iterator[int]:
+        """Let the towers see chats once more, and yield the number of each when it was seen.
+
+        The towers are in memory until the last one.
+
+        Args:
+            chats: their numbers.
+            watchers: who is told what goes through a module of the towers, by its name in files.
+        """
+        numbers = sorted(chats)
+        model = self._model()
+        for name, told in watchers.items():
+            tower_module(model, name).register_forward_hook(_telling(told))
+        with self._runtime.progress.task("see and hear", total=len(numbers), unit="chats") as advance:
+            for number in numbers:
+                self._seen(model, number)
+                yield number
+                advance(1)
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
@@ -163,13 +192,16 @@ class Features:
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        model = towers_of(self._checkpoint, self._device, self._dtype)
+        model = self._model()
         with self._runtime.progress.task("see and hear", total=len(missing), unit="chats") as advance:
             for number in missing:
                 seen = self._seen(model, number)
                 save_atomically(self._file(number), seen.tensors())
                 self._positions[number], self._deeper = seen.positions, max(self._deeper, len(seen.deeper))
                 advance(1)
+
+    def _model(self) -> Any:
+        return towers_of(self._checkpoint, self._device, self._dtype, self._changed)
 
     def _seen(self, model: Any, number: int) -> Seen:
         chat, expected = self._chats.chat(number), len(self._chats.features_of(number))
@@ -182,8 +214,12 @@ class Features:
         return seen
 
 
-def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows."""
+def towers_of(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]
+) -> Any:
+    """A checkpoint's model with its towers, some of their tensors changed, without text layers, and with an embedding
+    of a few rows.
+    """
     import transformers
 
     config = checkpoint.whole_unquantized_config()
@@ -191,7 +227,7 @@ def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
     for name in checkpoint.lists_per_layer:
         setattr(text, name, [])
-    weights = dict(checkpoint.kept_weights())
+    weights = dict(checkpoint.kept_weights()) | dict(changed)
     kind = getattr(transformers, checkpoint.family.architecture)
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists all that is left out
@@ -200,6 +236,18 @@ def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     finally:
         transformers.logging.set_verbosity(before)
     return model.to(device).eval().requires_grad_(False)
+
+
+def tower_module(model: nn.Module, name: str) -> nn.Module:
+    """A module of the towers by its name in files, where names may lack the beginning that `transformers` has."""
+    return next(module for full, module in model.named_modules() if f".{full}".endswith(f".{name}"))
+
+
+def _telling(told: Watcher) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        told(inputs[0].flatten(0, -2).float(), output.flatten(0, -2).float())
+
+    return hook
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.costs import evaluation_memory
-from autoglm_compress.forward.costs import FP32, freed_memory, head_elements, rewriting_memory
+from autoglm_compress.forward.costs import freed_memory, rewriting_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.memory_limit import PROCESS_BYTES
@@ -78,16 +78,13 @@ class Plan:
     text_warnings: tuple[str, ...] = ()
 
     def with_towers(self) -> "Plan":
-        """The same plan where calibration rows have images or sounds, which towers see before a walk begins.
-
-        A stage that reads such rows has all towers then, in fp32 and as they are stored, beside the embedding.
-        """
+        """The same plan where calibration rows have images or sounds, which towers see before a walk begins."""
 
         def seeing(entry: PlannedCheckpoint, stage: Stage) -> PlannedCheckpoint:
             if not (stage.uses_calibration or stage.makes_quantized):
                 return entry
-            towers = sum(FP32 * tower.parameters + tower.bytes for tower in entry.shape.kept)
-            needed = PROCESS_BYTES + towers + entry.shape.element_bytes * head_elements(entry.shape)
+            source = self.checkpoints[0].shape
+            needed = PROCESS_BYTES + stage.seeing_memory(entry.shape, source, self.recipe.calibration)
             return replace(entry, peak_memory=max(entry.peak_memory, needed))
 
         stages = zip(self.checkpoints[1:], self.recipe.stages, strict=True)

@@ -17,7 +17,7 @@ from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.cutting.lineage import Lineage
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
-from autoglm_compress.forward.costs import measuring_memory
+from autoglm_compress.forward.costs import measuring_memory, seeing_memory
 from autoglm_compress.forward.features import with_features_of
 from autoglm_compress.forward.statistics import Statistics
 from autoglm_compress.processes import Processes
@@ -245,6 +245,13 @@ class Stage(BaseModel):
         A stage that says nothing else is taken to read the statistics, if its result depends on calibration.
         """
         return Needs(memory=measuring_memory(source, calibration.batch_tokens) if self.uses_calibration else 0)
+
+    def seeing_memory(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
+        """Bytes that the stage holds while towers make features of images and sounds, where calibration rows have any.
+
+        `shape` is that of the result, `source` the run's source.
+        """
+        return seeing_memory(shape)
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":

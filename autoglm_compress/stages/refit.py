@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from autoglm_compress.architecture import ModelShape
+from autoglm_compress.calibration.divided_rows import DividedRows
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.checkpoint.writer import write_json
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
+from autoglm_compress.fitting.bridges import BridgeFits, fit_bridges
 from autoglm_compress.fitting.fit_records import fit_record, fitted_linears, has_changed, losses_record
 from autoglm_compress.fitting.refit import PairedWalk
-from autoglm_compress.fitting.refit_costs import refit_memory, refit_scratch
+from autoglm_compress.fitting.refit_costs import bridges_memory, refit_memory, refit_scratch
 from autoglm_compress.stages.base import SharedContext, Stage, StageContext, require_alike_layers
 from autoglm_compress.stages.needs import Needs
 from autoglm_compress.stages.plots.refit import refit_plot
@@ -31,14 +33,17 @@ class Refit(Stage):
     the source's, by changing the head alone, or the last layer where the head is tied; before that, `layer_passes` is
     the same for every layer as a whole, towards the source's residual stream. A pass costs three times what it takes to
     send the tokens through the checkpoint: hours for a large model on a CPU, where 0 may be the better choice. A fit
-    is kept only where it is better on text that no stage of the run is fitted to.
+    is kept only where it is better on rows that no stage of the run is fitted to.
+
+    Where the stream is narrower and calibration rows have images or sounds, the linears of towers that the cut has
+    changed are fitted first, to what the source's towers make.
     """
 
     stage: Literal["refit"]
     layer_passes: int = Field(default=2, ge=0, strict=True)
     logit_passes: int = Field(default=3, ge=0, strict=True)
 
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     @property
     def uses_calibration(self) -> bool:
@@ -71,6 +76,10 @@ class Refit(Stage):
             fan_in=shape.widest_input,
         )
 
+    def seeing_memory(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
+        """Both models' towers see, and the linears by which they write are fitted."""
+        return bridges_memory(shape, source, calibration)
+
     @property
     def runs_in_all_processes(self) -> bool:
         """Each walks a share of the calibration rows."""
@@ -90,32 +99,41 @@ class Refit(Stage):
         """Walk source and checkpoint in pairs and write the refitted layers."""
         source, target, family = context.source, context.target, context.source.family
         layers = source.shape.num_hidden_layers
-        walk = self._walk(context)
+        rows = context.text.divided()
+        bridges = _fit_bridges(context, rows)
+        walk = self._walk(context, rows)
         shared = source if context.made_by_the_run else None
         target.write(0, {family.embedding: source.read(family.embedding)}, same_as=shared)
         self._write_layers(context, walk)
         head_changed = self._write_last(context, walk, target, source)
-        target.finish(source.config, like=source)
+        target.finish(
+            source.config,
+            like=source,
+            make_kept=lambda name: {name: bridges.tensors[name] if name in bridges.tensors else source.read(name)},
+        )
         found = [json.loads(_fits_file(context, layer).read_text()) for layer in range(layers)]
         context.decisions["layers"] = [layer["fits"] for layer in found]
         context.decisions["distilled_layers"] = [layer["distilled"] for layer in found]
-        if not (head_changed or any(layer["changed"] for layer in found)):
+        context.decisions |= bridges.as_data()
+        if not (bridges.tensors or head_changed or any(layer["changed"] for layer in found)):
             context.ends_where_it_began("no fit was better on the rows that decide")
 
     def follow(self, context: SharedContext) -> None:
         """Do what the first process does, and leave the writing to it."""
-        walk = self._walk(context)
+        rows = context.text.divided()
+        _fit_bridges(context, rows)
+        walk = self._walk(context, rows)
         for _, refitted in walk.run():
             del refitted  # so that it is not there beside the next layer
         if not walk.compressed.shape.tie_word_embeddings:
             walk.refit_head()
 
-    def _walk(self, context: SharedContext) -> PairedWalk:
+    def _walk(self, context: SharedContext, rows: DividedRows) -> PairedWalk:
         return PairedWalk(
             context.origin,
             context.source,
             context.lineage,
-            context.text.divided(),
+            rows,
             runtime=context.runtime,
             folder=context.work,
             layer_passes=self.layer_passes,
@@ -148,6 +166,16 @@ class Refit(Stage):
             changed = has_changed([record], descent)
         target.write(1 + source.shape.num_hidden_layers, unit)
         return changed
+
+
+def _fit_bridges(context: SharedContext, rows: DividedRows) -> BridgeFits:
+    """Fit the bridges, and let the checkpoint see by the better ones from here on."""
+    found = fit_bridges(
+        context.origin, context.source, context.lineage, rows, context.runtime, context.work / "bridges"
+    )
+    if found.tensors and context.origin.features is not None:
+        context.source.features = context.origin.features.of(context.source, found.tensors)
+    return found
 
 
 def _fits_file(context: StageContext, layer: int) -> Path:

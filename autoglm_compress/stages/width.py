@@ -9,7 +9,7 @@ import torch
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.writer import computed_once
-from autoglm_compress.cutting.bridges import BridgeCut
+from autoglm_compress.cutting.bridges import BridgeCut, neuron_activity, neuron_readers
 from autoglm_compress.cutting.importance import choose_channels, top
 from autoglm_compress.cutting.residual_stream import ResidualStream, energy
 from autoglm_compress.cutting.rotation import (
@@ -23,6 +23,7 @@ from autoglm_compress.cutting.rotation import (
 from autoglm_compress.cutting.surgery import Cut, Rewrite, slice_axes, unchanged
 from autoglm_compress.errors import PlanError
 from autoglm_compress.figures import Record
+from autoglm_compress.forward.costs import seeing_memory
 from autoglm_compress.stages.base import Size, Stage, StageContext, require_alike_layers, resolve_size
 from autoglm_compress.stages.head_choice import HeadChoice, choose, with_heads
 from autoglm_compress.stages.needs import Needs
@@ -52,7 +53,8 @@ class Width(Stage):
 
     `num_attention_heads` cuts query heads too, as the stage `heads` does by contribution: for models that take head_dim
     to be hidden_size / num_attention_heads. What towers beside the text write to the stream is turned or cut with it;
-    neurons within them that are as many as the stream's channels are kept by their weights.
+    neurons within them that are as many as the stream's channels are kept by what they contribute where calibration
+    rows have images or sounds, or by their weights if none do.
     """
 
     stage: Literal["width"]
@@ -60,7 +62,7 @@ class Width(Stage):
     num_attention_heads: Size | None = None
     method: Literal["readers", "pca", "least_squares", "activation", "magnitude", "random"] | None = None
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     @property
     def uses_calibration(self) -> bool:
@@ -99,6 +101,10 @@ class Width(Stage):
         turned = turning_memory(shape, kept) if self._method(shape) in TURNING else 0
         return replace(measured, memory=max(measured.memory, gram_memory(shape), turned))
 
+    def seeing_memory(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> int:
+        """The towers see before they are cut."""
+        return seeing_memory(source)
+
     def _method(self, shape: ModelShape) -> str:
         return self.method or ("least_squares" if shape.family.writer_norms else "readers")
 
@@ -134,7 +140,7 @@ class Width(Stage):
         def bridge(name: str, tensor: torch.Tensor, axes: tuple[str | int, ...]) -> torch.Tensor:
             return change(name, slice_axes(tensor, axes, cut))
 
-        towers = BridgeCut(source, context.shape.hidden_size, bridge)
+        towers = BridgeCut(source, context.shape.hidden_size, bridge, _tower_activity(context))
         rewrite = Rewrite(
             range(source.shape.num_hidden_layers),
             cut,
@@ -192,6 +198,15 @@ class Width(Stage):
         self._write(context, {"hidden": torch.tensor(kept)}, heads, change)
         context.lineage = context.lineage.keep_channels(kept)
         context.decisions |= {"method": method, "kept_channels": list(kept), "gains": gains}
+
+
+def _tower_activity(context: StageContext) -> dict[str, torch.Tensor]:
+    """What `neuron_activity` finds; without images and sounds it takes no time."""
+    if context.shape.hidden_size == context.source.shape.hidden_size or not neuron_readers(context.source):
+        return {}
+    return computed_once(
+        context.work / "tower-activity.safetensors", lambda: neuron_activity(context.source, context.text.batches)
+    )
 
 
 def _stream(context: StageContext) -> ResidualStream:

@@ -32,14 +32,14 @@ torch.set_num_threads(1)
 ENGINE = {
     "glm4v": "glm4",
     "glm46v": "glm4",
-    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl": "paddleocr",
     "qwen3vl": "qwen3vl",
     "qwen2_5omnithinker": "qwen2",
     "qwen2audio": "qwen2",
     "glmasr": "llama",
     "voxtral": "llama",
 }
-SECTIONS = {"glm4": [2, 3, 3, 0], "qwen3vl": [3, 3, 2, 0]}
+SECTIONS = {"glm4": [2, 3, 3, 0], "paddleocr": [2, 3, 3, 0], "qwen3vl": [3, 3, 2, 0]}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,13 +66,21 @@ def test_the_text_tower_is_exact_and_proven_and_what_stays_behind_is_said(
     assert np.array_equal(values, exact.float().numpy())
 
 
-SEEING = {"glm4v": "Glm4vImageProcessor", "glm46v": "Glm46VImageProcessor", "qwen3vl": "Qwen2VLImageProcessor"}
+SEEING = {
+    "glm4v": "Glm4vImageProcessor",
+    "glm46v": "Glm46VImageProcessor",
+    "qwen2_5_vl": "Qwen2VLImageProcessor",
+    "qwen3vl": "Qwen2VLImageProcessor",
+}
+WINDOWS = {"window_size": 112, "patch_size": 14}
+"""Of the towers that llama.cpp runs: four tokens on each side."""
 
 
 def save_seeing(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A model with the file that says what is done to pixels."""
     processor = {"image_processor_type": SEEING[name], "image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
-    save(name, folder, tokenizer)
+    vision = FAMILIES[name].settings["vision_config"]
+    save(name, folder, tokenizer, vision_config=vision | (WINDOWS if "window_size" in vision else {}))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
@@ -121,6 +129,15 @@ def test_a_vision_file_that_is_wrong_is_refused_and_not_published(
     assert list((tmp_path / "out").rglob("*.gguf")) == []
 
 
+def test_a_tower_with_other_windows_stays_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    source = save_seeing("qwen2_5_vl", tmp_path / "source", tokenizer)
+    config = json.loads((source / "config.json").read_text())
+    config["vision_config"]["window_size"] = 56
+    (source / "config.json").write_text(json.dumps(config))
+    output = run_stages(tmp_path, source, export("source"))
+    assert_says(output, "vision, adapter stay behind: llama.cpp has windows of 112 pixels", "window_size is 56")
+
+
 def test_a_tower_in_eight_bits_stays_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     source = save_seeing("glm4v", tmp_path / "source", tokenizer)
     rounded = quantize("int8", towers={"vision": {"bits": 8}})
@@ -137,7 +154,8 @@ def test_after_an_image_the_engine_predicts_what_the_whole_model_does(
     run_stages(tmp_path, source, export("source"))
     folder = stage_folder(tmp_path / "out", "source-gguf")
     decided = record(folder)
-    image = np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)  # 6 x 10 tokens
+    size = Checkpoint(source).whole_config.vision_config.patch_size
+    image = np.random.default_rng(1).integers(0, 256, (12 * size, 20 * size, 3), dtype=np.uint8)  # 6 x 10 tokens
     np.save(tmp_path / "pixels.npy", image)
     job = {
         "file": str(folder / decided["file"]),
@@ -155,7 +173,7 @@ def test_after_an_image_the_engine_predicts_what_the_whole_model_does(
     tokens = torch.tensor([tokens])
     mean, std = (torch.tensor(values) for values in ([0.4, 0.5, 0.6], [0.3, 0.2, 0.25]))
     patches = (torch.from_numpy(image) / 255 - mean) / std
-    patches = patches.view(6, 2, 2, 10, 2, 2, 3).permute(0, 3, 1, 4, 6, 2, 5).reshape(240, 3, 1, 4)
+    patches = patches.view(6, 2, size, 10, 2, size, 3).permute(0, 3, 1, 4, 6, 2, 5).reshape(240, 3, 1, size**2)
     row = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),

@@ -63,8 +63,8 @@ class Plan:
 
     `recipe` is the recipe that runs: fields it leaves open are filled in to fit the model. `folder` holds at least the
     model's config. `disk_bytes` is the peak disk use of a whole run. `scratch_bytes` is the part of it that is not
-    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `with_texts` adds `text_warnings`, which shapes
-    do not tell.
+    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `longest` is the most tokens that
+    the model reads, None if there is no limit. `with_texts` adds `text_warnings`, which shapes do not tell.
     """
 
     recipe: Recipe
@@ -75,23 +75,30 @@ class Plan:
     scratch_bytes: int
     kept_bytes: int
     free_bytes: int
+    longest: int | None = None
     text_warnings: tuple[str, ...] = ()
 
-    def with_towers(self) -> "Plan":
-        """The same plan where calibration rows have images or sounds, which towers see before a walk begins.
+    def with_towers(self, *, calibrated: bool, evaluated: bool) -> "Plan":
+        """The same plan where calibration rows, or those of evaluations, have images or sounds, which towers see before
+        a walk begins.
 
         A stage that reads such rows has all towers then, in fp32 and as they are stored, beside the embedding.
         """
+        every_stage, tasks = self.recipe.evaluation.every_stage, self.recipe.tasks(len(self.recipe.stages) - 1)
 
-        def seeing(entry: PlannedCheckpoint, stage: Stage) -> PlannedCheckpoint:
-            if not (stage.uses_calibration or stage.makes_quantized):
+        def reads(stage: Stage) -> bool:
+            asked = stage.evaluates or (stage.makes is Makes.CHECKPOINT and every_stage)
+            return (calibrated and (stage.uses_calibration or stage.makes_quantized)) or (evaluated and bool(asked))
+
+        def seeing(entry: PlannedCheckpoint, sees: bool) -> PlannedCheckpoint:
+            if not sees:
                 return entry
             towers = sum(FP32 * tower.parameters + tower.bytes for tower in entry.shape.kept)
             needed = PROCESS_BYTES + towers + entry.shape.element_bytes * head_elements(entry.shape)
             return replace(entry, peak_memory=max(entry.peak_memory, needed))
 
-        stages = zip(self.checkpoints[1:], self.recipe.stages, strict=True)
-        return replace(self, checkpoints=(self.checkpoints[0], *(seeing(*pair) for pair in stages)))
+        stages = [evaluated and bool(tasks), *map(reads, self.recipe.stages)]
+        return replace(self, checkpoints=tuple(map(seeing, self.checkpoints, stages)))
 
     def require_memory(self, limit: int, stages: Collection[int]) -> None:
         """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
@@ -214,6 +221,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         scratch_bytes=scratch,
         kept_bytes=kept_bytes(recipe, sizes),
         free_bytes=free_bytes(output),
+        longest=longest,
     )
 
 

@@ -61,17 +61,18 @@ class RowChecks:
                 f"({names.text})."
             )
         rows = held_out_answers(path, options.samples, self.seed)
-        for row in rows if self.reader is not None else ():
-            predicted(self.reader, row, self.longest)
+        if self.reader is not None:
+            for row in rows:
+                predicted(self.reader, row, self.longest)
         return any(row.prompt.media for row in rows)
 
     def _check_questions(self, folder: Path) -> bool:
         shown = False
         for subject in read_subjects(folder, self.options.mmlu.num_fewshot, self.options.mmlu.subjects):
             shown |= subject.shows
-            asked = (*subject.examples, *subject.questions) if subject.shows and self.reader is not None else ()
-            for question in asked:
-                self.reader.ids(asking(subject, question))
+            if subject.shows and self.reader is not None:
+                for question in (*subject.examples, *subject.questions):
+                    self.reader.ids(asking(subject, question))
         return shown
 
     def _check_generated(self, path: Path) -> None:

@@ -88,7 +88,7 @@ def generate(
         them is `answers`: of each row `where`, `question`, `expected`, `answer` and `right`.
     """
     answers = _answers(checkpoint, reader, asked, runtime, work)
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "where": row.prompt.where,
             "question": row.question,

@@ -210,8 +210,8 @@ def test_the_plan_says_the_memory_of_the_whole_model(omni: Path, rows: Path, tmp
 
 
 def test_a_killed_generation_goes_on(omni: Path, rows: Path, output: Path, tmp_path: Path) -> None:
-    command = ("evaluate", omni, "--output", tmp_path / "out.json", "--device", "cpu", "--tasks", "generate")
-    command += ("--generate", rows, "--max-new-tokens", NEW_TOKENS, "--limit", 6)
+    options = ("--tasks", "generate", "--generate", rows, "--max-new-tokens", NEW_TOKENS, "--limit", 6)
+    command = ("evaluate", omni, "--output", tmp_path / "out.json", "--device", "cpu", *options)
     assert invoke_until_killed(Kill("autoglm_compress.evaluation.generate:write_json", call=4), *command)
     result = invoke(*command)
     assert result.exit_code == 0, result.output

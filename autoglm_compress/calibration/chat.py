@@ -23,13 +23,14 @@ REMOTE = ("http:", "https:", "data:", "ftp:")
 class Chat:
     """The messages of a chat and the tools offered in it, as chat templates take them; `where` is `file:line`.
 
-    Files of images and sounds are relative to `folder`.
+    Files of images and sounds are relative to `folder`. A chat that `asks` ends where the model's own turn begins.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     where: str
     folder: Path = Path()
+    asks: bool = False
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def read_chat(row: dict[str, Any], where: str, folder: Path) -> Chat:
         raise UserError(f"{where}: tools: expected a list of JSON schemas, found {_shown(tools)}.")
     chat = Chat(messages, tools, where, folder)
     for file in chat.files:
-        _require_file(file, folder, where)
+        require_file(file, folder, where)
     return chat
 
 
@@ -75,7 +76,8 @@ def file_of(part: dict[str, Any]) -> str:
     return part["path"] if "path" in part else part["url"]
 
 
-def _require_file(file: Path, folder: Path, where: str) -> None:
+def require_file(file: Path, folder: Path, where: str) -> None:
+    """Raise UserError if a file that a row names is not there, or not within the folder of the rows."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{where}: {file}: not within {folder}, the folder of the rows. Put the file there.")
     if not file.is_file():
@@ -94,11 +96,12 @@ def chat_text(tokenizer: Any, chat: Chat) -> str:
     messages = [{name: value for name, value in turn.items() if value is not None} for turn in chat.messages]
     has_parts = any(isinstance(turn.get("content"), list) for turn in messages)
     if not tokenizer.chat_template:
-        return "\n".join(map(_line, map(_with_joined_parts, messages)))
+        opening = ["assistant:"] if chat.asks else []
+        return "\n".join([*map(_line, map(_with_joined_parts, messages)), *opening])
     if has_parts and not _knows_parts(tokenizer):
         messages = list(map(_with_joined_parts, messages))
     try:
-        return _render(tokenizer, messages, chat.tools)
+        return _render(tokenizer, messages, chat.tools, asks=chat.asks)
     except Exception as error:  # a template can raise anything
         raise _refusal(tokenizer, chat, error) from None
 
@@ -172,8 +175,12 @@ def _knows_parts(tokenizer: Any) -> bool:
     return PROBE in text.replace(f"'{PROBE}'", "").replace(f'"{PROBE}"', "")
 
 
-def _render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, date_string=DATE)
+def _render(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, asks: bool = False
+) -> str:
+    return tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=asks, date_string=DATE
+    )
 
 
 def _refusal(tokenizer: Any, chat: Chat, error: Exception) -> UserError:

@@ -15,7 +15,7 @@ from autoglm_compress.calibration.chat import DATE, Chat, file_of
 from autoglm_compress.checkpoint.model_config import load_config, text_config
 from autoglm_compress.checkpoint.processor import load_processor
 from autoglm_compress.errors import UserError, in_one_line
-from autoglm_compress.hashing import key_of
+from autoglm_compress.hashing import key_of, sha256
 
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index"),
@@ -78,7 +78,7 @@ class MediaChats:
         Raises:
             UserError: the model has no tower for a part, or the processor refuses the chat.
         """
-        key = key_of([chat.messages, chat.tools, str(chat.folder)])
+        key = key_of([chat.messages, chat.tools, str(chat.folder), chat.asks])
         if key not in self._ids:
             self._ids[key] = self._read(chat)
         return self._ids[key]
@@ -107,6 +107,11 @@ class MediaChats:
         """How many chats were read."""
         return len(self._chats)
 
+    @property
+    def key(self) -> str:
+        """A hash of the chats that were read and of their files, which the ids do not tell."""
+        return key_of([[chat.messages, chat.asks, [sha256(file) for file in chat.files]] for chat in self._chats])
+
     def owners(self, ids: torch.Tensor) -> torch.Tensor:
         """For each of some ids the number of the chat whose feature it stands for, -1 for other tokens."""
         return torch.searchsorted(torch.tensor(self._firsts), ids.long().contiguous(), right=True) - 1
@@ -129,7 +134,13 @@ class MediaChats:
         messages = [_with_whole_paths(turn, chat.folder) for turn in chat.messages]
         try:
             found = self._processor.apply_chat_template(
-                messages, tools=chat.tools, tokenize=True, return_dict=True, return_tensors="pt", **self._date
+                messages,
+                tools=chat.tools,
+                add_generation_prompt=chat.asks,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **self._date,
             )
         except ImportError as error:
             raise UserError(

@@ -43,6 +43,18 @@ def locate(source: str, bases: list[Path], option: str) -> Path | None:
     raise UserError(f"{option}: no file {source!r} in {looked}. Give a .jsonl or .txt file, or {PYTHON_DOCS}.")
 
 
+def locate_rows(source: str, bases: list[Path], option: str) -> Path:
+    """The .jsonl file that an option names, looked up as `locate` does.
+
+    Raises:
+        UserError: there is no such file, or it is of another kind.
+    """
+    path = locate(source, bases, option)
+    if path is None or path.suffix != ".jsonl":
+        raise UserError(f"{option}: {source}: expected a .jsonl file of chats whose last message is the answer.")
+    return path
+
+
 def text_key(path: Path | None) -> str:
     """The key of a text: a file's, with those of the images and sounds that it names, or of the interpreter's own
     documentation.
@@ -71,7 +83,7 @@ def documents(path: Path | None, split: Split) -> list[Document]:
     if path is None:
         return list(python_docs.documents(split))
     found = _read_jsonl(path) if path.suffix == ".jsonl" else _read_plain(path)
-    return [document for document in found if _split_of(document) in PARTS[split]]
+    return [document for document in found if is_in(document, split)]
 
 
 def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
@@ -89,14 +101,30 @@ def shuffled(path: Path | None, split: Split, seed: int) -> Iterator[Document]:
     return iter(found)
 
 
+def is_in(document: Document, split: Split) -> bool:
+    """Whether a document is in one split of its file."""
+    return _split_of(document) in PARTS[split]
+
+
 def _split_of(document: Document) -> Split:
     text = document if isinstance(document, str) else json.dumps(document.messages, ensure_ascii=False)
     return split_of_text(text)
 
 
+def numbered_rows(path: Path) -> Iterator[tuple[str, Document]]:
+    """The rows of a .jsonl file, each after its `file:line`.
+
+    Raises:
+        UserError: as `documents` does.
+    """
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _row(line, where, path.parent)
+
+
 def _read_jsonl(path: Path) -> list[Document]:
-    lines = enumerate(_read(path).split("\n"), 1)
-    return [_row(line, f"{path}:{number}", path.parent) for number, line in lines if line.strip()]
+    return [document for _, document in numbered_rows(path)]
 
 
 def _read(path: Path) -> str:

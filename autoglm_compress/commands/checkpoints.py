@@ -44,14 +44,14 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder with config and safetensors.")],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where results go, such as results.json.")],
     tasks: Annotated[
-        str, typer.Option(metavar="NAME,…", help="mmlu, perplexity, any log-likelihood task of lm-eval.")
+        str, typer.Option(metavar="NAME,…", help="mmlu, perplexity, generate, log-likelihood tasks of lm-eval.")
     ] = "mmlu,perplexity",
     mmlu: Annotated[
         str | None, typer.Option(metavar="DIR", help="MMLU as CSV files in dev/ and test/. \\[default: from the hub]")
     ] = None,
     subjects: Annotated[str | None, typer.Option(metavar="NAME,…", help="Of MMLU. \\[default: all]")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each subject, the same every time. \\[default: all]")
+        int | None, typer.Option(min=1, help="Questions of each subject, rows of generate. \\[default: all]")
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="Worked examples before each question. \\[default: 5]")
@@ -64,6 +64,16 @@ def evaluate(
     sequence_length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a row. \\[default: 512, or fewer if the model reads fewer]")
     ] = None,
+    answers: Annotated[bool, typer.Option("--answers", help="Perplexity of the last messages of chats alone.")] = False,
+    generate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Chats whose last message is the right answer, for generate.")
+    ] = None,
+    ignore: Annotated[
+        str | None, typer.Option(metavar="case,space", help="What does not count in generated answers.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a generated answer. \\[default: from the longest right one]")
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A checkpoint to compare predictions with, on the same text.")
     ] = None,
@@ -73,9 +83,9 @@ def evaluate(
     family: FamilyFile = None,
     device: Annotated[Device, typer.Option(help="Where layers run.")] = Device.auto,
 ) -> None:
-    """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval.
+    """Measure a checkpoint, quantized or not: MMLU, perplexity, other tasks of lm-eval, generated answers.
 
-    Every question's log-likelihoods are kept, so that `compare` can tell a change from chance.
+    Every question's log-likelihoods or answer are kept, so that `compare` can tell a change from chance.
     An interrupted evaluation continues where it stopped. Batches are sized by tokens; scores do not depend on them.
     """
     with one_message():
@@ -94,6 +104,10 @@ def evaluate(
             text=text,
             samples=samples,
             sequence_length=sequence_length,
+            answers=answers,
+            generate=generate,
+            ignore=_names(ignore) if ignore else None,
+            max_new_tokens=max_new_tokens,
             against=against,
             attention=attention,
             family=family,

@@ -1,11 +1,6 @@
-"""How good a checkpoint is: MMLU, perplexity and other lm-eval tasks, scored one decoder layer at a time."""
+"""How good a checkpoint is: MMLU, perplexity, other lm-eval tasks and generated answers."""
 
-from autoglm_compress.evaluation.evaluate import (
-    EvaluationOptions,
-    MmluOptions,
-    PerplexityOptions,
-    check_tasks,
-    evaluate,
-)
+from autoglm_compress.evaluation.evaluate import check_tasks, evaluate
+from autoglm_compress.evaluation.options import EvaluationOptions, MmluOptions, PerplexityOptions
 
 __all__ = ["EvaluationOptions", "MmluOptions", "PerplexityOptions", "check_tasks", "evaluate"]

@@ -11,8 +11,9 @@ import torch
 
 from autoglm_compress.architecture import Family, require_used
 from autoglm_compress.attention.settings import SparseAttention
-from autoglm_compress.calibration.reader import Reader
-from autoglm_compress.calibration.text import PYTHON_DOCS, locate, text_key
+from autoglm_compress.calibration.answers import Exchange, held_out_answers
+from autoglm_compress.calibration.reader import Reader, reader_of
+from autoglm_compress.calibration.text import PYTHON_DOCS, locate, locate_rows, text_key
 from autoglm_compress.calibration.tokens import batched, fitted_rows, token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.identity import hash_source, key_of_files
@@ -20,8 +21,11 @@ from autoglm_compress.checkpoint.plain_verdict import require_loadable
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.evaluation.agreement import Agreement, agreement
-from autoglm_compress.evaluation.evaluate import EvaluationOptions, PerplexityOptions, check_tasks, evaluate
+from autoglm_compress.evaluation.checks import Names, RowChecks, require_text
+from autoglm_compress.evaluation.evaluate import check_tasks, evaluate
+from autoglm_compress.evaluation.options import EvaluationOptions, PerplexityOptions
 from autoglm_compress.evaluation.perplexity import hash_of_rows
+from autoglm_compress.evaluation.run_results import EvaluationData
 from autoglm_compress.evaluation.walk_store import evaluation_work
 from autoglm_compress.processes import choose_device
 from autoglm_compress.progress import Progress
@@ -33,6 +37,7 @@ from autoglm_compress.versions import package_versions
 SEED = 0
 """The seed that selects rows of text, as in a recipe by default."""
 AGREEMENT = "agreement"
+NAMES = Names("--text", "--answers")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     _check_request(request)
     options = request.options
     text = locate(options.perplexity.source or PYTHON_DOCS, [Path.cwd()], "--text")
-    questions = _questions(options.mmlu.data)
+    rows = options.generate.data
+    generate = None if rows is None else locate_rows(rows, [Path.cwd()], "--generate")
+    data = EvaluationData(text, _questions(options.mmlu.data), generate)
     device = choose_device(request.device)
     runtime = Runtime(device, progress)
     checkpoint = Checkpoint(request.checkpoint, request.family)
@@ -70,6 +77,10 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
     options = options.model_copy(update={"perplexity": fitted_rows(options.perplexity, longest)})
     checkpoint.attention = _attention(request.attention, checkpoint, options.perplexity, progress)
 
+    reader = reader_of(checkpoint.folder, checkpoint.family, checkpoint.tokenizer())
+    RowChecks(options, data, reader, longest, SEED, NAMES).check(request.tasks)
+    if request.against is not None:
+        require_text(text, NAMES)
     text_rows = cache(lambda: _rows(checkpoint, text, options.perplexity, progress))
     original = None if request.against is None else Checkpoint(request.against, request.family)
     if original is not None:
@@ -88,8 +99,9 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
             checkpoint,
             request.tasks,
             options,
-            perplexity_rows=text_rows,
-            mmlu_folder=questions,
+            perplexity_rows=lambda: _answers(text, options.perplexity) or text_rows(),
+            mmlu_folder=data.questions,
+            generate_file=data.generate,
             runtime=runtime,
             work=work,
         )
@@ -98,7 +110,11 @@ def evaluate_checkpoint(request: EvaluationRequest, progress: Progress) -> Evalu
             found = agreement(original, checkpoint, batched(text_rows()), runtime, work / "agreement")
             results[AGREEMENT] = _agreement_result(found, text_rows(), key_of_files(against["files"]))
     text_settings = options.perplexity.model_dump() | {"text": text_key(text), "seed": SEED}
-    settings = {"mmlu": options.mmlu.model_dump(mode="json"), "perplexity": text_settings}
+    settings = {
+        "mmlu": options.mmlu.model_dump(mode="json"),
+        "perplexity": text_settings,
+        "generate": options.generate.model_dump(mode="json"),
+    }
     if original is not None:
         settings[AGREEMENT] = text_settings | {"against": against}
     record = EvaluationRecord(
@@ -143,6 +159,11 @@ def _rows(
     return found
 
 
+def _answers(text: Path | None, options: PerplexityOptions) -> list[Exchange]:
+    """The chats whose answers perplexity is measured on; none where it is measured on text."""
+    return held_out_answers(text, options.samples, SEED) if options.answers and text is not None else []
+
+
 def _agreement_result(found: Agreement, rows: torch.Tensor, against: str) -> dict[str, Any]:
     """`rows` has the values of each row, whose means are the results."""
     return {
@@ -176,9 +197,13 @@ def _check_request(request: EvaluationRequest) -> None:
         raise UserError("--mmlu, --subjects, --limit and --num-fewshot are for the task mmlu: add it to --tasks.")
     if request.options.perplexity.model_fields_set and "perplexity" not in request.tasks and request.against is None:
         raise UserError(
-            "--text, --samples and --sequence-length are for the task perplexity and for --against: "
+            "--text, --samples, --sequence-length and --answers are for the task perplexity and for --against: "
             "add perplexity to --tasks."
         )
+    if request.options.generate.model_fields_set and "generate" not in request.tasks:
+        raise UserError("--generate, --ignore and --max-new-tokens are for the task generate: add it to --tasks.")
+    if "generate" in request.tasks and request.options.generate.data is None:
+        raise UserError("--tasks: generate has no rows: give --generate FILE, chats whose last message is the answer.")
     if request.output.is_dir():
         raise UserError(f"--output: {request.output} is a folder. Give a file, such as results.json.")
     if not request.output.parent.is_dir():

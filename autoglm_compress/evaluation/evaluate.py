@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: perplexity, MMLU and any multiple-choice or perplexity task of lm-eval."""
+"""Evaluating a checkpoint: perplexity, MMLU, any multiple-choice or perplexity task of lm-eval, generated answers."""
 
 import difflib
 import logging
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from autoglm_compress.calibration.answers import Exchange
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.generate import asked_rows, generate
+from autoglm_compress.evaluation.options import EvaluationOptions, MmluOptions
 from autoglm_compress.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -25,46 +27,12 @@ if TYPE_CHECKING:
 
     from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
 
-BUILT_IN = ("perplexity", "mmlu")
+BUILT_IN = ("perplexity", "mmlu", "generate")
 BOOTSTRAP_SAMPLES = 1_000
 
 
-class PerplexityOptions(BaseModel):
-    """The text perplexity is measured on.
-
-    `source` is a text source as in the calibration; its held-out split is used. None is the calibration's first source.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str | None = None
-    samples: int = Field(default=64, gt=0)
-    sequence_length: int = Field(default=512, gt=1)
-
-
-class MmluOptions(BaseModel):
-    """The MMLU questions: a folder of CSV files (None: from the hub), which subjects, and how many of each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str | None = None
-    subjects: tuple[str, ...] | None = Field(default=None, min_length=1)
-    num_fewshot: int = Field(default=5, ge=0)
-    limit: int | None = Field(default=None, gt=0)
-
-
-class EvaluationOptions(BaseModel):
-    """The tasks after every stage, and the settings of all evaluations."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    every_stage: tuple[str, ...] = ()
-    perplexity: PerplexityOptions = PerplexityOptions()
-    mmlu: MmluOptions = MmluOptions()
-
-
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Check task names before work starts; needs no network, and some seconds for names other than the built-in two.
+    """Check task names before work starts; needs no network, and some seconds for names other than the built-in ones.
 
     Raises:
         UserError: lm-eval has no such task, or it generates text.
@@ -76,11 +44,14 @@ def check_tasks(tasks: Sequence[str]) -> None:
         if name not in index:
             near = difflib.get_close_matches(name, [*BUILT_IN, *index], n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists the names."
-            raise UserError(f"unknown evaluation task {name!r}: not perplexity, mmlu or a task of lm-eval. {hint}")
+            raise UserError(
+                f"unknown evaluation task {name!r}: not perplexity, mmlu, generate or a task of lm-eval. {hint}"
+            )
         if _generates(name, index):
             raise UserError(
                 f"the evaluation task {name!r} generates text, which layer-at-a-time evaluation does not support. "
-                "Choose a multiple-choice or perplexity task, or evaluate the finished checkpoint in lm-eval itself: "
+                "Choose a multiple-choice or perplexity task, give rows of your own to the task generate, or evaluate "
+                "the finished checkpoint in lm-eval itself: "
                 f"lm-eval run --model hf --model_args pretrained=FOLDER --tasks {name}"
             )
 
@@ -101,45 +72,59 @@ def evaluate(
     tasks: Sequence[str],
     options: EvaluationOptions,
     *,
-    perplexity_rows: Callable[[], torch.Tensor],
+    perplexity_rows: Callable[[], torch.Tensor | list[Exchange]],
     mmlu_folder: Path | None,
     runtime: Runtime,
+    generate_file: Path | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
     """Run evaluation tasks on a checkpoint, one decoder layer in memory at a time.
 
     Args:
         checkpoint: the model and its tokenizer.
-        tasks: `perplexity`, `mmlu` and names of lm-eval tasks, groups or tags.
-        options: the settings. `options.mmlu.data` is ignored; `mmlu_folder` is its resolved folder.
-        perplexity_rows: gives the token ids [samples, sequence_length] for perplexity.
+        tasks: `perplexity`, `mmlu`, `generate` and names of lm-eval tasks, groups or tags. All but `generate`, which
+            has the whole model in memory, are scored a layer at a time.
+        options: the settings. `options.mmlu.data` is ignored; `mmlu_folder` is its resolved folder, and likewise
+            `generate_file`.
+        perplexity_rows: gives the token ids [samples, sequence_length] for perplexity, or the chats whose answers it is
+            measured on.
         mmlu_folder: the MMLU questions as CSV files, or None for those of the hub.
         runtime: where layers run.
-        progress: shows the walks.
+        generate_file: the rows of `generate`, None without this task.
         work: a folder of this checkpoint, device and versions alone, in which an evaluation that was killed goes on
             where it was; the caller deletes it when the results are safe. None for memory only.
 
     Returns:
-        A JSON-serialisable dictionary: `perplexity` and `mmlu` as the functions `perplexity` and `mmlu_result` have
-        them, every other lm-eval task and group under its own name as `task_result` has it, and `versions`.
+        A JSON-serialisable dictionary: `perplexity`, `mmlu` and `generate` as the functions `perplexity_of`,
+        `mmlu_result` and `generate` have them, every other lm-eval task and group under its own name as `task_result`
+        has it, and `versions`.
 
     Raises:
         UserError: a task is unknown or cannot be run here, or its data is missing or malformed.
     """
     # lm-eval takes seconds to import, and most commands do not need it.
     from autoglm_compress.evaluation.layerwise_lm import LayerwiseLM
-    from autoglm_compress.evaluation.perplexity import perplexity
+    from autoglm_compress.evaluation.perplexity import pairs_of, perplexity, perplexity_of
 
     check_tasks(tasks)
     lm = LayerwiseLM(checkpoint, runtime=runtime, title="evaluate", work=work)
     # Errors in a task's data are reported before any task is measured.
-    questions = _load_questions(tasks, options.mmlu, mmlu_folder) if set(tasks) - {"perplexity"} else None
+    by_lm_eval = set(tasks) - {"perplexity", "generate"}
+    questions = _load_questions(tasks, options.mmlu, mmlu_folder) if by_lm_eval else None
     rows = perplexity_rows() if "perplexity" in tasks else None
+    pairs = pairs_of(lm, rows) if isinstance(rows, list) else None
+    asked = None
+    if "generate" in tasks and generate_file is not None:
+        asked = asked_rows(generate_file, options.generate, lm.reader, lm.max_length)
     result: dict[str, Any] = {}
-    if rows is not None:
+    if isinstance(rows, torch.Tensor):
         result["perplexity"] = perplexity(lm, rows)
+    if pairs is not None:
+        result["perplexity"] = perplexity_of(lm, *pairs)
     if questions is not None:
         result |= _run_lm_eval(lm, questions, options.mmlu.num_fewshot)
+    if asked is not None:
+        result["generate"] = generate(checkpoint, lm.reader, asked, runtime, work)
     result["versions"] = {name: version(name) for name in ("lm_eval", "transformers", "torch")}
     return result
 

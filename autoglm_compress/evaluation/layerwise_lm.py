@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from autoglm_compress.calibration.answers import require_length
+from autoglm_compress.calibration.reader import reader_of
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.batches import Batch, Row, in_batches
+from autoglm_compress.evaluation.chat_task import ChatPrompt
 from autoglm_compress.evaluation.costs import HIDDEN_STATE_BYTES, TOKEN_BUDGET
 from autoglm_compress.evaluation.output_head import OutputHead
 from autoglm_compress.evaluation.walk_store import WalkStore
+from autoglm_compress.forward.features import Features
 from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.forward.rotary import by_frequencies
 from autoglm_compress.forward.walk import walk
@@ -40,10 +45,11 @@ class LayerwiseLM(TemplateLM):
 
     All requests of a call share one walk through the model where their hidden states fit, and tokens that several
     requests have in common from the start (a question and its answer letters, the examples of a subject) are sent
-    through once.
+    through once. Of chats with images or sounds every question is sent through by itself, with its answer letters.
 
     Args:
-        checkpoint: the model; quantized weights are dequantized once per walk.
+        checkpoint: the model; quantized weights are dequantized once per walk. Chats with images and sounds are read
+            by `reader`, and what its towers make of them is in its `features` from then on.
         runtime: where layers run.
         progress: shows the walks.
         title: the name of the walks in the progress display.
@@ -68,12 +74,18 @@ class LayerwiseLM(TemplateLM):
         super().__init__()
         self.checkpoint = checkpoint
         self.tokenizer = _load_tokenizer(checkpoint)
+        self.reader = reader_of(checkpoint.folder, checkpoint.family, self.tokenizer)
         self._runtime = runtime.alone()
         self._device = runtime.device
         self._title = title
         self._token_budget = token_budget
         self._work = work
         self._prefix_text = self.tokenizer.decode([self.prefix_token_id])
+        if self.reader.media is not None:
+            self._held = TemporaryDirectory()  # empty where there is a work folder; goes with this object
+            folder = Path(self._held.name) if work is None else work / "features"
+            dtype = compute_dtype(checkpoint, self._device)
+            checkpoint.features = Features(checkpoint, self.reader.media, folder, self._runtime, dtype)
 
     @property
     def eot_token_id(self) -> int:
@@ -96,6 +108,14 @@ class LayerwiseLM(TemplateLM):
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self._prefix_text)
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of a prompt and of what follows it, which of a chat is the beginning of the model's turn."""
+        if not isinstance(context, ChatPrompt):
+            return super()._encode_pair(context, continuation)
+        prompt, answer = self.reader.ids(context.chat), self.reader.answer_ids(continuation)
+        require_length(context.chat, len(prompt) + len(answer), self.max_length)
+        return prompt, answer
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each request's continuation, and whether it is what greedy decoding gives."""
@@ -153,12 +173,20 @@ class LayerwiseLM(TemplateLM):
         window = getattr(config, "sliding_window", None)
         if self.checkpoint.family.layer_kinds is not None:
             window = 0  # layers other than attention have no mask to separate branches
-        walks = list(self._walks(batch for rows in groups for batch in in_batches(rows, self._token_budget, window)))
+        walks = list(self._walks(batch for rows in groups for batch in self._batches(rows, window)))
         for number, batches in enumerate(walks, 1):
             title = self._title if len(walks) == 1 else f"{self._title} {number}/{len(walks)}"
             asked = [[(n, requests[n]) for row in batch.rows for n in numbers_by_row[row]] for batch in batches]
             scores |= self._scored_before_or_now(batches, asked, row_of, title)
         return [scores[number] for number in range(len(requests))]
+
+    def _batches(self, rows: Sequence[Row], window: int | None) -> Iterator[Batch]:
+        """Rows in batches. Those with features share no sequence, since their positions are not those of a fork."""
+        by_kind: dict[bool, list[Row]] = {False: [], True: []}
+        for row in rows:
+            by_kind[max(row) >= self.checkpoint.shape.vocab_size].append(row)
+        yield from in_batches(by_kind[False], self._token_budget, window)
+        yield from in_batches(by_kind[True], self._token_budget, 0)
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> _Request:
         if not context:
@@ -169,7 +197,7 @@ class LayerwiseLM(TemplateLM):
                 f"1 to {self.max_length} (max_position_embeddings). Choose a task or sequence length that fits."
             )
         tokens = (*context, *continuation)
-        if max(tokens) >= self.checkpoint.shape.vocab_size:
+        if max(tokens) >= (self.reader.end or self.checkpoint.shape.vocab_size):
             raise UserError(
                 f"{self.checkpoint.folder}: the tokenizer gives token {max(tokens)}, but vocab_size in config.json is "
                 f"{self.checkpoint.shape.vocab_size}. Use the tokenizer that belongs to the model."
@@ -201,7 +229,9 @@ class LayerwiseLM(TemplateLM):
         """The scores of a walk, read from the work folder if an earlier process finished it."""
         if self._work is None:
             return self._score_walk(batches, asked, row_of, title, None)
-        store = WalkStore(self._work, batches, [[(n, r.read, r.continuation) for n, r in part] for part in asked])
+        described: list[Any] = [[(n, r.read, r.continuation) for n, r in part] for part in asked]
+        described += [self.reader.key] if self.reader.key else []
+        store = WalkStore(self._work, batches, described)
         scores = store.scores()
         if scores is None:
             nbytes = 2 * sum(batch.size for batch in batches) * self._state_bytes

@@ -9,7 +9,8 @@ import yaml
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import pooled_sample_stderr
 
-from autoglm_compress.evaluation.mmlu import LETTERS, PREFIX, TASK_FILES, stock_tasks
+from autoglm_compress.evaluation.mmlu import PREFIX, TASK_FILES, stock_tasks
+from autoglm_compress.evaluation.questions import LETTERS
 from autoglm_compress.hashing import hash_of
 
 DIGITS = 6
@@ -65,9 +66,12 @@ def _subject(name: str, samples: Sequence[dict[str, Any]], scores: dict[str, Any
 
 
 def _record(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """One question. Its `id` is the subject, the place in the file from 0, and a hash of question, choices and key."""
+    """One question. Its `id` is the subject, the place in the file from 0, and a hash of question, choices and key, and
+    of its images and sounds.
+    """
     values = [value for value, _ in sample["filtered_resps"]]
     asked = [sample["doc"][field] for field in ("question", "choices", "answer")]
+    asked += [[each["type"], each["sha256"]] for each in sample["doc"].get("media", ())]
     return {
         "id": f"{subject}/{sample['doc_id']}/{_hash(asked)}",
         "log_likelihoods": [round(value, DIGITS) for value in values],

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from autoglm_compress.calibration.answers import Exchange, held_out_answers
 from autoglm_compress.calibration.reader import Reader
-from autoglm_compress.calibration.text import locate, text_key
+from autoglm_compress.calibration.text import locate, locate_rows, text_key
 from autoglm_compress.calibration.tokens import token_rows
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.source import local_folder
 from autoglm_compress.errors import UserError
-from autoglm_compress.evaluation.evaluate import EvaluationOptions, evaluate
+from autoglm_compress.evaluation.evaluate import evaluate
+from autoglm_compress.evaluation.options import EvaluationOptions
+from autoglm_compress.evaluation.questions import files_shown
 from autoglm_compress.evaluation.walk_store import evaluation_work
 from autoglm_compress.hashing import key_of, sha256
 from autoglm_compress.records.evaluation import (
@@ -32,10 +35,14 @@ from autoglm_compress.runtime import Runtime
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The files that evaluations read, found before work starts; None stands for a built-in text, or for the hub."""
+    """The files that evaluations read, found before work starts.
+
+    None stands for a built-in text, for the hub, and for no rows to generate answers for.
+    """
 
     text: Path | None
     questions: Path | None
+    generate: Path | None = None
 
 
 def find_data(options: EvaluationOptions, bases: list[Path], default_text: Path | None) -> EvaluationData:
@@ -51,13 +58,15 @@ def find_data(options: EvaluationOptions, bases: list[Path], default_text: Path 
     """
     source = options.perplexity.source
     text = default_text if source is None else locate(source, bases, "evaluation.perplexity.source")
+    rows = options.generate.data
+    generate = None if rows is None else locate_rows(rows, bases, "evaluation.generate.data")
     if options.mmlu.data is None:
-        return EvaluationData(text, None)
+        return EvaluationData(text, None, generate)
     questions = local_folder(options.mmlu.data, bases)
     if questions is None:
         looked = " or in ".join(str(base) for base in bases)
         raise UserError(f"evaluation.mmlu.data: no folder {options.mmlu.data!r} in {looked}.")
-    return EvaluationData(text, questions)
+    return EvaluationData(text, questions, generate)
 
 
 class Evaluations:
@@ -93,10 +102,12 @@ class Evaluations:
 
     def _task_settings(self) -> dict[str, Any]:
         options = self.options
-        questions = sorted(self.data.questions.rglob("*.csv")) if self.data.questions else []
+        questions, rows = self.data.questions, self.data.generate
+        asked = sorted(questions.rglob("*.csv")) + files_shown(questions) if questions else []
         return {
             "perplexity": [options.perplexity.model_dump(), text_key(self.data.text), self.seed],
-            "mmlu": [options.mmlu.model_dump(exclude={"data"}), [[file.name, sha256(file)] for file in questions]],
+            "mmlu": [options.mmlu.model_dump(exclude={"data"}), [[file.name, sha256(file)] for file in asked]],
+            "generate": [options.generate.model_dump(exclude={"data"}), None if rows is None else text_key(rows)],
         }
 
     def known(self, name: str, key: str) -> dict[str, Any]:
@@ -140,6 +151,7 @@ class Evaluations:
                     self.options,
                     perplexity_rows=lambda: self._rows(checkpoint),
                     mmlu_folder=self.data.questions,
+                    generate_file=self.data.generate,
                     runtime=self.runtime,
                     work=work,
                 )
@@ -171,7 +183,9 @@ class Evaluations:
         record = found(EvaluationRecord, self._file(name))
         return record.resources.as_data() if record else {"seconds": 0.0, "peak_rss_bytes": 0}
 
-    def _rows(self, checkpoint: Checkpoint) -> torch.Tensor:
+    def _rows(self, checkpoint: Checkpoint) -> torch.Tensor | list[Exchange]:
         options = self.options.perplexity
+        if options.answers and self.data.text is not None:  # checked before the run
+            return held_out_answers(self.data.text, options.samples, self.seed)
         reader = Reader(checkpoint.tokenizer())
         return token_rows(reader, self.data.text, "held-out", options.samples, options.sequence_length, self.seed)

@@ -220,14 +220,21 @@ def towers_of(
     """A checkpoint's model with its towers, some of their tensors changed, without text layers, and with an embedding
     of a few rows.
     """
-    import transformers
-
     config = checkpoint.whole_unquantized_config()
     text = config.get_text_config()
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
     for name in checkpoint.lists_per_layer:
         setattr(text, name, [])
     weights = dict(checkpoint.kept_weights()) | dict(changed)
+    return model_with(checkpoint, config, weights, device, dtype)
+
+
+def model_with(
+    checkpoint: Checkpoint, config: Any, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The model of a checkpoint's architecture that a config describes, with weights by their names in files."""
+    import transformers
+
     kind = getattr(transformers, checkpoint.family.architecture)
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists all that is left out

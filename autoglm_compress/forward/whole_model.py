@@ -8,8 +8,11 @@ from torch import nn
 from autoglm_compress.architecture import Family
 from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.forward.features import model_with
 from autoglm_compress.forward.one_layer_model import text_model
 from autoglm_compress.forward.scaled_linear import ScaledLinear
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 class TextTower(nn.Module):
@@ -84,3 +87,18 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
     text = model.get_decoder()
     text.rotary_emb = type(text.rotary_emb)(config=config).to(device)
     return model.eval()
+
+
+def load_generating_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """A checkpoint's whole model with its towers, as plain `transformers` has it; packed weights are dequantized.
+
+    Its generation settings are those beside the checkpoint.
+    """
+    from transformers import GenerationConfig
+
+    weights = {name: checkpoint.read(name).to(dtype) for name, _ in checkpoint.shape.tensors()}
+    weights |= {name: weight.to(dtype) for name, weight in checkpoint.kept_weights()}
+    model = model_with(checkpoint, checkpoint.whole_unquantized_config(), weights, device, dtype)
+    if (checkpoint.folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model

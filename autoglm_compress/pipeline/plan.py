@@ -16,7 +16,7 @@ from autoglm_compress.checkpoint.described import DescribedModel, describe
 from autoglm_compress.checkpoint.writer import SHARD_BYTES
 from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.costs import evaluation_memory
-from autoglm_compress.forward.costs import freed_memory, rewriting_memory
+from autoglm_compress.forward.costs import freed_memory, rewriting_memory, seeing_memory
 from autoglm_compress.forward.hidden_states import buffer_bytes
 from autoglm_compress.forward.statistics import SAMPLE_TOKENS
 from autoglm_compress.memory_limit import PROCESS_BYTES
@@ -63,8 +63,8 @@ class Plan:
 
     `recipe` is the recipe that runs: fields it leaves open are filled in to fit the model. `folder` holds at least the
     model's config. `disk_bytes` is the peak disk use of a whole run. `scratch_bytes` is the part of it that is not
-    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `with_texts` adds `text_warnings`, which shapes
-    do not tell.
+    checkpoints. `kept_bytes` is the size of the checkpoints that stay. `longest` is the most tokens that
+    the model reads, None if there is no limit. `with_texts` adds `text_warnings`, which shapes do not tell.
     """
 
     recipe: Recipe
@@ -75,20 +75,28 @@ class Plan:
     scratch_bytes: int
     kept_bytes: int
     free_bytes: int
+    longest: int | None = None
     text_warnings: tuple[str, ...] = ()
 
-    def with_towers(self) -> "Plan":
-        """The same plan where calibration rows have images or sounds, which towers see before a walk begins."""
+    def with_towers(self, *, calibrated: bool, evaluated: bool) -> "Plan":
+        """The same plan where calibration rows, or those of evaluations, have images or sounds, which towers see before
+        a walk begins.
 
-        def seeing(entry: PlannedCheckpoint, stage: Stage) -> PlannedCheckpoint:
-            if not (stage.uses_calibration or stage.makes_quantized):
-                return entry
-            source = self.checkpoints[0].shape
-            needed = PROCESS_BYTES + stage.seeing_memory(entry.shape, source, self.recipe.calibration)
-            return replace(entry, peak_memory=max(entry.peak_memory, needed))
+        A stage that reads such rows has all towers then, in fp32 and as they are stored, beside the embedding.
+        """
+        every_stage, tasks = self.recipe.evaluation.every_stage, self.recipe.tasks(len(self.recipe.stages) - 1)
+        source = self.checkpoints[0].shape
+        needed = [seeing_memory(source) if evaluated and tasks else 0]
+        for entry, stage in zip(self.checkpoints[1:], self.recipe.stages, strict=True):
+            asked = stage.evaluates or (stage.makes is Makes.CHECKPOINT and every_stage)
+            calibrates = calibrated and (stage.uses_calibration or stage.makes_quantized)
+            own = stage.seeing_memory(entry.shape, source, self.recipe.calibration) if calibrates else 0
+            needed.append(max(own, seeing_memory(entry.shape) if evaluated and asked else 0))
 
-        stages = zip(self.checkpoints[1:], self.recipe.stages, strict=True)
-        return replace(self, checkpoints=(self.checkpoints[0], *(seeing(*pair) for pair in stages)))
+        def seeing(entry: PlannedCheckpoint, towers: int) -> PlannedCheckpoint:
+            return replace(entry, peak_memory=max(entry.peak_memory, PROCESS_BYTES + towers)) if towers else entry
+
+        return replace(self, checkpoints=tuple(map(seeing, self.checkpoints, needed)))
 
     def require_memory(self, limit: int, stages: Collection[int]) -> None:
         """Raise UserError if some of these stages need more memory than `limit` bytes, by a rough upper estimate."""
@@ -212,6 +220,7 @@ def plan_recipe(recipe: Recipe, output: Path) -> Plan:
         scratch_bytes=scratch,
         kept_bytes=kept_bytes(recipe, sizes),
         free_bytes=free_bytes(output),
+        longest=longest,
     )
 
 

@@ -4,14 +4,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from autoglm_compress.calibration.answers import held_out_answers
 from autoglm_compress.calibration.chat import Chat
 from autoglm_compress.calibration.python_docs import Split
 from autoglm_compress.calibration.reader import Reader, reader_of
 from autoglm_compress.calibration.run_text import can_be_divided
-from autoglm_compress.calibration.text import PYTHON_DOCS, documents, locate, media_chats
+from autoglm_compress.calibration.text import documents, locate, media_chats
 from autoglm_compress.calibration.tokens import file_title, token_rows, too_little
 from autoglm_compress.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from autoglm_compress.errors import UserError
+from autoglm_compress.evaluation.checks import RowChecks
+from autoglm_compress.evaluation.run_results import find_data
 from autoglm_compress.pipeline.plan import Plan
 from autoglm_compress.recipe import Recipe
 
@@ -32,15 +35,24 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
     family = plan.checkpoints[0].shape.family
     reader = reader_of(folder, family, load_tokenizer(folder)) if has_tokenizer(folder) else None
     kinds = _media(path for path in plan.texts.values() if path is not None)
+    shown = _check_evaluated(plan, reader)
     if kinds and any(getattr(stage, "data", None) == "teacher_samples" for stage in plan.recipe.stages):
         raise UserError(
             f"calibration.source: rows with {' and '.join(sorted(kinds))}, and data: teacher_samples continues text "
             "alone: heal with data: calibration, or give rows of text."
         )
     return replace(
-        plan if not kinds else plan.with_towers(),
+        plan.with_towers(calibrated=bool(kinds), evaluated=shown),
         text_warnings=(*_check(plan.recipe, plan.texts, reader), *_unseen(plan.recipe, reader, kinds)),
     )
+
+
+def _check_evaluated(plan: Plan, reader: Reader | None) -> bool:
+    """Whether towers see or hear something of the rows that are scored. Reads all of them."""
+    recipe = plan.recipe
+    data = find_data(recipe.evaluation, recipe.bases, default_text=next(iter(plan.texts.values())))
+    checks = RowChecks(recipe.evaluation, data, reader, plan.longest, recipe.seed)
+    return checks.check(recipe.tasks(len(recipe.stages) - 1))
 
 
 def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | None) -> tuple[str, ...]:
@@ -62,14 +74,12 @@ def _check(recipe: Recipe, files: Mapping[str, Path | None], reader: Reader | No
         if perplexity.source is not None:
             source, path = perplexity.source, locate(perplexity.source, recipe.bases, "evaluation.perplexity.source")
             named = file_title(path)
-        if path is not None and _media([path]):
-            raise UserError(
-                f"evaluation.perplexity.source: {path}: has rows with images or sounds, and perplexity reads text: "
-                f"name a source of text, such as {PYTHON_DOCS}."
-            )
-        if path is not None and path not in used:
-            _check_rows(path, reader)
-        rows = _count(path, "held-out", reader, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
+        if perplexity.answers and path is not None:
+            rows = len(held_out_answers(path, perplexity.samples, recipe.seed))
+        else:
+            if path is not None and path not in used:
+                _check_rows(path, reader)
+            rows = _count(path, "held-out", reader, perplexity.samples, perplexity.sequence_length, recipe.seed, named)
         if rows < perplexity.samples:
             warnings.append(f"perplexity: {source} fills only {rows} of {perplexity.samples} samples")
     return tuple(warnings)

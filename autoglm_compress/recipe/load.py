@@ -153,6 +153,9 @@ def _task_problems(stages: Sequence[Stage | None], header: RecipeHeader | None) 
     asked += [(("stages", n, "tasks"), s.evaluates) for n, s in enumerate(stages) if s is not None and s.evaluates]
     problems = []
     for path, tasks in asked:
+        if "generate" in tasks and header is not None and header.evaluation.generate.data is None:
+            missing = "generate has no rows: name a .jsonl file of chats with answers in evaluation.generate.data"
+            problems.append(Problem(path, missing))
         try:
             check_tasks(tasks)
         except UserError as error:

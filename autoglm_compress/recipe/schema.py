@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoglm_compress.architecture import Family, named_family, read_family
 from autoglm_compress.calibration.tokens import CalibrationOptions
-from autoglm_compress.evaluation.evaluate import EvaluationOptions
+from autoglm_compress.evaluation.options import EvaluationOptions
 from autoglm_compress.stages import Stage
 
 SOURCE = "source"

@@ -104,15 +104,27 @@ class Agreement(_Part):
         return self
 
 
+class Answer(_Part):
+    """A generated answer: `where` is the file and line of the row, `question` the text of its last message before."""
+
+    where: str
+    question: str
+    expected: str
+    answer: str
+    right: bool
+
+
 class TaskRecords(_Part):
-    """Of a task of lm-eval: a hash of the documents and prompts and one of all answers, by metric whether more is
-    better (absent or None: not known) and, where the metric is a mean over the documents, its value for each.
+    """Of a task of lm-eval, or of `generate`: a hash of the documents and prompts and one of all answers, by metric
+    whether more is better (absent or None: not known) and, where the metric is a mean over the documents, its value
+    for each. Of `generate` every answer too.
     """
 
     documents: str | None = None
     responses: str | None = None
     higher_is_better: dict[str, bool | None] = Field(default_factory=dict)
     values: dict[str, list[Finite]] = Field(default_factory=dict)
+    answers: list[Answer] = Field(default_factory=list)
 
 
 def without_records(result: dict[str, Any]) -> dict[str, Any]:

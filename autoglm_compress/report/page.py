@@ -12,6 +12,7 @@ from autoglm_compress.figures import Record, as_svg
 from autoglm_compress.progress import Progress
 from autoglm_compress.records.metrics import Row
 from autoglm_compress.records.stage import StageRecord
+from autoglm_compress.report.answers import answers_table
 from autoglm_compress.report.chain import boxes, checkpoints, final_checkpoints
 from autoglm_compress.report.final_table import final_table, verdict
 from autoglm_compress.report.inline_svg import inline_svg
@@ -72,6 +73,7 @@ def run_page(run: Run, draw: Draw) -> str:
         stages=stage_table(run),
         scores=score_tables(run),
         others=other_results(run),
+        answers=answers_table(run),
         costs=picture_of("cost-bars", "time and peak memory of each stage", lambda: cost_plot(run)),
         sections=_sections(run, draw),
     )

@@ -9,7 +9,9 @@ from autoglm_compress.stages.base import Makes, Stage, StageContext
 
 
 class Evaluate(Stage):
-    """Run lm-eval tasks (`perplexity`, `mmlu`, or any other scored by log-likelihood) with the recipe's settings."""
+    """Run tasks with the recipe's settings: `perplexity`, `mmlu`, `generate`, and those of lm-eval that are scored by
+    log-likelihood.
+    """
 
     stage: Literal["evaluate"]
     tasks: tuple[str, ...] = Field(default=("mmlu", "perplexity"), min_length=1)

@@ -1,5 +1,6 @@
 """Tiny multimodal models with processors of their own, and rows of chats with images and sounds."""
 
+import csv
 import json
 import wave
 from pathlib import Path
@@ -29,6 +30,7 @@ TEMPLATE = (
     "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}"
     "{% elif p['type'] == 'image' %}<|seen|><|image|><|/seen|>"
     "{% elif p['type'] == 'audio' %}<|heard|><|audio|><|/heard|>{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 FIELDS: dict[str, dict[str, int]] = {
     "glm4v": {"image_token_id": IDS["image_token"]},
@@ -113,3 +115,22 @@ def write_rows(folder: Path, count: int, sounds: bool = False) -> Path:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in rows))
     return file
+
+
+def write_media_quiz(folder: Path, sounds: bool = False) -> Path:
+    """A quiz of a subject: an example and five questions, with an image each, a sound in its place, or neither."""
+    for split, count in (("dev", 1), ("test", 5)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        with (folder / split / f"shapes_{split}.csv").open("w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(["question", "A", "B", "C", "D", "answer", "image", "audio"])
+            for number in range(count):
+                image = sound = ""
+                if sounds and number == 1:
+                    sound = record(folder / split / f"{number}.wav", number).name
+                elif number < 4:
+                    image = draw(folder / split / f"{number}.png", number, (8, 8 + 4 * (number % 3))).name
+                rows.writerow(
+                    [f"What is {number}?", "a square", "red", "a dog, or two", "4", "ABCD"[number % 4], image, sound]
+                )
+    return folder

@@ -19,7 +19,9 @@ def bundled_folder() -> Path:
 
 def bundled_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    return {file.stem: file for file in sorted((bundled_folder() / "recipes").glob("*.yaml"))}
+    return {
+        file.stem: file for file in sorted((bundled_folder() / "recipes").glob("*.yaml"), key=lambda file: file.stem)
+    }
 
 
 def summary(file: Path) -> str:

@@ -11,7 +11,7 @@ from autoglm_compress.checkpoint.weight_files import INDEX
 from autoglm_compress.errors import UserError, listed
 from autoglm_compress.publishing.card import checkpoint_card
 from autoglm_compress.publishing.history import history
-from autoglm_compress.records.files import EXPORT, LINEAGE, STAGE
+from autoglm_compress.records.files import CHOSEN, EXPORT, LINEAGE, STAGE
 from autoglm_compress.records.stage import StageRecord, read_stage
 
 CHECKSUMS = "SHA256SUMS"
@@ -58,7 +58,7 @@ def content_of(folder: Path, repo: str, family: Family | None) -> Content:
 def _of_stage(folder: Path, repo: str, family: Family | None) -> Content:
     record = read_stage(folder / STAGE)
     _require_whole(folder, record)
-    files = [folder / name for name in record.files if name != LINEAGE]
+    files = [folder / name for name in record.files if name not in (LINEAGE, CHOSEN)]
     if record.makes == "checkpoint":
         return _content(folder, files, _opened(folder, family), repo)
     if CARD not in record.files:

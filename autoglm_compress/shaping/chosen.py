@@ -8,8 +8,7 @@ import yaml
 
 from autoglm_compress.atomic import appearing
 from autoglm_compress.calibration.run_text import CalibrationText
-
-CHOSEN = "recipe.yaml"
+from autoglm_compress.calibration.text import PYTHON_DOCS
 
 
 def chosen_recipe(
@@ -17,7 +16,7 @@ def chosen_recipe(
 ) -> dict[str, Any]:
     """A recipe of these stages on a model, with the calibration that they were chosen by."""
     options = text.options
-    places = {name: "python-docs" if path is None else str(path.resolve()) for name, path in text.files.items()}
+    places = {source: PYTHON_DOCS if path is None else str(path.resolve()) for source, path in text.files.items()}
     calibration = options.model_dump(mode="json")
     if isinstance(options.source, str):
         calibration["source"] = places[options.source]

@@ -64,7 +64,7 @@ class Grid:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Float64 [streams, neurons, layers]."""
+        """Whole numbers as float64 [streams, neurons, layers]."""
         low, high = self.neurons[0], self.neurons[-1]
         widths = np.array([(value - low) / max(high - low, 1) for value in self.neurons])
         depths = np.array(self.layers) - 1.0
@@ -75,7 +75,7 @@ class Grid:
             one, each = corner[:, 0], corner[:, 1] - corner[:, 0]
             by_width = [values[0] + widths * (values[1] - values[0]) for values in (one, each)]
             found[number] = by_width[0][:, None] + by_width[1][:, None] * depths
-        return found
+        return np.rint(found)
 
     @property
     def smallest(self) -> int:

@@ -12,7 +12,8 @@ from autoglm_compress.errors import PlanError
 from autoglm_compress.evaluation.costs import agreement_memory
 from autoglm_compress.figures import Record
 from autoglm_compress.forward.hidden_states import buffer_bytes
-from autoglm_compress.shaping.chosen import CHOSEN, chosen_recipe, write_chosen
+from autoglm_compress.records.files import CHOSEN
+from autoglm_compress.shaping.chosen import chosen_recipe, write_chosen
 from autoglm_compress.shaping.grid import Grid, grid_of
 from autoglm_compress.shaping.removed import DEPTH_METHODS, removed
 from autoglm_compress.shaping.search import MOST_MEASURED, Found, even_place, find_shape

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from autoglm_compress.architecture import ModelShape
 from autoglm_compress.architecture.loading_rules import refusal as loading_refusal
 from autoglm_compress.checkpoint import Checkpoint
+from autoglm_compress.publishing.content import content_of
 from autoglm_compress.stages.shape_trials import explicit
 from autoglm_compress.stages.surgeries import surgeries
 from support.command_line import assert_says, plan, refusal
@@ -103,6 +104,13 @@ def test_the_written_recipe_gives_the_same_bytes_by_hand(finished: Path, tmp_pat
     assert same_tensors(stage_folders(tmp_path / "out")[-1], finished / "01-shape")
     lineages = [json.loads((folder / "lineage.json").read_text()) for folder in (stage_folders(tmp_path / "out")[-1],)]
     assert lineages == [json.loads((finished / "01-shape" / "lineage.json").read_text())]
+
+
+def test_the_written_recipe_names_places_of_this_machine_and_is_not_uploaded(finished: Path):
+    assert (finished / "01-shape" / "recipe.yaml").exists()
+    uploaded = content_of(finished / "01-shape", "me/model", None).files
+    assert "config.json" in uploaded
+    assert "recipe.yaml" not in uploaded
 
 
 @pytest.mark.parametrize(

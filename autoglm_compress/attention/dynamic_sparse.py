@@ -111,7 +111,9 @@ def _decode(
     mass = attention_mass(query, keys, kv_heads, scaling, visible)
     places, counts = (None if part is None else part[:, :, 0] for part in select(mass, visible, layer))
     read = None if counts is None else counts[:, :, None]
-    return _whole_step(query, keys.gather(places), values.gather(places), read, scaling)
+    dtype = torch.float32 if query.device.type == "cpu" else query.dtype  # CPUs have few instructions for 16 bits
+    found = _whole_step(query.to(dtype), keys.gather(places, dtype), values.gather(places, dtype), read, scaling)
+    return found.to(query.dtype)
 
 
 def _every_query(

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 
 from autoglm_compress.attention.int8 import Rounded, restore_states, round_states
+from autoglm_compress.attention.layout import gather
 from autoglm_compress.attention.native import native_products
 from autoglm_compress.attention.token_buffer import TokenBuffer
 
@@ -18,8 +19,8 @@ class KeptTensor(Protocol):
     def products(self, queries: torch.Tensor) -> torch.Tensor:
         """Dot products [batch, heads, n, length] with vectors [batch, heads, n, width]."""
 
-    def gather(self, places: torch.Tensor) -> torch.Tensor:
-        """The vectors [batch, heads, n, width] of tokens [batch, heads, n]."""
+    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The vectors [batch, heads, n, width] of tokens [batch, heads, n], in a dtype."""
 
 
 class PlainTensor:
@@ -36,9 +37,9 @@ class PlainTensor:
         """Dot products [batch, heads, n, length]."""
         return queries @ self._tensor.transpose(-1, -2)
 
-    def gather(self, places: torch.Tensor) -> torch.Tensor:
+    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The vectors of tokens."""
-        return _gathered(self._tensor, places)
+        return gather(self._tensor, places).to(dtype)
 
 
 class RoundedTensor:
@@ -60,14 +61,10 @@ class RoundedTensor:
         codes, scales = self._rounded
         return (queries @ codes.to(queries.dtype).transpose(-1, -2)) * scales.to(queries.dtype).transpose(-1, -2)
 
-    def gather(self, places: torch.Tensor) -> torch.Tensor:
+    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The vectors of tokens, multiplied out."""
-        codes, scales = (_gathered(part, places) for part in self._rounded)
-        return restore_states(Rounded(codes, scales), self._dtype)
-
-
-def _gathered(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return tensor.gather(2, places[..., None].expand(*places.shape, tensor.shape[-1]))
+        codes, scales = (gather(part, places) for part in self._rounded)
+        return restore_states(Rounded(codes, scales), dtype)
 
 
 class PlainBuffer:

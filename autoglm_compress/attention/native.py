@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from autoglm_compress.attention.int8 import Rounded
+from autoglm_compress.attention.layout import apart
 
 SOURCE = Path(__file__).with_name("products.c")
 REORDERED = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
@@ -31,10 +32,8 @@ def native_products(queries: torch.Tensor, keys: Rounded) -> torch.Tensor | None
     """
     codes, scales = keys
     batch, heads, length, width = codes.shape
-    apart = codes.stride(1), scales.stride(1)
-    laid_out = codes.stride()[2:] == (width, 1) and scales.stride(2) == 1
-    evenly = batch == 1 or (codes.stride(0), scales.stride(0)) == (heads * apart[0], heads * apart[1])
-    if codes.device.type != "cpu" or width > WIDEST or not (laid_out and evenly):
+    between = apart(codes), apart(scales)
+    if codes.device.type != "cpu" or width > WIDEST or None in between:
         return None
     function = _compiled()
     if function is None:
@@ -42,7 +41,7 @@ def native_products(queries: torch.Tensor, keys: Rounded) -> torch.Tensor | None
     given = queries.to(torch.float32).contiguous()
     found = torch.empty(*given.shape[:3], length)
     pointers = (tensor.data_ptr() for tensor in (given, codes, scales, found))
-    function(*pointers, batch * heads, given.shape[2], length, width, *apart)
+    function(*pointers, batch * heads, given.shape[2], length, width, *between)
     return found
 
 

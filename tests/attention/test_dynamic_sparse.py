@@ -16,6 +16,7 @@ from autoglm_compress.attention.cache_layers import KEPT, PreallocatedLayer
 from autoglm_compress.attention.dynamic_sparse import OPTIONS, dynamic_sparse_attention
 from autoglm_compress.attention.int8 import Rounded, round_states
 from autoglm_compress.attention.kept_states import RoundedTensor
+from autoglm_compress.attention.layout import gather
 from autoglm_compress.attention.native import native_products
 from autoglm_compress.attention.settings import AttentionOptions, LayerAttention
 from support.models import build_model
@@ -116,6 +117,25 @@ def test_compiled_products_are_those_of_torch(shape: tuple[int, ...], seed: int)
     with patch("autoglm_compress.attention.kept_states.native_products", lambda *_: None):
         expected = kept.products(queries)
     torch.testing.assert_close(kept.products(queries), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 3)] * 2, st.integers(1, 20), st.integers(1, 5)),
+    room=st.integers(0, 3),
+    turned=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=30, deadline=None)
+def test_whole_rows_are_those_that_torch_gathers(sizes: tuple[int, ...], room: int, turned: bool, seed: int) -> None:
+    batch, heads, length, width = sizes
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (length + room, heads) if turned else (heads, length + room)
+    memory = torch.randn(batch, first, second, width, generator=generator)
+    tensor = (memory.transpose(1, 2) if turned else memory)[:, :, room:]
+    places = torch.randint(length, (batch, heads, 4), generator=generator)
+
+    expected = tensor.gather(2, places[..., None].expand(-1, -1, -1, width))
+    assert torch.equal(gather(tensor, places), expected)
 
 
 @pytest.mark.skipif(which("cc") is None, reason="no C compiler")

@@ -14,7 +14,13 @@ from autoglm_compress.architecture import Family, ModelShape, Scheme, Tower, fam
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape, name_of
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.checkpoint.finite import not_finite
-from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import (
+    first_layers,
+    has_shared_adapter,
+    load_config,
+    read_config,
+    text_config,
+)
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -119,6 +125,7 @@ class Checkpoint:
             kept=self._towers(),
             first_layers=first_layers(self.whole_config, self.family),
             dtype=self._stored_dtype(),
+            shared_adapter=has_shared_adapter(self.whole_config),
         )
         if self.format is None:
             return shape

@@ -7,7 +7,7 @@ them, and the positions. Embeddings are NaN there, so what is not NaN is a featu
 A token id past the vocabulary says which feature stands at its place (see `calibration/media_chats.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -62,6 +62,7 @@ class Features:
         runtime: where towers run.
         dtype: what they compute in.
         folders: number the folders of checkpoints within `root`.
+        changed: tensors that towers have in the place of the checkpoint's, by name.
     """
 
     def __init__(
@@ -72,17 +73,23 @@ class Features:
         runtime: Runtime,
         dtype: torch.dtype,
         folders: Iterator[int] | None = None,
+        changed: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._checkpoint, self._chats = checkpoint, chats
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
+        self._changed = changed or {}
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
 
-    def of(self, checkpoint: Checkpoint) -> "Features":
-        """The features that another checkpoint's towers make of the same chats."""
-        return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders)
+    def of(self, checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor] | None = None) -> "Features":
+        """The features that another checkpoint's towers make of the same chats, with some of their tensors changed."""
+        return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders, changed)
+
+    def inputs_of(self, number: int) -> dict[str, torch.Tensor]:
+        """What the model takes for a chat, by the chat's number."""
+        return self._chats.inputs_of(self._chats.chat(number))
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
@@ -120,7 +127,7 @@ class Features:
 
     def _positions_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """The positions [axes, rows, length] of rows, in which one chat follows the other."""
-        if any(self._positions[number] is None for number in self._chats_in(rows)):
+        if any(self._positions[number] is None for number in self.chats_in(rows)):
             return None
         return torch.stack([self._row_positions(row) for row in rows], dim=1)
 
@@ -143,7 +150,7 @@ class Features:
         """Some features' vectors, in the order of their ids [n]."""
         self._look()
         parts = []
-        for number in self._chats_in(ids):
+        for number in self.chats_in(ids):
             own = self._chats.features_of(number)
             with safe_open(self._file(number), framework="pt") as tensors:
                 parts.append((own, tensors.get_tensor(name)))
@@ -153,8 +160,8 @@ class Features:
     def _file(self, number: int) -> Path:
         return self._folder / f"chat-{number:06d}.safetensors"
 
-    def _chats_in(self, ids: torch.Tensor) -> list[int]:
-        """The numbers of the chats that have features among some ids."""
+    def chats_in(self, ids: torch.Tensor) -> list[int]:
+        """The numbers of the chats that have features among some ids of any shape, in order."""
         return [number for number in self._chats.owners(ids).unique().tolist() if number >= 0]
 
     def _look(self) -> None:
@@ -163,7 +170,7 @@ class Features:
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        model = towers_of(self._checkpoint, self._device, self._dtype)
+        model = towers_of(self._checkpoint, self._device, self._dtype, self._changed)
         with self._runtime.progress.task("see and hear", total=len(missing), unit="chats") as advance:
             for number in missing:
                 seen = self._seen(model, number)
@@ -182,8 +189,16 @@ class Features:
         return seen
 
 
-def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows."""
+def towers_of(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    changed: Mapping[str, torch.Tensor] | None = None,
+) -> Any:
+    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows.
+
+    `changed` are tensors in the place of the towers' own, by name.
+    """
     import transformers
 
     config = checkpoint.whole_unquantized_config()
@@ -191,7 +206,7 @@ def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
     for name in checkpoint.lists_per_layer:
         setattr(text, name, [])
-    weights = dict(checkpoint.kept_weights())
+    weights = dict(checkpoint.kept_weights()) | dict(changed or {})
     kind = getattr(transformers, checkpoint.family.architecture)
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists all that is left out
@@ -204,7 +219,22 @@ def towers_of(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
 
 @torch.no_grad()
 def see(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> Seen:
-    """What a model's decoder would be given for the inputs of one chat.
+    """What a model's decoder would be given for the inputs of one chat; arguments are as `decoder_arguments` takes."""
+    given = decoder_arguments(model, inputs, hidden_size)
+    embeds = given["inputs_embeds"][0]
+    stands = ~embeds.isnan().any(-1)
+    vectors = embeds[stands].float().cpu()
+    deeper = [each.float().cpu() for each in given.get("deepstack_visual_embeds") or ()]
+    positions = given.get("position_ids")
+    return Seen(
+        vectors.contiguous(),
+        None if positions is None else _from_starts(positions[-3:, 0].cpu(), stands.cpu()),
+        torch.stack(deeper) if deeper else vectors.new_empty(0, *vectors.shape),
+    )
+
+
+def decoder_arguments(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> dict[str, Any]:
+    """The arguments of a model's decoder for the inputs of one chat, with NaN for the embeddings of text.
 
     Args:
         model: as `towers_of` makes it, or a whole one.
@@ -227,16 +257,7 @@ def see(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> Seen:
     finally:
         hook.remove()
         del embedding.forward
-    embeds = given["inputs_embeds"][0]
-    stands = ~embeds.isnan().any(-1)
-    vectors = embeds[stands].float().cpu()
-    deeper = [each.float().cpu() for each in given.get("deepstack_visual_embeds") or ()]
-    positions = given.get("position_ids")
-    return Seen(
-        vectors.contiguous(),
-        None if positions is None else _from_starts(positions[-3:, 0].cpu(), stands.cpu()),
-        torch.stack(deeper) if deeper else vectors.new_empty(0, *vectors.shape),
-    )
+    return given
 
 
 def _from_starts(positions: torch.Tensor, stands: torch.Tensor) -> torch.Tensor:

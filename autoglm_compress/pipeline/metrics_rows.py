@@ -63,8 +63,9 @@ class MetricsRows:
         checkpoint = self.checkpoint_of(number)
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
         shape = Shape.of(self.source.shape) if made is None else made.shape or Shape()
-        parameters = self.plan.checkpoints[0 if number is None else number + 1].shape.parameters
-        return row(name, stage, shape, parameters, size, resources, results, source, previous)
+        planned = self.plan.checkpoints[0 if number is None else number + 1].shape
+        counts = {"parameters": planned.parameters, "unique_parameters": planned.unique_parameters}
+        return row(name, stage, shape, counts, size, resources, results, source, previous)
 
     def _size(self, made: StageRecord | None) -> int:
         """Bytes of the weight files of a checkpoint, which may have been dropped; of the source for None."""

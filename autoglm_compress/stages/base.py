@@ -163,6 +163,9 @@ class Stage(BaseModel):
     compares_held_out: ClassVar[bool] = False
     """Whether the stage asks for `text.held_out()`, as all do that make a quantized checkpoint."""
 
+    reads_media: ClassVar[tuple[str, ...]] = ()
+    """The types of parts (image, audio) that the calibration rows must have."""
+
     accepting: ClassVar[frozenset[str]] = frozenset()
     """Options that do not change the result, but set limits for accepting it."""
     tokens_per_input: ClassVar[int] = 2

@@ -53,7 +53,7 @@ PROCESSORS = {
 }
 
 
-def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Path:
     """A random model of a family with tokenizer, chat template, and what reads images and sounds."""
     settings = FAMILIES[name].settings
     text = settings["text_config"] | {"vocab_size": VOCABULARY}
@@ -64,7 +64,7 @@ def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerF
         chat_template=TEMPLATE,
     )
     assert {kind: special.convert_tokens_to_ids(token) for kind, token in SPECIAL.items()} == IDS
-    save(name, folder, special, text_config=text, **FIELDS[name])
+    save(name, folder, special, text_config=text, **FIELDS[name], **changes)
     kind, image = PROCESSORS[name]
     processor: dict[str, Any] = getattr(transformers, image)(
         patch_size=2, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16, "longest_edge": 1024}

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from support.command_line import assert_says, plan, refusal
-from support.media import save_with_processor, write_rows
-from support.multimodal import SOUND, load, logits
+from support.media import save_omni, save_with_processor, write_rows
+from support.multimodal import load, logits
 from support.running import Kill, digests, invoke, run, run_until_killed, stage_folders, tensors_of, write_recipe
 
 torch.set_num_threads(1)
@@ -45,10 +45,7 @@ STAGES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def omni(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose towers' last linears have equal sizes."""
-    audio = SOUND | {"output_dim": WIDTH, "n_window": 8, "d_model": INPUTS}
-    folder = tmp_path_factory.mktemp("omni")
-    return save_with_processor("qwen2_5omnithinker", folder, tokenizer, audio_config=audio)
+    return save_omni(tmp_path_factory.mktemp("omni"), tokenizer)
 
 
 def recipe(folder: Path, source: Path, rows: Path | str, stages: list[dict[str, Any]], **more: Any) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from support.multimodal import FAMILIES, save
+from support.multimodal import FAMILIES, SOUND, save
 
 VOCABULARY = 520
 SPECIAL = {
@@ -75,6 +75,12 @@ def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerF
         ).to_dict()
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"processor_class": kind}))
     return folder
+
+
+def save_omni(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model that sees and hears, whose towers' last linears have equal sizes, 64 x 128."""
+    audio = SOUND | {"output_dim": 64, "n_window": 8, "d_model": 128}
+    return save_with_processor("qwen2_5omnithinker", folder, tokenizer, audio_config=audio)
 
 
 def draw(file: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:

@@ -44,6 +44,7 @@ def inspect_checkpoint(folder: Path, family: Family | None = None) -> dict[str, 
         "folder": str(folder),
         "shape": Shape.of(checkpoint.shape).as_data(),
         "parameters": checkpoint.shape.parameters,
+        "unique_parameters": checkpoint.shape.unique_parameters,
         "parameters_by_part": checkpoint.shape.parameters_by_part(),
         "bytes": sum(dtypes.values()),
         "bytes_by_dtype": dict(dtypes),
@@ -75,6 +76,8 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     for part, count in found["parameters_by_part"].items():
         table.add_row(f"parameters: {part}", f"{human(count)} ({count / found['parameters']:.1%})")
     table.add_row("parameters", human(found["parameters"]))
+    if found["unique_parameters"] != found["parameters"]:
+        table.add_row("parameters, shared adapter once", human(found["unique_parameters"]))
     files = found["files"]
     table.add_row("bytes", f"{human(found['bytes'])}B in {files[0] if len(files) == 1 else f'{len(files)} files'}")
     table.add_row(

@@ -102,6 +102,16 @@ class Roles(_Data):
     ffn: FfnRoles
 
 
+class Projection(_Data):
+    """The linear by which a tower writes its features to the residual stream, and the modules that run before it.
+
+    In `before`, `*` stands for the last of numbered modules.
+    """
+
+    linear: str
+    before: tuple[str, ...] = Field(min_length=1)
+
+
 @dataclass(frozen=True)
 class Place:
     """The place of a tensor or a module.
@@ -141,6 +151,7 @@ class Family(_Data):
             linears and norms that share a module are one set.
         folded: two linears of a tower that follow on each other with nothing between them, the first named as a module
             outside the second's set.
+        projections: by the type of a part (image, audio) the linear that writes its features, for models with both.
         kept_embeddings: the matrices of kept towers that no linear has, as names in which `*` may stand for anything.
         width_in_config: the settings outside the text tower's part of `config.json` that are its width, such as
             `vision_config.out_hidden_size`.
@@ -169,6 +180,7 @@ class Family(_Data):
     kept: dict[str, Prefix] = Field(default_factory=dict)
     bridges: dict[str, TensorAxes] = Field(default_factory=dict)
     folded: tuple[str, str] | None = None
+    projections: dict[str, Projection] = Field(default_factory=dict)
     kept_embeddings: tuple[str, ...] = ()
     width_in_config: tuple[str, ...] = ()
     first_layers: str | None = None

@@ -38,7 +38,8 @@ class ModelShape:
     """The sizes of a model's text tower, named as in `config.json`, and those of the towers kept beside it.
 
     `layer_kinds` has the kind of each layer, where the family's kinds differ in tensors; it is empty elsewhere. After
-    each of the `first_layers` a tower adds to the residual stream.
+    each of the `first_layers` a tower adds to the residual stream. `shared_adapter` says that the family's projections
+    have equal values.
     """
 
     family: Family
@@ -56,6 +57,7 @@ class ModelShape:
     layer_kinds: tuple[str, ...] = ()
     kept: tuple[Tower, ...] = ()
     first_layers: int = 0
+    shared_adapter: bool = False
 
     @classmethod
     def of(cls, family: Family, config: Any) -> "ModelShape":
@@ -183,6 +185,26 @@ class ModelShape:
     def parameters(self) -> int:
         """The number of parameters; a tied matrix counts once."""
         return sum(self.parameters_by_part().values())
+
+    def projection(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """The tensors of the linear that writes the features of a type of parts, by their names relative to it."""
+        prefix = f"{self.family.projections[kind].linear}."
+        tensors = (tensor for tower in self.kept for tensor in tower.tensors)
+        return {each.name.removeprefix(prefix): each.shape for each in tensors if each.name.startswith(prefix)}
+
+    @property
+    def adapter_towers(self) -> tuple[str, ...]:
+        """The names of the kept towers that hold the family's projections, each once."""
+        linears = (each.linear for each in self.family.projections.values())
+        return tuple(dict.fromkeys(self.family.place(linear).tower for linear in linears))
+
+    @property
+    def unique_parameters(self) -> int:
+        """The number of parameters, where a shared adapter counts once although it is stored for each type of parts."""
+        if not self.shared_adapter:
+            return self.parameters
+        one = sum(map(prod, self.projection(next(iter(self.family.projections))).values()))
+        return self.parameters - (len(self.family.projections) - 1) * one
 
     @property
     def element_bytes(self) -> int:

@@ -15,6 +15,8 @@ SIZES = (
     "head_dim",
 )
 TYING = "tie_word_embeddings"
+SHARED_ADAPTER = "shared_adapter"
+"""The setting that says that the projections of images and sounds are one. `transformers` does not know it."""
 PER_LAYER = ("layer_types", "mlp_layer_types")
 """Names of config lists with one entry per layer, besides the list that a family names."""
 
@@ -40,7 +42,7 @@ def resized_config(
         layers: the indices of the layers kept, for the settings that have an entry per layer.
         per_layer: such settings with all entries, written even if the config lacks them.
     """
-    family = shape.family
+    family, config = shape.family, with_sharing(config, shape.shared_adapter)
     if family.config not in config:  # ROOT, or a config of the time before the part was one
         changed = dict(config) | _with_width(config, shape)
         return _resized(changed, shape, layers, per_layer or {}) | {TYING: shape.tie_word_embeddings}
@@ -71,6 +73,12 @@ def _resized(
         if layers is not None and text.get(name):
             text[name] = [text[name][layer] for layer in layers]
     return text
+
+
+def with_sharing(config: Mapping[str, Any], shared_adapter: bool) -> dict[str, Any]:
+    """A `config.json` that says that an adapter is shared, or that does not."""
+    rest = {name: value for name, value in config.items() if name != SHARED_ADAPTER}
+    return rest | ({SHARED_ADAPTER: True} if shared_adapter else {})
 
 
 def untied(config: Mapping[str, Any], family: Family) -> dict[str, Any]:

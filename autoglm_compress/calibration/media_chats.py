@@ -114,7 +114,7 @@ class MediaChats:
 
     def owners(self, ids: torch.Tensor) -> torch.Tensor:
         """For each of some ids the number of the chat whose feature it stands for, -1 for other tokens."""
-        return torch.searchsorted(torch.tensor(self._firsts), ids.long().contiguous(), right=True) - 1
+        return torch.searchsorted(torch.tensor(self._firsts, dtype=torch.long), ids.long().contiguous(), right=True) - 1
 
     def features_of(self, number: int) -> range:
         """The ids of a chat's features, by its number."""

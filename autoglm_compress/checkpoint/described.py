@@ -8,7 +8,13 @@ from typing import Any
 from autoglm_compress.architecture import Family, ModelShape, Tower, family_of, towers_of
 from autoglm_compress.architecture.family import TEXT
 from autoglm_compress.architecture.shape import name_of
-from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import (
+    first_layers,
+    has_shared_adapter,
+    load_config,
+    read_config,
+    text_config,
+)
 from autoglm_compress.checkpoint.plain_model import meta_model
 from autoglm_compress.checkpoint.safetensors_header import TensorInfo
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -43,7 +49,10 @@ def describe(folder: Path, family: Family | None = None) -> DescribedModel:
     if family.embedding in infos:
         shape = replace(shape, dtype=name_of(infos[family.embedding].dtype))
     towers = _towers(infos, shape, config, where)
-    return DescribedModel(replace(shape, kept=towers, first_layers=first_layers(config, family)), config, text)
+    shape = replace(
+        shape, kept=towers, first_layers=first_layers(config, family), shared_adapter=has_shared_adapter(config)
+    )
+    return DescribedModel(shape, config, text)
 
 
 def _infos(folder: Path) -> dict[str, TensorInfo]:

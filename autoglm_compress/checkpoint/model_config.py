@@ -11,6 +11,7 @@ from typing import Any
 from autoglm_compress.architecture import Family, family_within
 from autoglm_compress.architecture.family import ROOT
 from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, name_of
+from autoglm_compress.architecture.sizes_in_config import SHARED_ADAPTER
 from autoglm_compress.checkpoint.weight_files import require_whole_model
 from autoglm_compress.errors import UserError
 
@@ -110,6 +111,11 @@ def text_config(config: Any, family: Family, where: str) -> Any:
 def is_tied(config: Any) -> bool:
     """Whether the whole `transformers` config object says that head and embedding are one; some cannot say so."""
     return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def has_shared_adapter(config: Any) -> bool:
+    """Whether the whole `transformers` config object says that images and sounds share an adapter."""
+    return bool(getattr(config, SHARED_ADAPTER, False))
 
 
 def first_layers(config: Any, family: Family) -> int:

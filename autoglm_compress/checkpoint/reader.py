@@ -15,7 +15,13 @@ from autoglm_compress.architecture.shape import BYTES_PER_ELEMENT, matrix_shape,
 from autoglm_compress.architecture.sizes_in_config import lists_per_layer, untied
 from autoglm_compress.attention.settings import SparseAttention
 from autoglm_compress.checkpoint.finite import not_finite
-from autoglm_compress.checkpoint.model_config import first_layers, load_config, read_config, text_config
+from autoglm_compress.checkpoint.model_config import (
+    first_layers,
+    has_shared_adapter,
+    load_config,
+    read_config,
+    text_config,
+)
 from autoglm_compress.checkpoint.plain_model import loaded_names, meta_model
 from autoglm_compress.checkpoint.quantized_format import QuantizedFormat, format_of
 from autoglm_compress.checkpoint.tied_head import has_own_head
@@ -38,8 +44,8 @@ class TowerFeatures(Protocol):
     def of(self, checkpoint: "Checkpoint", changed: Mapping[str, torch.Tensor] | None = None) -> "TowerFeatures":
         """The same of another checkpoint's towers, some of their tensors changed."""
 
-    def chats_in(self, rows: Iterable[torch.Tensor]) -> set[int]:
-        """The numbers of the chats that have features in rows of ids."""
+    def chats_in(self, ids: torch.Tensor) -> list[int]:
+        """The numbers of the chats that have features among some ids of any shape, in order."""
 
     def watch(
         self, chats: Iterable[int], watchers: Mapping[str, Callable[[torch.Tensor, torch.Tensor], None]]
@@ -130,6 +136,7 @@ class Checkpoint:
             kept=self._towers(),
             first_layers=first_layers(self.whole_config, self.family),
             dtype=self._stored_dtype(),
+            shared_adapter=has_shared_adapter(self.whole_config),
         )
         if self.format is None:
             return shape

@@ -124,7 +124,7 @@ def neuron_activity(source: Checkpoint, rows: Iterable[torch.Tensor]) -> dict[st
     A linear that no image or sound reaches is left out.
     """
     features = source.features
-    chats = features.chats_in(rows) if features is not None else set()
+    chats = set[int]() if features is None else {chat for row in rows for chat in features.chats_in(row)}
     if features is None or not chats:
         return {}
     sums: dict[str, torch.Tensor] = {}

@@ -19,8 +19,8 @@ def divided_chats(features: TowerFeatures | None, rows: DividedRows) -> tuple[se
     if features is None:
         return set(), set()
     pairs = list(zip(rows.batches, rows.deciding, strict=True))
-    deciding = features.chats_in(batch[decides] for batch, decides in pairs)
-    fitted = features.chats_in(batch[~decides] for batch, decides in pairs)
+    deciding = {chat for batch, decides in pairs for chat in features.chats_in(batch[decides])}
+    fitted = {chat for batch, decides in pairs for chat in features.chats_in(batch[~decides])}
     return fitted, deciding - fitted
 
 

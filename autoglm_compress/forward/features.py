@@ -83,6 +83,7 @@ class Features:
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
+        self._changed = changed or {}
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
 
@@ -90,9 +91,9 @@ class Features:
         """The features that another checkpoint's towers make of the same chats, some of their tensors changed."""
         return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders, changed)
 
-    def chats_in(self, rows: Iterable[torch.Tensor]) -> set[int]:
-        """The numbers of the chats that have features in rows of ids."""
-        return {number for part in rows for number in self._chats_in(part.cpu())}
+    def inputs_of(self, number: int) -> dict[str, torch.Tensor]:
+        """What the model takes for a chat, by the chat's number."""
+        return self._chats.inputs_of(self._chats.chat(number))
 
     def watch(self, chats: Iterable[int], watchers: Mapping[str, Watcher]) -> Iterator[int]:
         """Let the towers see chats once more, and yield the number of each when it was seen.
@@ -149,7 +150,7 @@ class Features:
 
     def _positions_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """The positions [axes, rows, length] of rows, in which one chat follows the other."""
-        if any(self._positions[number] is None for number in self._chats_in(rows)):
+        if any(self._positions[number] is None for number in self.chats_in(rows)):
             return None
         return torch.stack([self._row_positions(row) for row in rows], dim=1)
 
@@ -172,7 +173,7 @@ class Features:
         """Some features' vectors, in the order of their ids [n]."""
         self._look()
         parts = []
-        for number in self._chats_in(ids):
+        for number in self.chats_in(ids):
             own = self._chats.features_of(number)
             with safe_open(self._file(number), framework="pt") as tensors:
                 parts.append((own, tensors.get_tensor(name)))
@@ -182,9 +183,9 @@ class Features:
     def _file(self, number: int) -> Path:
         return self._folder / f"chat-{number:06d}.safetensors"
 
-    def _chats_in(self, ids: torch.Tensor) -> list[int]:
-        """The numbers of the chats that have features among some ids."""
-        return [number for number in self._chats.owners(ids).unique().tolist() if number >= 0]
+    def chats_in(self, ids: torch.Tensor) -> list[int]:
+        """The numbers of the chats that have features among some ids of any shape, in order."""
+        return [number for number in self._chats.owners(ids.cpu()).unique().tolist() if number >= 0]
 
     def _look(self) -> None:
         """Let the towers see all chats that were read and that they have not seen yet. They are in memory meanwhile."""
@@ -225,7 +226,7 @@ def towers_of(
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
     for name in checkpoint.lists_per_layer:
         setattr(text, name, [])
-    weights = dict(checkpoint.kept_weights()) | dict(changed)
+    weights = dict(checkpoint.kept_weights()) | dict(changed or {})
     return model_with(checkpoint, config, weights, device, dtype)
 
 
@@ -259,7 +260,22 @@ def _telling(told: Watcher) -> Callable[[nn.Module, tuple[Any, ...], torch.Tenso
 
 @torch.no_grad()
 def see(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> Seen:
-    """What a model's decoder would be given for the inputs of one chat.
+    """What a model's decoder would be given for the inputs of one chat; arguments are as `decoder_arguments` takes."""
+    given = decoder_arguments(model, inputs, hidden_size)
+    embeds = given["inputs_embeds"][0]
+    stands = ~embeds.isnan().any(-1)
+    vectors = embeds[stands].float().cpu()
+    deeper = [each.float().cpu() for each in given.get("deepstack_visual_embeds") or ()]
+    positions = given.get("position_ids")
+    return Seen(
+        vectors.contiguous(),
+        None if positions is None else _from_starts(positions[-3:, 0].cpu(), stands.cpu()),
+        torch.stack(deeper) if deeper else vectors.new_empty(0, *vectors.shape),
+    )
+
+
+def decoder_arguments(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> dict[str, Any]:
+    """The arguments of a model's decoder for the inputs of one chat, with NaN for the embeddings of text.
 
     Args:
         model: as `towers_of` makes it, or a whole one.
@@ -282,16 +298,7 @@ def see(model: Any, inputs: dict[str, torch.Tensor], hidden_size: int) -> Seen:
     finally:
         hook.remove()
         del embedding.forward
-    embeds = given["inputs_embeds"][0]
-    stands = ~embeds.isnan().any(-1)
-    vectors = embeds[stands].float().cpu()
-    deeper = [each.float().cpu() for each in given.get("deepstack_visual_embeds") or ()]
-    positions = given.get("position_ids")
-    return Seen(
-        vectors.contiguous(),
-        None if positions is None else _from_starts(positions[-3:, 0].cpu(), stands.cpu()),
-        torch.stack(deeper) if deeper else vectors.new_empty(0, *vectors.shape),
-    )
+    return given
 
 
 def _from_starts(positions: torch.Tensor, stands: torch.Tensor) -> torch.Tensor:

@@ -19,14 +19,14 @@ def row(
     name: str,
     stage: str,
     shape: Shape,
-    parameters: int,
+    counts: dict[str, int],
     file_bytes: int,
     resources: dict[str, Any],
     results: dict[str, Any],
     source: Row | None,
     previous: Row | None,
 ) -> Row:
-    """One row of `metrics.json`; Deltas are taken against `source` and `previous`."""
+    """One row of `metrics.json`; `counts` are of parameters. Deltas are taken against `source` and `previous`."""
     measures: dict[str, Any] = {}
     for measure, (task, field) in MEASURES.items():
         value = results.get(task, {}).get(field)
@@ -39,7 +39,7 @@ def row(
         name=name,
         stage=stage,
         shape=shape,
-        parameters=parameters,
+        **counts,
         bytes=file_bytes,
         **resources,
         **measures,
@@ -51,14 +51,15 @@ def metrics_table(rows: Sequence[Row]) -> Table:
     """The rows as a table that fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
-    for heading in ("params", "size", "perplexity", "x source", "accuracy", "delta", "time", "peak"):
+    counts = _counts(rows)
+    for heading in (*counts.values(), "size", "perplexity", "x source", "accuracy", "delta", "time", "peak"):
         table.add_column(heading, justify="right")
     base = rows[0].perplexity if rows else None
     for entry in rows:
         perplexity, accuracy, delta = entry.perplexity, entry.accuracy, entry.accuracy_delta_source
         table.add_row(
             entry.name,
-            _written(entry.parameters),
+            *(_written(getattr(entry, field)) for field in counts),
             _written(entry.bytes, "B"),
             "" if perplexity is None else f"{perplexity:.2f}",
             "" if perplexity is None or not base else f"{perplexity / base:.3f}",
@@ -70,6 +71,12 @@ def metrics_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def _counts(rows: Sequence[Row | PlannedStage]) -> dict[str, str]:
+    """The columns of parameters with their headings: two where a shared adapter counts twice in one of them."""
+    shared = any(entry.unique_parameters != entry.parameters for entry in rows)
+    return {"parameters": "params"} | ({"unique_parameters": "unique"} if shared else {})
+
+
 def _written(number: int | None, unit: str = "") -> str:
     return "" if number is None else human(number) + unit
 
@@ -78,7 +85,8 @@ def plan_table(plan: PlanRecord) -> Table:
     """A plan as a table that fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold")
     table.add_column("stage")
-    for heading in ("layers", "hidden", "FFN", "heads/KV", "dim", "params", "disk", "KV/1k", "RAM"):
+    counts = _counts(plan.checkpoints)
+    for heading in ("layers", "hidden", "FFN", "heads/KV", "dim", *counts.values(), "disk", "KV/1k", "RAM"):
         table.add_column(heading, justify="right")
     for entry in plan.checkpoints:
         shape = entry.shape
@@ -89,7 +97,7 @@ def plan_table(plan: PlanRecord) -> Table:
             str(shape.intermediate_size),
             f"{shape.num_attention_heads}/{shape.num_key_value_heads}",
             str(shape.head_dim),
-            human(entry.parameters),
+            *(human(getattr(entry, field)) for field in counts),
             human(entry.bytes if entry.stage == SOURCE else entry.disk_bytes) + "B"
             if entry.disk_bytes or entry.stage == SOURCE
             else "",

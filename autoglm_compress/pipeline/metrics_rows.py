@@ -65,8 +65,9 @@ class MetricsRows:
         results = self.evaluations.known(checkpoint.name, checkpoint.key)
         shape = Shape.of(self.source.shape) if made is None else made.shape or Shape()
         planned = self.plan.checkpoints[0 if number is None else number + 1].shape
-        parameters = decided(planned, None if made is None else made.shape).parameters
-        return row(name, stage, shape, parameters, size, resources, results, source, previous)
+        reached = decided(planned, None if made is None else made.shape)
+        counts = {"parameters": reached.parameters, "unique_parameters": reached.unique_parameters}
+        return row(name, stage, shape, counts, size, resources, results, source, previous)
 
     def _size(self, made: StageRecord | None) -> int:
         """Bytes of the weight files of a checkpoint, which may have been dropped; of the source for None."""

@@ -48,6 +48,7 @@ class PlannedCheckpoint:
             stage=self.stage,
             shape=Shape.of(shape),
             parameters=shape.parameters,
+            unique_parameters=shape.unique_parameters,
             parameters_by_part=shape.parameters_by_part(),
             bytes=shape.bytes,
             kv_cache_bytes_per_1000_tokens=shape.kv_cache_bytes(),

@@ -41,6 +41,12 @@ def with_texts(plan: Plan, folder: Path) -> Plan:
             f"calibration.source: rows with {' and '.join(sorted(kinds))}, and data: teacher_samples continues text "
             "alone: heal with data: calibration, or give rows of text."
         )
+    for stage in plan.recipe.stages:
+        if missing := [kind for kind in stage.reads_media if kind not in kinds]:
+            raise UserError(
+                f"calibration.source: no row has an {' or an '.join(missing)} part, and {stage.label} needs rows with "
+                f"{' and '.join(stage.reads_media)} parts: name a .jsonl file of such rows."
+            )
     return replace(
         plan.with_towers(calibrated=bool(kinds), evaluated=shown),
         text_warnings=(*_check(plan.recipe, plan.texts, reader), *_unseen(plan.recipe, reader, kinds)),

@@ -53,9 +53,15 @@ def tower_schemes(options: QuantizationOptions, shape: ModelShape) -> dict[str, 
 
 
 def with_rounded_towers(options: QuantizationOptions, shape: ModelShape) -> ModelShape:
-    """The shape with towers as they are rounded, and the text tower as it is."""
+    """The shape with towers as they are rounded, and the text tower as it is.
+
+    An adapter stays shared if it is rounded alike in all its places.
+    """
     quantization = Quantization(options.format, {}, tower_schemes(options, shape))
-    return replace(shape, kept=tuple(tower.rounded(quantization, shape.element_bytes) for tower in shape.kept))
+    kept = tuple(tower.rounded(quantization, shape.element_bytes) for tower in shape.kept)
+    schemes = [quantization.towers.get(each.linear) for each in shape.family.projections.values()]
+    alike = all(scheme == schemes[0] for scheme in schemes)
+    return replace(shape, kept=kept, shared_adapter=shape.shared_adapter and alike)
 
 
 def planned(options: QuantizationOptions, shape: ModelShape) -> Quantization:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.atomic import appearing
+from autoglm_compress.calibration.text import media_chats
 from autoglm_compress.errors import UserError
 from autoglm_compress.recipe.document import read_document
 from autoglm_compress.shipped import bundled_folder, bundled_recipe
@@ -45,7 +46,7 @@ def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
 
 
 def _belonging(recipe: Path, root: Path) -> set[Path]:
-    """A recipe's own file, those of its bases, and all below `root` to which a text in them leads."""
+    """A recipe's own file, those of its bases, and all below `root` to which texts in them, or in chats, lead."""
     document = read_document(recipe)
     found = set(document.files)
     for text in _texts(document.data):
@@ -55,7 +56,7 @@ def _belonging(recipe: Path, root: Path) -> set[Path]:
                 found.update(file for file in path.rglob("*") if file.is_file())
             elif root in path.parents and path.is_file():
                 found.add(path)
-    return found
+    return found.union(*(chat.files for file in found for chat in media_chats(file)))
 
 
 def _texts(data: Any) -> Iterator[str]:

@@ -14,13 +14,15 @@ from autoglm_compress.records.task_results import MmluSummary
 class Row(Record):
     """The source, or a stage: its checkpoint, what it cost in seconds and bytes, and what was measured of it.
 
-    Deltas are against the source and against the checkpoint that the stage took.
+    Deltas are against the source and against the checkpoint that the stage took. A shared adapter counts once
+    in `unique_parameters`.
     """
 
     name: str
     stage: str
     shape: Shape = Shape()
     parameters: int | None = None
+    unique_parameters: int | None = None
     bytes: int | None = None
     seconds: float | None = None
     cpu_seconds: float | None = None

@@ -7,13 +7,15 @@ from autoglm_compress.records.stage import Shape
 class PlannedStage(Record):
     """The source, or the checkpoint after one stage. A stage that makes no checkpoint repeats the one before it.
 
-    `peak_memory_bytes_estimate` is a rough upper estimate, and 0 for the source.
+    `unique_parameters` counts a shared adapter once. `peak_memory_bytes_estimate` is a rough upper
+    estimate, and 0 for the source.
     """
 
     name: str
     stage: str
     shape: Shape
     parameters: int
+    unique_parameters: int
     parameters_by_part: dict[str, int]
     bytes: int
     kv_cache_bytes_per_1000_tokens: int

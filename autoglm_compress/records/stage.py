@@ -9,9 +9,11 @@ from autoglm_compress.architecture import Family, ModelShape, Quantization
 from autoglm_compress.architecture.shape import kv_cache_bytes
 from autoglm_compress.records.files import Record, read_record
 
+NOT_SIZES = ("architecture", "quantization", "shared_adapter")
+
 
 class Shape(Record):
-    """The sizes of a checkpoint, named as in `config.json`."""
+    """The sizes of a checkpoint, named as in `config.json`; `shared_adapter` is only there where it is true."""
 
     architecture: str | None = None
     num_hidden_layers: int | None = None
@@ -24,13 +26,14 @@ class Shape(Record):
     tie_word_embeddings: bool | None = None
     dtype: str | None = None
     quantization: dict[str, Any] | None = None
+    shared_adapter: bool | None = None
 
     @classmethod
     def of(cls, shape: ModelShape) -> "Shape":
         """The sizes of a model."""
-        sizes = {
-            name: getattr(shape, name) for name in cls.model_fields if name not in ("architecture", "quantization")
-        }
+        sizes = {name: getattr(shape, name) for name in cls.model_fields if name not in NOT_SIZES}
+        if shape.shared_adapter:
+            sizes["shared_adapter"] = True
         quantization = None if shape.quantization is None else _quantization(shape.quantization, shape.family)
         return cls(architecture=shape.family.architecture, **sizes, quantization=quantization)
 

@@ -126,6 +126,7 @@ def _words(shape: Shape) -> dict[str, str]:
         "heads": (shape.num_attention_heads, heads),
         "vocabulary": (shape.vocab_size, f"vocabulary {shape.vocab_size}"),
         "tied": (shape.tie_word_embeddings, tied),
+        "adapter": (shape.shared_adapter, "shared adapter"),
         "bits": (shape.quantization or shape.dtype, precision(shape)),
     }
     return {kind: text for kind, (value, text) in words.items() if value is not None}

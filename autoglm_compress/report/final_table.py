@@ -50,13 +50,13 @@ def verdict(row: Row, source: Row | None) -> Verdict:
 
 def final_table(runs: dict[str, Run]) -> Table:
     """The source and the final checkpoints of each run, by its name where there are several."""
-    measured = STAGE_COLUMNS[2:9]
+    measured = STAGE_COLUMNS[2:10]
     columns = [
         Column("run", "run", numeric=False),
         Column("checkpoint", "checkpoint", numeric=False),
-        *measured[:4],
+        *measured[:5],
         Column("perplexity_ratio", "× source", "Perplexity over the source's."),
-        *measured[4:],
+        *measured[5:],
     ]
     rows = []
     for name, run in runs.items():
@@ -64,6 +64,6 @@ def final_table(runs: dict[str, Run]) -> Table:
         for row in [*([run.source] if run.source else []), *final_checkpoints(run)]:
             cells = measured_cells(row, run.source)
             ratio = row.perplexity / base if base and row.perplexity is not None else None
-            rows.append([text_cell(name), text_cell(row.name), *cells[:4], number_cell(ratio, plain), *cells[4:]])
+            rows.append([text_cell(name), text_cell(row.name), *cells[:5], number_cell(ratio, plain), *cells[5:]])
     table = without_empty_columns(Table("finals", columns, rows))
     return table if len(runs) > 1 else Table(table.name, table.columns[1:], [row[1:] for row in table.rows])

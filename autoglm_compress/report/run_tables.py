@@ -16,6 +16,7 @@ STAGE_COLUMNS = [
     Column("stage", "stage", numeric=False),
     Column("kind", "kind", numeric=False),
     Column("parameters", "parameters"),
+    Column("unique_parameters", "unique", "Parameters, a shared adapter counted once."),
     Column("bytes", "size", "All files of weights."),
     Column("kv_cache_bytes", "KV cache", f"16-bit, of {KV_TOKENS} tokens."),
     Column("perplexity", "perplexity", "On held-out text; lower is better."),
@@ -56,6 +57,7 @@ def measured_cells(row: Row, source: Row | None) -> list[Cell]:
     change_of_perplexity = None if row.perplexity is None or before is None else row.perplexity - before
     return [
         number_cell(row.parameters, human),
+        number_cell(None if row.unique_parameters == row.parameters else row.unique_parameters, human),
         number_cell(row.bytes, size),
         number_cell(row.shape.kv_cache_bytes(KV_TOKENS), size),
         number_cell(row.perplexity, two_places),

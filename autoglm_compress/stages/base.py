@@ -166,6 +166,9 @@ class Stage(BaseModel):
     sidecar: ClassVar[str | None] = None
     """A file that the stage writes beside its checkpoint and that other weights would need anew."""
 
+    reads_media: ClassVar[tuple[str, ...]] = ()
+    """The types of parts (image, audio) that the calibration rows must have."""
+
     accepting: ClassVar[frozenset[str]] = frozenset()
     """Options that do not change the result, but set limits for accepting it."""
     tokens_per_input: ClassVar[int] = 2

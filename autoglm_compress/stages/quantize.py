@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autoglm_compress.architecture import ModelShape, Quantization
+from autoglm_compress.architecture.sizes_in_config import with_sharing
 from autoglm_compress.calibration.tokens import CalibrationOptions
 from autoglm_compress.checkpoint.quantized_format import FORMATS
 from autoglm_compress.figures import Record
@@ -76,8 +77,14 @@ class Quantize(Stage, QuantizationOptions):
         )
 
     def warnings(self, shape: ModelShape) -> list[str]:
-        """What some loaders do not take."""
-        return loader_warnings(self)
+        """What some loaders do not take, and an adapter that is shared no longer."""
+        found = loader_warnings(self)
+        if shape.shared_adapter and not with_rounded_towers(self, shape).shared_adapter:
+            found.append(
+                "the shared adapter is rounded in one of its places alone, or to other bits, and is two from here on: "
+                f"give the towers {', '.join(shape.adapter_towers)} the same bits, or none"
+            )
+        return found
 
     @classmethod
     def plot(cls, record: Record) -> "Figure | None":
@@ -101,7 +108,7 @@ class Quantize(Stage, QuantizationOptions):
             self._quantize_layers(context, writer)
         described = FORMATS[self.format].quantization_config(quantization, source.family)
         target.finish(
-            dict(source.config, quantization_config=described),
+            with_sharing(source.config, context.shape.shared_adapter) | {"quantization_config": described},
             like=source,
             make_kept=lambda name: tower_tensor(source, quantization, name),
         )

@@ -14,6 +14,7 @@ from autoglm_compress.stages.heal import Heal
 from autoglm_compress.stages.quantize import Quantize
 from autoglm_compress.stages.refit import Refit
 from autoglm_compress.stages.shape import Shape
+from autoglm_compress.stages.share_adapter import ShareAdapter
 from autoglm_compress.stages.tie import Tie
 from autoglm_compress.stages.width import Width
 
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, type[Stage]] = {
     "ffn": Ffn,
     "width": Width,
     "tie": Tie,
+    "share_adapter": ShareAdapter,
     "refit": Refit,
     "heal": Heal,
     "quantize": Quantize,

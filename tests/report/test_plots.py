@@ -93,6 +93,20 @@ RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "width by directions": (width(share_of_energy=0.97), "32 of 64 directions kept, some method, 97.0 % of the energy"),
     "width by channels": (width(kept_channels=[1, 2]), "32 of 64 channels kept, some method"),
     "tie": (record("tie", {"input_error": 1.25, "output_error": 0.05}), "1.25"),
+    "share_adapter": (
+        record(
+            "share_adapter",
+            {
+                "errors": {
+                    "average": {"image": 0.8, "audio": 0.7},
+                    "closed_form": {"image": 0.3, "audio": 0.2},
+                    "trained": {"audio": 0.1},
+                },
+                "trained": True,
+            },
+        ),
+        "Share adapter, kept: and what is before it trained",
+    ),
     "refit": (refit((0.001, 0.5, 0.25), (1.0, 0.9, 0.8)), "worst: 0.9 → 0.8, layer 1, self_attn.q_proj"),
     "refit with nothing to do": (refit((None, 0.0, 0.0), head=False), "kept as it was"),
     "refit of one layer": (refit((0.1, 0.5, 0.25), head=False), "strength 0.1"),

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from support.multimodal import FAMILIES, save
+from support.multimodal import FAMILIES, SOUND, save
 
 VOCABULARY = 520
 SPECIAL = {
@@ -55,7 +55,7 @@ PROCESSORS = {
 }
 
 
-def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Path:
     """A random model of a family with tokenizer, chat template, and what reads images and sounds."""
     settings = FAMILIES[name].settings
     text = settings["text_config"] | {"vocab_size": VOCABULARY}
@@ -66,7 +66,7 @@ def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerF
         chat_template=TEMPLATE,
     )
     assert {kind: special.convert_tokens_to_ids(token) for kind, token in SPECIAL.items()} == IDS
-    save(name, folder, special, text_config=text, **FIELDS[name])
+    save(name, folder, special, text_config=text, **FIELDS[name], **changes)
     kind, image = PROCESSORS[name]
     processor: dict[str, Any] = getattr(transformers, image)(
         patch_size=2, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16, "longest_edge": 1024}
@@ -77,6 +77,12 @@ def save_with_processor(name: str, folder: Path, tokenizer: PreTrainedTokenizerF
         ).to_dict()
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"processor_class": kind}))
     return folder
+
+
+def save_omni(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model that sees and hears, whose towers' last linears have equal sizes, 64 x 128."""
+    audio = SOUND | {"output_dim": 64, "n_window": 8, "d_model": 128}
+    return save_with_processor("qwen2_5omnithinker", folder, tokenizer, audio_config=audio)
 
 
 def draw(file: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:

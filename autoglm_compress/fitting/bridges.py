@@ -60,9 +60,14 @@ class BridgeFits:
 
 
 def writing_linears(checkpoint: Checkpoint) -> list[str]:
-    """The linears of kept towers that write to the residual stream."""
-    towers = checkpoint.shape.kept
-    return [tensor.name.removesuffix(".weight") for tower in towers for tensor in tower.tensors if tensor.writes]
+    """The linears of kept towers that write to the residual stream.
+
+    A shared projection is not among them: fitted for images and for sounds, it would be two.
+    """
+    shape = checkpoint.shape
+    shared = {each.linear for each in shape.family.projections.values()} if shape.shared_adapter else set[str]()
+    tensors = (tensor for tower in shape.kept for tensor in tower.tensors if tensor.writes)
+    return [module for tensor in tensors if (module := tensor.name.removesuffix(".weight")) not in shared]
 
 
 def fit_bridges(
@@ -104,6 +109,8 @@ def _fitted(
     """The same in the one process that fits."""
     writers = writing_linears(compressed)
     fitted_to, deciding = divided_chats(compressed.features, rows)
+    if not (writers or neuron_readers(compressed)):
+        return BridgeFits()
     if original.features is None or compressed.features is None or not (fitted_to and deciding):
         return BridgeFits(unfitted=tuple(writers))
     record, tensors = folder / "bridges.json", folder / "bridges.safetensors"

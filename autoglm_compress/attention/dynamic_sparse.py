@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from autoglm_compress.attention.cache_layers import KEPT
 from autoglm_compress.attention.int8 import restore_states, round_states
-from autoglm_compress.attention.kept_states import KeptTensor, PlainTensor
+from autoglm_compress.attention.kept_states import KeptTensor, PlainTensor, RoundedTensor
 from autoglm_compress.attention.selection import attention_mass, select
 from autoglm_compress.attention.settings import SCORES, LayerAttention
 
@@ -71,6 +71,8 @@ def dynamic_sparse_attention(
         elif sparse and query.shape[2] == 1 and _reads_less(layer, key.shape[2]):
             return _decode(layer, query, keys, values, key.shape[1], attention_mask, scaling), None
         elif sparse and query.shape[2] == 1:
+            if isinstance(keys, RoundedTensor) and isinstance(values, RoundedTensor):
+                return _rounded_step(query, keys, values, key.shape[1], attention_mask, scaling), None
             return _whole_step(query, keys.whole(), values.whole(), attention_mask, scaling), None
     return sdpa_attention_forward(
         module, query, keys.whole(), values.whole(), attention_mask, scaling=scaling, **kwargs
@@ -95,6 +97,21 @@ def _whole_step(
     """
     grouped = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
     return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling).flatten(1, 2)[:, None]
+
+
+def _rounded_step(
+    query: torch.Tensor,
+    keys: RoundedTensor,
+    values: RoundedTensor,
+    kv_heads: int,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """The same of a rounded cache, whose integers are read as they are."""
+    scores = keys.products(query.unflatten(1, (kv_heads, -1))[:, :, :, 0]).float() * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~_visible(mask), torch.finfo(scores.dtype).min)  # finite: padding sees nothing
+    return values.sums(scores.softmax(-1)).to(query.dtype).flatten(1, 2)[:, None]
 
 
 def _decode(

@@ -6,7 +6,7 @@ import torch
 
 from autoglm_compress.attention.int8 import Rounded, restore_states, round_states
 from autoglm_compress.attention.layout import gather
-from autoglm_compress.attention.native import native_products
+from autoglm_compress.attention.native import native_products, native_sums
 from autoglm_compress.attention.token_buffer import TokenBuffer
 
 
@@ -60,6 +60,11 @@ class RoundedTensor:
             return found
         codes, scales = self._rounded
         return (queries @ codes.to(queries.dtype).transpose(-1, -2)) * scales.to(queries.dtype).transpose(-1, -2)
+
+    def sums(self, weights: torch.Tensor) -> torch.Tensor:
+        """The vectors [batch, heads, n, width] added up by weights [batch, heads, n, length]."""
+        found = native_sums(weights, self._rounded)
+        return weights @ self.whole().to(weights.dtype) if found is None else found
 
     def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The vectors of tokens, multiplied out."""

@@ -37,7 +37,7 @@ def attention_mass(
     products = keys.products(queries.reshape(batch, kv_heads, heads // kv_heads * count, width))
     scores = (products * scaling).float().unflatten(2, (heads // kv_heads, count))
     if visible is not None:
-        scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
+        scores = scores.masked_fill(~visible[:, :, None], torch.finfo(scores.dtype).min)  # finite: padding sees nothing
     return scores.softmax(-1).sum(2)
 
 
@@ -57,7 +57,7 @@ def select(mass: torch.Tensor, visible: torch.Tensor | None, layer: LayerAttenti
     from_first = visible.cumsum(-1)
     seen = from_first[..., -1:]
     always = (from_first <= FIRST) | (seen - from_first < window)
-    mass = mass.nan_to_num(0.0).masked_fill(always, ALWAYS).masked_fill(~visible, NEVER)
+    mass = mass.masked_fill(always, ALWAYS).masked_fill(~visible, NEVER)
     most = layer.tokens_read(seen)
     values, places = mass.topk(min(int(most.max()), length))
     ranks = torch.arange(places.shape[-1], device=places.device)

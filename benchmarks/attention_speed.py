@@ -4,8 +4,9 @@
     python benchmarks/attention_speed.py runs/smollm2 --lengths 1024 4096
 
 Every variant is given the same random states and takes one step after the other in turn, always at the same length: a
-step's token is removed again. The median of its CPU seconds counts, so run it with OMP_NUM_THREADS=1. The sparse
-variants read max(64, length / 16) tokens and are dense nowhere, so that the table says where they should be.
+step's token is removed again. The median of its CPU seconds counts, so run it with OMP_NUM_THREADS=1. Those that read
+few read max(64, length / 16) tokens and are dense nowhere, so that the table says where they should be. «all» and
+«few» are read by our attention function, the others by transformers' own.
 """
 
 import argparse
@@ -23,17 +24,19 @@ from autoglm_compress.attention import PreallocatedCache, SparseAttention
 BASE = "transformers"
 
 
-def _variants(model: Any) -> dict[str, tuple[str, Any]]:
-    """The attention function and the empty cache of each variant."""
-    top_k = (64,) * model.config.num_hidden_layers
-    attentions = {bits: SparseAttention(top_k=top_k, dense_below=0, kv_bits=bits) for bits in (16, 8)}
-    sparse = {f"{bits} bits, sparse": ("dynamic_sparse", each.apply(model)) for bits, each in attentions.items()}
-    return {
-        BASE: ("sdpa", DynamicCache(config=model.config)),
-        "16 bits": ("sdpa", PreallocatedCache(model.config)),
-        "8 bits": ("sdpa", PreallocatedCache(model.config, 8)),
-        **sparse,
+def _variants(model: Any) -> dict[str, tuple[SparseAttention | None, Any]]:
+    """What each variant reads (None with transformers' own attention), and its empty cache."""
+    variants: dict[str, tuple[SparseAttention | None, Any]] = {
+        BASE: (None, DynamicCache(config=model.config)),
+        "16 bits": (None, PreallocatedCache(model.config)),
+        "8 bits": (None, PreallocatedCache(model.config, 8)),
     }
+    for reading, top_k in (("all", None), ("few", 64)):
+        for bits in (16, 8):
+            layers = (top_k,) * model.config.num_hidden_layers
+            attention = SparseAttention(top_k=layers, dense_below=0, kv_bits=bits)
+            variants[f"{bits} bits, {reading}"] = (attention, attention.apply(model))
+    return variants
 
 
 def _nbytes(cache: Any) -> int:
@@ -53,8 +56,11 @@ def measure(model: Any, length: int, steps: int) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     token = torch.tensor([[1000]])
     for step in range(steps + 1):
-        for name, (implementation, cache) in variants.items():
-            model.set_attn_implementation(implementation)
+        for name, (attention, cache) in variants.items():
+            if attention is None:
+                model.set_attn_implementation("sdpa")
+            else:
+                attention.apply(model)
             start = time.process_time()
             model(token, past_key_values=cache)
             if step:  # the first one grows

@@ -16,8 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 from autoglm_compress.attention.cache_layers import KEPT
 from autoglm_compress.attention.int8 import restore_states, round_states
-from autoglm_compress.attention.kept_states import KeptTensor, PlainTensor
-from autoglm_compress.attention.selection import attention_mass, select
+from autoglm_compress.attention.kept_states import KeptTensor, PlainTensor, RoundedTensor
+from autoglm_compress.attention.selection import attention_mass, attention_scores, select
 from autoglm_compress.attention.settings import SCORES, LayerAttention
 
 NAME = "dynamic_sparse"
@@ -68,10 +68,9 @@ def dynamic_sparse_attention(
             if sparse and layer.top_k is not None:
                 return _every_query(layer, query, key, value, attention_mask, scaling), None
             keys, values = PlainTensor(key), PlainTensor(value)
-        elif sparse and query.shape[2] == 1 and _reads_less(layer, key.shape[2]):
-            return _decode(layer, query, keys, values, key.shape[1], attention_mask, scaling), None
         elif sparse and query.shape[2] == 1:
-            return _whole_step(query, keys.whole(), values.whole(), attention_mask, scaling), None
+            chosen = layer if _reads_less(layer, key.shape[2]) else None
+            return _step(chosen, query, keys, values, key.shape[1], attention_mask, scaling), None
     return sdpa_attention_forward(
         module, query, keys.whole(), values.whole(), attention_mask, scaling=scaling, **kwargs
     )
@@ -86,19 +85,8 @@ def _visible(mask: torch.Tensor) -> torch.Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def _whole_step(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
-) -> torch.Tensor:
-    """The attention [batch, 1, heads, head_dim] of one query in each row to everything.
-
-    The heads of a group are rows of one product, which `scaled_dot_product_attention` does not make of them itself.
-    """
-    grouped = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
-    return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling).flatten(1, 2)[:, None]
-
-
-def _decode(
-    layer: LayerAttention,
+def _step(
+    layer: LayerAttention | None,
     query: torch.Tensor,
     keys: KeptTensor,
     values: KeptTensor,
@@ -106,14 +94,44 @@ def _decode(
     mask: torch.Tensor | None,
     scaling: float,
 ) -> torch.Tensor:
-    """The attention [batch, 1, heads, head_dim] of one query in each row."""
+    """The attention [batch, 1, heads, head_dim] of one query in each row: to everything without a layer's options."""
     visible = None if mask is None else _visible(mask)
-    mass = attention_mass(query, keys, kv_heads, scaling, visible)
-    places, counts = (None if part is None else part[:, :, 0] for part in select(mass, visible, layer))
-    read = None if counts is None else counts[:, :, None]
+    if isinstance(keys, RoundedTensor) and isinstance(values, RoundedTensor):
+        return _rounded_step(layer, query, keys, values, kv_heads, visible, scaling)
+    if layer is None:
+        return _whole_step(query, keys.whole(), values.whole(), visible, scaling)
+    places, read = select(attention_mass(attention_scores(query, keys, kv_heads, scaling, visible)), visible, layer)
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype  # CPUs have few instructions for 16 bits
-    found = _whole_step(query.to(dtype), keys.gather(places, dtype), values.gather(places, dtype), read, scaling)
-    return found.to(query.dtype)
+    few_keys, few_values = (part.gather(places[:, :, 0]).to(dtype) for part in (keys, values))
+    return _whole_step(query.to(dtype), few_keys, few_values, read, scaling).to(query.dtype)
+
+
+def _whole_step(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """The heads of a group are rows of one product, which `scaled_dot_product_attention` does not do."""
+    grouped = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
+    return scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=scaling).flatten(1, 2)[:, None]
+
+
+def _rounded_step(
+    layer: LayerAttention | None,
+    query: torch.Tensor,
+    keys: RoundedTensor,
+    values: RoundedTensor,
+    kv_heads: int,
+    visible: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """The same of a rounded cache, whose integers are read as they are. The scores that choose are those that weigh."""
+    scores = attention_scores(query, keys, kv_heads, scaling, visible)[:, :, :, 0]
+    if layer is not None:
+        places, counts = select(attention_mass(scores[:, :, :, None]), visible, layer)
+        scores = scores.gather(-1, places.expand(*scores.shape[:3], -1))
+        if counts is not None:
+            scores = scores.masked_fill(~counts, torch.finfo(scores.dtype).min)
+        values = values.part(places[:, :, 0])
+    return values.sums(scores.softmax(-1)).to(query.dtype).flatten(1, 2)[:, None]
 
 
 def _every_query(
@@ -137,7 +155,8 @@ def _every_query(
     for start in range(0, count, at_once):
         part = slice(start, start + at_once)
         seen = visible[:, :, part]
-        selected = select(attention_mass(query[:, :, part], PlainTensor(key), kv_heads, scaling, seen), seen, layer)
+        scores = attention_scores(query[:, :, part], PlainTensor(key), kv_heads, scaling, seen)
+        selected = select(attention_mass(scores), seen, layer)
         assert selected.counts is not None
         read = torch.zeros(*selected.places.shape[:3], length, dtype=torch.bool, device=query.device)
         read = read.scatter_(-1, *selected) | (seen & dense[part])

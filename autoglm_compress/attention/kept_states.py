@@ -6,7 +6,7 @@ import torch
 
 from autoglm_compress.attention.int8 import Rounded, restore_states, round_states
 from autoglm_compress.attention.layout import gather
-from autoglm_compress.attention.native import native_products
+from autoglm_compress.attention.native import native_products, native_sums
 from autoglm_compress.attention.token_buffer import TokenBuffer
 
 
@@ -19,8 +19,8 @@ class KeptTensor(Protocol):
     def products(self, queries: torch.Tensor) -> torch.Tensor:
         """Dot products [batch, heads, n, length] with vectors [batch, heads, n, width]."""
 
-    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The vectors [batch, heads, n, width] of tokens [batch, heads, n], in a dtype."""
+    def gather(self, places: torch.Tensor) -> torch.Tensor:
+        """The vectors [batch, heads, n, width] of tokens [batch, heads, n]."""
 
 
 class PlainTensor:
@@ -37,9 +37,9 @@ class PlainTensor:
         """Dot products [batch, heads, n, length]."""
         return queries @ self._tensor.transpose(-1, -2)
 
-    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def gather(self, places: torch.Tensor) -> torch.Tensor:
         """The vectors of tokens."""
-        return gather(self._tensor, places).to(dtype)
+        return gather(self._tensor, places)
 
 
 class RoundedTensor:
@@ -54,17 +54,25 @@ class RoundedTensor:
         return restore_states(self._rounded, self._dtype)
 
     def products(self, queries: torch.Tensor) -> torch.Tensor:
-        """Dot products [batch, heads, n, length] with the integers, multiplied by the scales afterwards."""
+        """Dot products in fp32 [batch, heads, n, length] with the integers, multiplied by the scales afterwards."""
         found = native_products(queries, self._rounded)
         if found is not None:
             return found
         codes, scales = self._rounded
-        return (queries @ codes.to(queries.dtype).transpose(-1, -2)) * scales.to(queries.dtype).transpose(-1, -2)
+        return (queries.float() @ codes.float().transpose(-1, -2)) * scales.transpose(-1, -2).float()
 
-    def gather(self, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def sums(self, weights: torch.Tensor) -> torch.Tensor:
+        """The vectors [batch, heads, n, width] added up by weights [batch, heads, n, length]."""
+        found = native_sums(weights, self._rounded)
+        return weights @ self.whole().to(weights.dtype) if found is None else found
+
+    def gather(self, places: torch.Tensor) -> torch.Tensor:
         """The vectors of tokens, multiplied out."""
-        codes, scales = (gather(part, places) for part in self._rounded)
-        return restore_states(Rounded(codes, scales), dtype)
+        return self.part(places).whole()
+
+    def part(self, places: torch.Tensor) -> "RoundedTensor":
+        """The integers of tokens [batch, heads, n]."""
+        return RoundedTensor(Rounded(*(gather(part, places) for part in self._rounded)), self._dtype)
 
 
 class PlainBuffer:

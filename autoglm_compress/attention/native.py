@@ -1,13 +1,12 @@
-"""Products with INT8 keys in C, compiled by the machine's own compiler where there is one.
+"""Attention to INT8 keys and values in C, compiled by the machine's own compiler where there is one.
 
 torch multiplies integers only after it has written them out as floating-point numbers, which takes longer than to read
-keys in 16 bits.
+states in 16 bits.
 """
 
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ import torch
 from autoglm_compress.attention.int8 import Rounded
 from autoglm_compress.attention.layout import apart
 
-SOURCE = Path(__file__).with_name("products.c")
+SOURCE = Path(__file__).with_name("int8.c")
 REORDERED = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 """What lets sums run in parallel. Not -ffast-math, with which a library makes the whole process flush subnormals."""
 FLAGS = ("-O3", "-march=native", *REORDERED, "-fopenmp", "-shared", "-fPIC")
@@ -30,35 +29,40 @@ def native_products(queries: torch.Tensor, keys: Rounded) -> torch.Tensor | None
 
     None if there is no compiler, or keys are not laid out as a cache holds them, on a CPU.
     """
-    codes, scales = keys
-    batch, heads, length, width = codes.shape
-    between = apart(codes), apart(scales)
-    if codes.device.type != "cpu" or width > WIDEST or None in between:
+    return _called("int8_products", queries, keys, (*queries.shape[:3], keys.codes.shape[2]))
+
+
+def native_sums(weights: torch.Tensor, values: Rounded) -> torch.Tensor | None:
+    """Sums, fp32 [batch, heads, n, width], of rounded values by weights [batch, heads, n, length], or None as above."""
+    return _called("int8_sums", weights, values, (*weights.shape[:3], values.codes.shape[3]))
+
+
+def _called(name: str, rows: torch.Tensor, rounded: Rounded, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """What a function makes of rows [batch, heads, n, …] and what the cache holds, in a tensor of such a shape."""
+    batch, heads, length, width = rounded.codes.shape
+    between = [elements for part in rounded if (elements := apart(part)) is not None]
+    if rows.device.type != "cpu" or width > WIDEST or len(between) < len(rounded):
         return None
-    function = _compiled()
-    if function is None:
+    library = _compiled()
+    if library is None:
         return None
-    given = queries.to(torch.float32).contiguous()
-    found = torch.empty(*given.shape[:3], length)
-    pointers = (tensor.data_ptr() for tensor in (given, codes, scales, found))
-    function(*pointers, batch * heads, given.shape[2], length, width, *between)
+    given, found = rows.to(torch.float32).contiguous(), torch.empty(shape)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, *rounded, found)]
+    sizes = (batch * heads, rows.shape[2], length, width, *between)
+    getattr(library, name)(*pointers, *map(ctypes.c_int64, sizes))
     return found
 
 
 @cache
-def _compiled() -> Callable[..., None] | None:
-    """The function, compiled once in a process; None if that does not work."""
+def _compiled() -> ctypes.CDLL | None:
+    """The functions, compiled once in a process; None if that does not work."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
     with TemporaryDirectory() as folder:
-        library = Path(folder) / "products.so"
+        library = Path(folder) / "int8.so"
         done = subprocess.run([compiler, *FLAGS, "-o", str(library), str(SOURCE)], capture_output=True, check=False)
         try:
-            function = ctypes.CDLL(str(library)).int8_products if done.returncode == 0 else None
+            return ctypes.CDLL(str(library)) if done.returncode == 0 else None
         except OSError:
-            function = None
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 6
-        function.restype = None
-    return function
+            return None

@@ -18,10 +18,10 @@ class Selected(NamedTuple):
     counts: torch.Tensor | None
 
 
-def attention_mass(
+def attention_scores(
     queries: torch.Tensor, keys: KeptTensor, kv_heads: int, scaling: float, visible: torch.Tensor | None
 ) -> torch.Tensor:
-    """What the query heads of each KV group give to each token, as a sum of their softmaxes.
+    """The scores that attention takes the softmax of.
 
     Args:
         queries: [batch, heads, queries, head_dim].
@@ -31,13 +31,25 @@ def attention_mass(
         visible: which tokens a query may see, bool [batch, 1, queries, length]; None for all.
 
     Returns:
-        fp32 [batch, kv_heads, queries, length].
+        fp32 [batch, kv_heads, heads / kv_heads, queries, length].
     """
     batch, heads, count, width = queries.shape
     products = keys.products(queries.reshape(batch, kv_heads, heads // kv_heads * count, width))
     scores = (products * scaling).float().unflatten(2, (heads // kv_heads, count))
-    if visible is not None:
-        scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
+    if visible is None:
+        return scores
+    return scores.masked_fill(~visible[:, :, None], torch.finfo(scores.dtype).min)  # finite: padding sees nothing
+
+
+def attention_mass(scores: torch.Tensor) -> torch.Tensor:
+    """What the query heads of each KV group give to each token, as a sum of their softmaxes.
+
+    Args:
+        scores: [batch, kv_heads, heads / kv_heads, queries, length].
+
+    Returns:
+        [batch, kv_heads, queries, length].
+    """
     return scores.softmax(-1).sum(2)
 
 
@@ -57,7 +69,7 @@ def select(mass: torch.Tensor, visible: torch.Tensor | None, layer: LayerAttenti
     from_first = visible.cumsum(-1)
     seen = from_first[..., -1:]
     always = (from_first <= FIRST) | (seen - from_first < window)
-    mass = mass.nan_to_num(0.0).masked_fill(always, ALWAYS).masked_fill(~visible, NEVER)
+    mass = mass.masked_fill(always, ALWAYS).masked_fill(~visible, NEVER)
     most = layer.tokens_read(seen)
     values, places = mass.topk(min(int(most.max()), length))
     ranks = torch.arange(places.shape[-1], device=places.device)

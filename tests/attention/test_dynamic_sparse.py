@@ -91,17 +91,23 @@ def test_a_step_reads_what_the_slow_version_reads(
 def test_reading_everything_is_dense_attention(
     heads: tuple[int, int], dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dynamic_sparse, "_reads_less", lambda *_: True)  # or it would not even select
+    # Or it would not even select.
+    monkeypatch.setattr(dynamic_sparse, "_reads_less", lambda layer, _: layer.top_k is not None)
     query = torch.randn(2, heads[0], 1, WIDTH, dtype=dtype)
     key, value = torch.randn(2, 2, heads[1], 50, WIDTH, dtype=dtype)
     mask = torch.ones(2, 1, 1, 50, dtype=torch.bool)
     mask[1, ..., :7] = False
     module = _module(LayerAttention(50, AttentionOptions(dense_below=0)), heads[0] // heads[1])
 
+    everything = _module(LayerAttention(None, AttentionOptions()), heads[0] // heads[1])
+    rounded = PreallocatedLayer(8, as_kept=True)
+    handed = rounded.update(key, value)
     for each in (mask, torch.where(mask, 0, torch.finfo(dtype).min).to(dtype), None):
-        found, _ = dynamic_sparse_attention(module, query, key, value, each)
-        expected, _ = dynamic_sparse.sdpa_attention_forward(module, query, key, value, each)
-        torch.testing.assert_close(found, expected, atol=near, rtol=near)
+        for states, held in (((key, value), (key, value)), (handed, (rounded.keys, rounded.values))):
+            expected, _ = dynamic_sparse.sdpa_attention_forward(module, query, *held, each)
+            for reading in (module, everything):
+                found, _ = dynamic_sparse_attention(reading, query, *states, each)
+                torch.testing.assert_close(found, expected, atol=near, rtol=near)
 
 
 @given(shape=st.tuples(*[st.integers(1, 3)] * 3, st.integers(1, 600), st.integers(1, 70)), seed=st.integers(0, 2**16))
@@ -113,10 +119,11 @@ def test_compiled_products_are_those_of_torch(shape: tuple[int, ...], seed: int)
     cache = PreallocatedLayer(8, as_kept=True)
     keys, _ = cache.update(states, states)
     kept, _ = getattr(keys, KEPT)
+    weights = torch.rand(batch, heads, rows, length, generator=generator)
 
-    with patch("autoglm_compress.attention.kept_states.native_products", lambda *_: None):
-        expected = kept.products(queries)
-    torch.testing.assert_close(kept.products(queries), expected, atol=1e-5, rtol=1e-5)
+    with patch("autoglm_compress.attention.native._compiled", lambda: None):
+        expected = kept.products(queries), kept.sums(weights)
+    torch.testing.assert_close((kept.products(queries), kept.sums(weights)), expected, atol=1e-4, rtol=1e-5)
 
 
 @given(

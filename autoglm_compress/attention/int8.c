@@ -1,4 +1,4 @@
-/* Dot products of fp32 queries with INT8 keys, at the speed at which the keys are read. */
+/* Attention to INT8 keys and values, at the speed at which they are read. */
 
 #include <stdint.h>
 #include <string.h>
@@ -28,6 +28,29 @@ void int8_products(const float *queries, const int8_t *codes, const uint16_t *sc
                 float sum = 0;
                 for (int64_t d = 0; d < width; d++) sum += key[d] * with[d];
                 found[(head * n + row) * length + token] = sum * scale;
+            }
+        }
+    }
+}
+
+/* Sums of INT8 values by weights [heads, n, length]; found [heads, n, width]. */
+void int8_sums(const float *weights, const int8_t *codes, const uint16_t *scales, float *found, int64_t heads,
+               int64_t n, int64_t length, int64_t width, int64_t codes_apart, int64_t scales_apart) {
+#pragma omp parallel for schedule(static)
+    for (int64_t head = 0; head < heads; head++) {
+        float *sums = found + head * n * width;
+        float value[WIDEST];
+        memset(sums, 0, n * width * sizeof *sums);
+        for (int64_t token = 0; token < length; token++) {
+            const int8_t *code = codes + head * codes_apart + token * width;
+            uint32_t bits = (uint32_t)scales[head * scales_apart + token] << 16;
+            float scale;
+            memcpy(&scale, &bits, sizeof scale);
+            for (int64_t d = 0; d < width; d++) value[d] = code[d];
+            for (int64_t row = 0; row < n; row++) {
+                float weight = weights[(head * n + row) * length + token] * scale;
+                float *sum = sums + row * width;
+                for (int64_t d = 0; d < width; d++) sum[d] += weight * value[d];
             }
         }
     }

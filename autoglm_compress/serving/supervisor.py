@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import httpx2
 
@@ -77,7 +78,7 @@ class Supervisor:
     ) -> None:
         await self._stop()
 
-    def _watch(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _watch(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

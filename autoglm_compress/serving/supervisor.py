@@ -151,6 +151,7 @@ class Supervisor:
             assert self._process is not None
             code = await self._process.wait()
             await self._forget_client()
+            _signal_group(self._process.pid, signal.SIGKILL)  # processes that it has left behind
             if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
                 pause = FIRST_PAUSE
             self._note(f"{self.engine.name} ended with exit code {code}; it is started again in {pause:.0f} s")
@@ -159,7 +160,7 @@ class Supervisor:
             self.restarts += 1
             try:
                 await self._start()
-            except EngineEndedError as error:
+            except (EngineEndedError, OSError) as error:
                 self._note(f"{self.engine.name} did not start: {error}")
             else:
                 self._note(f"{self.engine.name} is back")

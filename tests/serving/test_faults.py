@@ -17,6 +17,7 @@ import pytest
 from autoglm_compress.serving.measures import Measures
 from autoglm_compress.serving.problems import RefusedError
 from autoglm_compress.serving.relay import MOST_WAITING, Queue
+from support.command_line import assert_says, refusal
 from support.running import invoke
 from support.serving import Server, serving
 
@@ -78,6 +79,13 @@ def test_an_engine_that_is_killed_is_replaced_and_a_server_that_is_ended_drains(
         ender.join()
         assert code == [128 + signal.SIGTERM]
         assert not engine.is_running()
+
+
+def test_an_engine_that_does_not_take_the_file_has_the_last_word(gguf: Path, tmp_path: Path) -> None:
+    [file] = gguf.glob("*.gguf")
+    (tmp_path / "other.gguf").write_bytes(file.read_bytes().replace(b"llama", b"lemma"))
+    message = refusal("serve", tmp_path / "other.gguf", "--port", 0)
+    assert_says(message, "llama.cpp did not start", "lemma", "exit code")
 
 
 def test_no_engine_outlives_a_killed_server(gguf: Path) -> None:

@@ -136,8 +136,9 @@ def benchmark(
     Medians of several starts, with the least and the most. Nobody else asks the engine.
     """
     with one_message("stopped"):
-        from autoglm_compress.serving.command import prepare, prompt_lengths
+        from autoglm_compress.serving.command import prepare, prompt_lengths, require_folder
 
+        require_folder(json_file)
         target, chosen, context = prepare(model, engine.value, max_model_len)
         lengths = prompt_lengths(prompt_tokens, new_tokens, context)
         from autoglm_compress.atomic import write_json

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -116,6 +116,13 @@ def _common(
     if engine.strict and streams:
         body["stream_options"] = options | {"include_usage": True}
     return Request(body, texts, streams, bool(options.get("include_usage")), reasoning)
+
+
+def bounded(request: Request, room: int) -> Request:
+    """The same request, for an answer of so many tokens at most."""
+    name = next((name for name in reversed(LIMITS) if request.body.get(name) is not None), LIMITS[0])
+    most = min(request.body.get(name) or room, room)
+    return replace(request, body=request.body | {name: most})
 
 
 def _texts(messages: list[dict[str, Any]]) -> list[str]:

@@ -93,7 +93,8 @@ async def _ask(supervisor: Supervisor, length: int, new_tokens: int) -> tuple[in
     body = {"model": engine.model, "prompt": text + " x" * (length - 8), "stream": True, **engine.exactly(new_tokens)}
     if engine.strict:
         body["stream_options"] = {"include_usage": True}
-    began, first, last, usage = time.monotonic(), 0.0, 0.0, {}
+    began, first, last = time.monotonic(), 0.0, 0.0
+    usage: dict[str, int] = {}
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         try:
             if answer.status_code != 200:

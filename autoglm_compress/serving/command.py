@@ -133,6 +133,12 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
+def require_folder(file: Path | None) -> None:
+    """Raise UserError if the folder of a file to write is not there."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"--json {file}: no such folder: {file.parent}. Make it, or give another file.")
+
+
 def prompt_lengths(given: str, new_tokens: int, context: int) -> list[int]:
     """Lengths of prompts as the command line gives them.
 

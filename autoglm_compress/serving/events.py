@@ -8,7 +8,6 @@ import httpx2
 
 from autoglm_compress.serving.problems import RefusedError, of_engine
 
-PREFIX = "data:"
 TEXTS = ("content", "reasoning", "reasoning_content", "tool_calls")
 """What a piece of an answer may have."""
 
@@ -29,13 +28,12 @@ async def events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
     Raises:
         RefusedError: one of them tells of an error.
     """
-    async for line in answer.aiter_lines():
-        data = line.removeprefix(PREFIX).strip()
-        if not line.startswith(PREFIX) or data == "[DONE]":
+    async for sent in httpx2.EventSource(answer):
+        if sent.data == "[DONE]":
             continue
-        event = json.loads(data)
+        event = json.loads(sent.data)
         if "error" in event:
-            raise of_engine(500, event, data)
+            raise of_engine(500, event, sent.data)
         yield event
 
 

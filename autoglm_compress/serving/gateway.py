@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from autoglm_compress.serving.answering import Translation
-from autoglm_compress.serving.asking import Request, chat_request, completion_request, parse_body
+from autoglm_compress.serving.asking import Request, bounded, chat_request, completion_request, parse_body
 from autoglm_compress.serving.keys import is_allowed
 from autoglm_compress.serving.lengths import Lengths
 from autoglm_compress.serving.measures import Measures
@@ -60,7 +60,7 @@ def make_gateway(served: Served, supervisor: Supervisor) -> FastAPI:
 
     async def relay(endpoint: str, request: Request, in_text: bool) -> Response:
         if lengths is not None:
-            await asyncio.to_thread(lengths.require_fit, request.texts)
+            request = bounded(request, await asyncio.to_thread(lengths.room, request.texts))
         translation = Translation(served.name, request.reasoning, in_text)
         return Relay(endpoint, request, supervisor, queue, translation, measures)
 

@@ -21,11 +21,16 @@ class Lengths:
         self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
         self._most = most
 
-    def require_fit(self, texts: Iterable[str]) -> None:
-        """Raise RefusedError if texts have no room for an answer. What a chat template adds is not counted."""
+    def room(self, texts: Iterable[str]) -> int:
+        """How many tokens an answer to these texts may have. What a chat template adds is not counted.
+
+        Raises:
+            RefusedError: none.
+        """
         if self._tokenizer is None:
-            return
+            return self._most
         count = sum(len(self._tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         if count >= self._most:
             message = f"the text has {count} tokens or more; with its answer it may have {self._most}."
             raise RefusedError(400, message)
+        return self._most - count

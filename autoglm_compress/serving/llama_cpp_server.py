@@ -27,7 +27,10 @@ def main() -> None:
     # The context is as asked for, or the start fails.
     parameters.fit_params = False
     parameters.ui = parameters.endpoint_slots = False
-    _server = xllamacpp.Server(parameters)
+    try:
+        _server = xllamacpp.Server(parameters)
+    except RuntimeError as failure:  # llama.cpp has said more in its log than the exception does
+        sys.exit(str(failure))
     threading.Event().wait()
 
 

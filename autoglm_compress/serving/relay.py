@@ -168,3 +168,4 @@ async def _until_gone(receive: Receive) -> None:
 async def _send_event(send: Send, event: dict[str, Any]) -> None:
     data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+    await asyncio.sleep(0)  # events may come without a pause, in which nobody would notice that the client is gone

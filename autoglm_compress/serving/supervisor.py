@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import httpx2
 
@@ -77,10 +79,11 @@ class Supervisor:
     ) -> None:
         await self._stop()
 
-    def _watch(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _start(self) -> None:
         """Start the engine, and return when it has given a token."""
@@ -98,7 +101,7 @@ class Supervisor:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._watch(self._listen(self._process.stdout))
+        listening = self._watch(self._listen(self._process.stdout))
         with contextlib.suppress(ConnectionError):
             self._process.stdin.write(launch.job.encode())
             await self._process.stdin.drain()
@@ -113,6 +116,7 @@ class Supervisor:
         try:
             while not await self._gives_token(client):
                 if self._process.returncode is not None:
+                    await asyncio.wait({listening}, timeout=1)
                     raise EngineEndedError(self._last_words())
                 await asyncio.sleep(POLL_SECONDS)
         except BaseException:
@@ -140,25 +144,28 @@ class Supervisor:
     def _last_words(self) -> str:
         code = self._process.returncode if self._process else None
         lines = [line.strip() for line in self._said]
+        raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
         errors = [line for line in lines if "error" in line.lower()]
-        return f"{(errors or lines or ['no message'])[-1][-500:]} (exit code {code})"
+        told = raised[-1:] or errors[:1] or lines[-1:] or ["no message"]
+        return f"{told[0][:500]} (exit code {code})"
 
     async def _keep_running(self) -> None:
         pause = FIRST_PAUSE
         while True:
             began = asyncio.get_running_loop().time()
             assert self._process is not None
-            code = await self._process.wait()
+            await self._process.wait()
             await self._forget_client()
+            _signal_group(self._process.pid, signal.SIGKILL)  # processes that it has left behind
             if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
                 pause = FIRST_PAUSE
-            self._note(f"{self.engine.name} ended with exit code {code}; it is started again in {pause:.0f} s")
+            self._note(f"{self.engine.name} ended: {self._last_words()}; it is started again in {pause:.0f} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self.restarts += 1
             try:
                 await self._start()
-            except EngineEndedError as error:
+            except (EngineEndedError, OSError) as error:
                 self._note(f"{self.engine.name} did not start: {error}")
             else:
                 self._note(f"{self.engine.name} is back")
@@ -173,7 +180,10 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._forget_client()
-        if self._process is None or self._process.returncode is not None:
+        if self._process is None:
+            return
+        if self._process.returncode is not None:
+            _signal_group(self._process.pid, signal.SIGKILL)
             return
         _signal_group(self._process.pid, signal.SIGTERM)
         try:

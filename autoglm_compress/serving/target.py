@@ -93,7 +93,7 @@ def _of_checkpoint(folder: Path) -> Target:
     heads = _number(text, "num_attention_heads", path)
     return Target(
         folder,
-        folder.name,
+        folder.resolve().name,
         weights,
         context=_number(text, "max_position_embeddings", path),
         layers=_number(text, "num_hidden_layers", path),

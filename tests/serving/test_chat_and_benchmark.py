@@ -44,3 +44,7 @@ def test_what_a_person_would_feel(thinker_gguf: Path, tmp_path: Path) -> None:
 def test_prompts_that_cannot_be(thinker_gguf: Path, given: str) -> None:
     message = refusal("benchmark", thinker_gguf, "--prompt-tokens", given, "--max-model-len", 512)
     assert_says(message, f"--prompt-tokens {given}")
+
+
+def test_results_that_have_no_place(thinker_gguf: Path, tmp_path: Path) -> None:
+    assert_says(refusal("benchmark", thinker_gguf, "--json", tmp_path / "none" / "speed.json"), "no such folder")

@@ -1,20 +1,49 @@
-"""Thoughts and answers in one text are told apart however the text is cut; requests and answers are translated."""
+"""Events, thoughts and answers are told apart however a stream is cut."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any, AnyStr
 
+import httpx2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoglm_compress.serving.answering import Translation, joined
 from autoglm_compress.serving.asking import Reasoning
+from autoglm_compress.serving.events import events
 from autoglm_compress.serving.thinking import ThoughtSplitter
 
 TEXT = st.text(alphabet="<>/think \nab", max_size=30)
 
 
-def cut(text: str, places: list[int]) -> list[str]:
+def cut(text: AnyStr, places: list[int]) -> list[AnyStr]:
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
+
+
+@given(text=st.text(max_size=40), places=st.lists(st.integers(0, 999)))
+def test_events_come_whole_however_a_stream_is_cut(text: str, places: list[int]) -> None:
+    """Whatever is in a text: there are characters that Python takes for the end of a line, and events do not."""
+    event = {"choices": [{"index": 0, "text": text}]}
+    data = f": ping\n\ndata: {json.dumps(event, ensure_ascii=False)}\n\ndata: [DONE]\n\n".encode()
+
+    class Cut(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for piece in cut(data, places):
+                yield piece
+
+    async def read() -> list[dict[str, Any]]:
+        answer = httpx2.Response(
+            200,
+            headers={"content-type": "text/event-stream"},
+            stream=Cut(),
+            request=httpx2.Request("POST", "http://engine"),
+        )
+        return [found async for found in events(answer)]
+
+    assert asyncio.run(read()) == [event]
 
 
 def slow_split(text: str) -> tuple[str, str]:

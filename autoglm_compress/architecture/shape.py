@@ -121,7 +121,12 @@ class ModelShape:
     def with_sizes(self, sizes: Mapping[str, int]) -> "ModelShape":
         """The shape with all `cut_sizes` given, of a model whose layers are alike."""
         narrowed = self.with_layers(range(sizes["num_hidden_layers"])).with_width(sizes["hidden_size"])
-        return replace(narrowed, **sizes)
+        return replace(
+            narrowed,
+            intermediate_size=sizes["intermediate_size"],
+            num_attention_heads=sizes["num_attention_heads"],
+            num_key_value_heads=sizes["num_key_value_heads"],
+        )
 
     def layer_tensors(self, layer: int = 0) -> dict[str, tuple[int, ...]]:
         """The tensors of one layer, by their names relative to it."""

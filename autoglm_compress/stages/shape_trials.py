@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from autoglm_compress.calibration.tokens import batched
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import computed_once, write_json
+from autoglm_compress.errors import UserError
 from autoglm_compress.forward.divergence import Divergence
 from autoglm_compress.forward.features import with_features_of
 from autoglm_compress.forward.walk import walk
@@ -67,6 +69,11 @@ class Trials:
         checkpoint = with_features_of(Checkpoint(made, context.source.family), context.source)
         last = list(walk(checkpoint, self._rows, None, runtime=context.runtime, title="shape"))
         divergence = self._reference.of_other(checkpoint, torch.cat(last))
+        if not isfinite(divergence):
+            raise UserError(
+                f"{context.source_folder}: once it is cut, predictions are NaN or infinite for some tokens: "
+                "the model overflows in the dtype it is computed in, or its weights are damaged."
+            )
         shutil.rmtree(folder)
         return divergence
 

@@ -187,6 +187,6 @@ def test_the_even_shape_cuts_all_sizes_alike():
     shape = grid.shape(even_place(grid, target.limit(source)))
     assert target.limit(source) * 0.9 < shape.parameters <= target.limit(source)
     ratios = [kept / source.cut_sizes[name] for name, kept in shape.cut_sizes.items() if "key_value" not in name]
-    assert max(ratios) - min(ratios) < 0.2
+    assert max(ratios) - min(ratios) <= 0.25  # heads are halved or whole, as every KV group stays
     assert shape.num_key_value_heads == 4
     assert Stream(8, 4, 256) == grid.streams[-1]

@@ -19,7 +19,7 @@ from support.exporting import COMMON_SHAPES, export, quantize, recipe_of, record
 from support.mnn_files import graph, linear
 from support.models import FAMILIES
 from support.onnx_files import exact_weight
-from support.running import invoke, run
+from support.running import digests, invoke, just_written, run, run_until_killed
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 Make = Callable[..., Path]
@@ -130,13 +130,28 @@ def test_eight_bits_for_the_ends_halve_their_bytes_and_their_cost_is_told(
     assert "embedding and head in 8 bits cost a KL divergence of" in output
     before = {file: sha256(folder / file) for file in FILES if (folder / file).exists()}
     assert run(recipe).count("finished before, reused") == 1
-    if tied:
-        run(recipe, "--fresh")
     assert {file: sha256(stage_folder(tmp_path / "out", "small") / file) for file in before} == before
 
 
+@pytest.mark.usefixtures("_forked")
+def test_an_export_that_was_killed_while_its_files_were_moved_goes_on_to_the_same_bytes(
+    make_checkpoint: Make, tmp_path: Path
+):
+    """The one that is killed has the converter in a process of its own, as users have."""
+    source = make_checkpoint("llama", tie_word_embeddings=True)
+    killed, undisturbed = (recipe_of(tmp_path / name, source, mnn("source")) for name in ("killed", "undisturbed"))
+    assert run_until_killed(killed, just_written("mnn/llm.mnn.weight"))
+    work = tmp_path / "killed" / "out"
+    assert list(work.rglob("llm.mnn.weight"))
+    assert not list(work.glob("[0-9]*"))
+    for recipe in (killed, undisturbed):
+        run(recipe)
+    assert digests(work) == digests(tmp_path / "undisturbed" / "out") != {}
+
+
+@pytest.mark.usefixtures("_forked")
 def test_the_folder_is_one_that_a_person_can_use(make_checkpoint: Make, tmp_path: Path):
-    """By the command, and with the converter in a process of its own."""
+    """By the command."""
     result = invoke(
         *("export", make_checkpoint("mistral"), "--format", "mnn", "--output", tmp_path / "out", "--called", "tiny")
     )

@@ -75,8 +75,8 @@ def test_a_refit_brings_features_of_other_images_nearer_to_the_originals(source:
     assert [entry["error_after"] for entry in linears if entry["part"] == DOWN] == [record[DOWN]["error_after"]]
 
 
-def test_the_layers_are_fitted_to_what_the_refitted_tower_makes(source: Path, output: Path, tmp_path: Path):
-    """A second refit finds nothing left to gain in the bridge that the first has fitted to the same rows."""
+def test_the_errors_on_record_are_those_of_the_tower_that_is_written(source: Path, output: Path, tmp_path: Path):
+    """A second refit, by the same rows, begins where the first has ended."""
     rows = output.parent / "rows.jsonl"
     run(calibrated(tmp_path, source, str(rows), NARROW, REFIT, REFIT | {"name": "again"}))
     first, second = (decisions(tmp_path / "out" / name)["bridges"][DOWN] for name in ("02-refit", "03-again"))

@@ -70,12 +70,14 @@ class AdapterChoice:
     def __init__(self, source: Checkpoint, rows: DividedRows, work: Path, runtime: Runtime) -> None:
         assert isinstance(source.features, Features)  # as every model with towers has
         self._source, self._features, self._work, self._runtime = source, source.features, work, runtime
-        self._inputs = ProjectedChats(work / "inputs")
+        self._inputs = ProjectedChats(source, work / "inputs")
         found, decides = torch.cat(rows.batches), torch.cat(rows.deciding)
         self._deciding_rows = found[decides]
-        self._fitted = self._features.chats_in(found[~decides])
-        self._deciding = [n for n in self._features.chats_in(self._deciding_rows) if n not in self._fitted]
-        self._inputs.record(source, [*self._fitted, *self._deciding], runtime)
+        fitted, deciding = (set(self._features.chats_in(part)) for part in (found[~decides], self._deciding_rows))
+        # In an order that a run which was killed has again.
+        self._fitted = sorted(fitted, key=self._features.content)
+        self._deciding = sorted(deciding - fitted, key=self._features.content)
+        self._inputs.record([*self._fitted, *self._deciding], runtime)
         self._projections = {
             kind: torch.cat(
                 [source.read(f"{each.linear}.weight"), source.read(f"{each.linear}.bias")[:, None]], dim=1

@@ -26,9 +26,9 @@ class ChatBatch:
     numbers: torch.Tensor
     held_out: torch.Tensor
 
-    def take(self, held_out: bool, device: torch.device) -> tuple[list[int]]:
+    def take(self, held_out: bool, device: torch.device) -> tuple[torch.Tensor]:
         """The numbers of the chats to fit to, or of those that decide."""
-        return (self.numbers[self.held_out if held_out else ~self.held_out].tolist(),)
+        return (self.numbers[self.held_out if held_out else ~self.held_out],)
 
 
 def batches_of(fitted: Sequence[int], deciding: Sequence[int]) -> list[ChatBatch]:
@@ -73,9 +73,9 @@ class SharedTowers:
         The loss of a chat is the mean over its kinds of their relative squared errors.
         """
 
-        def loss(numbers: list[int], backward: bool) -> float:
+        def loss(numbers: torch.Tensor, backward: bool) -> float:
             total = 0.0
-            for number in numbers:
+            for number in numbers.tolist():
                 errors = self._errors(number)
                 error = torch.stack([each.mean() for each in errors.values()]).mean() / len(numbers)
                 if backward:

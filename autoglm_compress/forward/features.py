@@ -21,6 +21,7 @@ from autoglm_compress.calibration.media_chats import MediaChats
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
+from autoglm_compress.hashing import key_of, sha256
 from autoglm_compress.runtime import Runtime
 
 VOCABULARY = 16
@@ -84,6 +85,7 @@ class Features:
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
         self._changed = changed or {}
+        self._contents: dict[int, str] = {}
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
 
@@ -113,6 +115,13 @@ class Features:
                 self._seen(model, number)
                 yield number
                 advance(1)
+
+    def content(self, number: int) -> str:
+        """A hash of a chat and its files, the same in every process; its number depends on what was read before."""
+        if number not in self._contents:
+            chat = self._chats.chat(number)
+            self._contents[number] = key_of([chat.messages, chat.tools, [sha256(file) for file in chat.files]])
+        return self._contents[number]
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""

@@ -81,19 +81,25 @@ def _recorded(linears: Mapping[str, nn.Module], inputs: Found, outputs: Found) -
 
 
 class ProjectedChats:
-    """What goes into the linears for each chat, in files that survive a kill: [features, in] by kind, in fp32."""
+    """What goes into the linears for each chat, in files that survive a kill: [features, in] by kind, in fp32.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        checkpoint: has towers, and the features that its run's chats have.
+        folder: for the files.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        assert isinstance(checkpoint.features, Features)  # the caller has looked
+        self._checkpoint, self._features, self._folder = checkpoint, checkpoint.features, folder
 
     @torch.no_grad()
-    def record(self, checkpoint: Checkpoint, numbers: list[int], runtime: Runtime) -> None:
-        """Let a checkpoint's towers see chats, by their numbers, that they have not seen yet."""
+    def record(self, numbers: list[int], runtime: Runtime) -> None:
+        """Let the towers see chats, by their numbers, that they have not seen yet."""
         missing = [number for number in numbers if not self._file(number).exists()]
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        towers = Towers(checkpoint, runtime.device, torch.float32)
+        towers = Towers(self._checkpoint, runtime.device, torch.float32)
         with runtime.progress.task("features before the projections", total=len(missing), unit="chats") as advance:
             for number in missing:
                 inputs, _ = towers.run(number)
@@ -105,4 +111,4 @@ class ProjectedChats:
         return load_file(self._file(number))
 
     def _file(self, number: int) -> Path:
-        return self._folder / f"chat-{number:06d}.safetensors"
+        return self._folder / f"{self._features.content(number)}.safetensors"

@@ -16,6 +16,8 @@ from autoglm_compress.shipped import bundled_folder, bundled_recipe
 def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
     """Copy a recipe, its bases, and the texts, questions and models beside them that they name.
 
+    Images and sounds of rows go along.
+
     The copies lie as far from each other as the originals, so that the relative paths in them stay right. What is there
     already is left if it is the same.
 
@@ -46,7 +48,7 @@ def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
 
 
 def _belonging(recipe: Path, root: Path) -> set[Path]:
-    """A recipe's own file, those of its bases, and all below `root` to which texts in them, or in chats, lead."""
+    """A recipe's own file, those of its bases, and all below `root` to which a text in them leads."""
     document = read_document(recipe)
     found = set(document.files)
     for text in _texts(document.data):
@@ -56,7 +58,8 @@ def _belonging(recipe: Path, root: Path) -> set[Path]:
                 found.update(file for file in path.rglob("*") if file.is_file())
             elif root in path.parents and path.is_file():
                 found.add(path)
-    return found.union(*(chat.files for file in found for chat in media_chats(file)))
+                found.update(file.resolve() for chat in media_chats(path) for file in chat.files)
+    return found
 
 
 def _texts(data: Any) -> Iterator[str]:

@@ -33,8 +33,8 @@ def checkpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Checkpoint
 def test_features_come_nearer_and_nothing_else_is_trained(checkpoint: Checkpoint, tmp_path: Path):
     where = quiet()
     fitted, deciding = list(range(ROWS - 8)), list(range(ROWS - 8, ROWS))
-    inputs = ProjectedChats(tmp_path / "inputs")
-    inputs.record(checkpoint, [*fitted, *deciding], where)
+    inputs = ProjectedChats(checkpoint, tmp_path / "inputs")
+    inputs.record([*fitted, *deciding], where)
     towers = Towers(checkpoint, where.device, torch.float32)
     projections = {}
     for kind, linear in towers.linears.items():

@@ -215,7 +215,7 @@ def test_a_killed_generation_goes_on(omni: Path, rows: Path, output: Path, tmp_p
     assert invoke_until_killed(Kill("autoglm_compress.evaluation.generate:write_json", call=4), *command)
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "going on where an earlier evaluation stopped" in result.output
+    assert_says(result.output, "going on where an earlier evaluation stopped", "6 answers")
     found = json.loads((tmp_path / "out.json").read_text())["tasks"]["generate"]["result"]["records"]["answers"]
     known = {each["where"]: each for each in results_of(output, "00-source")["generate"]["records"]["answers"]}
     assert len(found) == 6

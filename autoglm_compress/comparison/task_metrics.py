@@ -22,9 +22,12 @@ def metric_measures(base: Results, new: Results, limits: Limits) -> list[Measure
     for task in shared:
         documents = base.metrics[task].records.documents, new.metrics[task].records.documents
         if None not in documents and documents[0] != documents[1]:
+            same = "version of lm-eval and of the task's data"
+            if task == "generate":
+                same = "--generate, --limit, --ignore and --max-new-tokens"
             raise UserError(
                 f"{new.path} and {base.path}: {task}: not the same documents and prompts. Evaluate both checkpoints "
-                "with the same version of lm-eval and of the task's data."
+                f"with the same {same}."
             )
     pairs = {
         f"{task}:{metric}": (base.metrics[task], new.metrics[task], metric)

@@ -39,12 +39,12 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """A hash of all that the model is shown, of the right answers, and of how they are compared."""
+        """A hash of all that the model is shown and may write, of the right answers, and of how they are compared."""
         shown = [
             [row.prompt.messages, row.prompt.tools, [sha256(file) for file in row.prompt.files], row.answer]
             for row in self.rows
         ]
-        return hash_of(json.dumps([shown, sorted(self.ignore)], ensure_ascii=False))
+        return hash_of(json.dumps([shown, self.max_new_tokens, sorted(self.ignore)], ensure_ascii=False))
 
 
 def asked_rows(path: Path, options: GenerateOptions, reader: Reader, longest: int | None) -> Asked:
@@ -124,7 +124,7 @@ def _compared(text: str, ignore: Sequence[Ignored]) -> str:
 
 def _answers(checkpoint: Checkpoint, reader: Reader, asked: Asked, runtime: Runtime, work: Path | None) -> list[str]:
     """An answer for each row; those of a killed evaluation are taken over."""
-    file = None if work is None else work / f"generated-{hash_of(f'{asked.key} {asked.max_new_tokens}')}.json"
+    file = None if work is None else work / f"generated-{asked.key}.json"
     found: list[str] = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else []
     if len(found) == len(asked.rows):
         return found

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoglm_compress.evaluation.command import AGREEMENT
+from autoglm_compress.evaluation.generate import METRIC
 from autoglm_compress.records.evaluation import EvaluationRecord
-from autoglm_compress.records.task_results import without_records
+from autoglm_compress.records.task_results import RECORDS, without_records
 
 
 def evaluation_table(record: EvaluationRecord) -> Table:
@@ -26,6 +27,9 @@ def evaluation_table(record: EvaluationRecord) -> Table:
         elif task == "perplexity":
             spread = "" if result["stderr"] is None else f"{result['stderr']:.2f}"
             table.add_row("perplexity", f"{result['value']:.2f}", spread, f"{result['tokens']:,} tokens")
+        elif task == "generate":
+            answers = len(result[RECORDS]["values"][METRIC])
+            table.add_row("generate", *_share(result[METRIC], result[f"{METRIC}_stderr"]), f"{answers:,} answers")
         elif task == AGREEMENT:
             table.add_row("divergence", f"{result['divergence']:.4f} nats", "", f"{result['tokens']:,} tokens")
             table.add_row("same top token", f"{100 * result['top1']:.1f}%", "", f"{result['tokens']:,} tokens")
@@ -44,5 +48,9 @@ def _stderr_name(metric: str) -> str:
 
 
 def _accuracy(part: Mapping[str, Any]) -> tuple[str, str, str]:
-    spread = "" if part["stderr"] is None else f"{100 * part['stderr']:.1f}"
-    return f"{100 * part['accuracy']:.1f}%", spread, f"{part['questions']:,} questions"
+    return *_share(part["accuracy"], part["stderr"]), f"{part['questions']:,} questions"
+
+
+def _share(value: float, stderr: float | None) -> tuple[str, str]:
+    """A share and its standard error, in percent."""
+    return f"{100 * value:.1f}%", "" if stderr is None else f"{100 * stderr:.1f}"

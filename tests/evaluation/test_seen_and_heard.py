@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from autoglm_compress.calibration.answers import exchanges
 from autoglm_compress.checkpoint.processor import load_processor
+from autoglm_compress.evaluation import generate
 from support.command_line import assert_says, plan, refusal
 from support.media import PROCESSORS, draw, record, row, save_with_processor, write_media_quiz, write_rows
 from support.multimodal import load, logits, text_row
-from support.running import Kill, invoke, invoke_until_killed, run, write_recipe
+from support.running import invoke, run, write_recipe
 
 torch.set_num_threads(1)
 NEW_TOKENS = 4
@@ -209,33 +210,46 @@ def test_the_plan_says_the_memory_of_the_whole_model(omni: Path, rows: Path, tmp
     assert peaks[0] < peaks[1]
 
 
-def test_a_killed_generation_goes_on(omni: Path, rows: Path, output: Path, tmp_path: Path) -> None:
+def test_a_stopped_generation_goes_on(
+    omni: Path, rows: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--tasks", "generate", "--generate", rows, "--max-new-tokens", NEW_TOKENS, "--limit", 6)
     command = ("evaluate", omni, "--output", tmp_path / "out.json", "--device", "cpu", *options)
-    assert invoke_until_killed(Kill("autoglm_compress.evaluation.generate:write_json", call=4), *command)
+    answer, asked = generate._answer, []
+
+    def counted(*arguments: Any) -> str:
+        asked.append(arguments)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(generate, "_answer", counted)
+    assert invoke(*command).exit_code == 130
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "going on where an earlier evaluation stopped" in result.output
+    assert_says(result.output, "going on where an earlier evaluation stopped", "6 answers")
+    assert len(asked) == 4 + 3
     found = json.loads((tmp_path / "out.json").read_text())["tasks"]["generate"]["result"]["records"]["answers"]
     known = {each["where"]: each for each in results_of(output, "00-source")["generate"]["records"]["answers"]}
     assert len(found) == 6
     assert found == [known[each["where"]] for each in found]
 
 
-@pytest.mark.parametrize(
-    ("ignore", "right"), [((), 0.0), (("--ignore", "case"), 0.0), (("--ignore", "case,space"), 1.0)]
-)
-def test_case_and_space_can_be_ignored(
-    ignore: tuple[str, ...], right: float, make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_case_and_space_can_be_ignored(make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row("Where?", answer="Tap(5, 7)")) + "\n")
-    monkeypatch.setattr("autoglm_compress.evaluation.generate._answer", lambda *_: "tap(5,7)")
-    options = ("--tasks", "generate", "--generate", file, "--device", "cpu", *ignore)
-    result = invoke("evaluate", make_checkpoint("glm"), "--output", tmp_path / "out.json", *options)
-    assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out.json").read_text())["tasks"]["generate"]["result"]
-    assert found["exact_match"] == right
+    file.write_text(2 * (json.dumps(row("Where?", answer="Tap(5, 7)")) + "\n"))
+    monkeypatch.setattr(generate, "_answer", lambda *_: "tap(5,7)")
+    outputs = [tmp_path / f"{name}.json" for name in ("exact", "case", "both")]
+    ignored: list[tuple[str, ...]] = [(), ("--ignore", "case"), ("--ignore", "case,space")]
+    shares = []
+    for output, ignore in zip(outputs, ignored, strict=True):
+        options = ("--tasks", "generate", "--generate", file, "--device", "cpu", *ignore)
+        result = invoke("evaluate", make_checkpoint("glm"), "--output", output, *options)
+        assert result.exit_code == 0, result.output
+        shares.append(json.loads(output.read_text())["tasks"]["generate"]["result"]["exact_match"])
+    assert shares == [0, 0, 1]
+    refused = refusal("compare", outputs[0], outputs[2], "--max-loss", "generate:exact_match=1")
+    assert_says(refused, "generate: not the same", "--ignore")
 
 
 IMAGE = {"type": "image", "path": "broken.png"}

@@ -92,13 +92,13 @@ def draw(file: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
     return file
 
 
-def record(file: Path, seed: int, samples: int = 1600) -> Path:
-    """A random sound of a second."""
+def record(file: Path, seed: int, samples: int = 1600, rate: int = 1600) -> Path:
+    """A random sound of so many samples at a rate in Hz; models take 1600."""
     sound = np.random.default_rng(seed).integers(-9000, 9000, samples, dtype=np.int16)
     with wave.open(str(file), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
-        out.setframerate(1600)
+        out.setframerate(rate)
         out.writeframes(sound.tobytes())
     return file
 
@@ -124,7 +124,7 @@ def write_rows(folder: Path, count: int, sounds: bool = False) -> Path:
 
 
 def write_media_quiz(folder: Path, sounds: bool = False) -> Path:
-    """A quiz of a subject: an example and five questions, with an image each, a sound in its place, or neither."""
+    """A quiz of a subject: an example and five questions, with an image each, a sound of another rate, or neither."""
     for split, count in (("dev", 1), ("test", 5)):
         (folder / split).mkdir(parents=True, exist_ok=True)
         with (folder / split / f"shapes_{split}.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -133,7 +133,7 @@ def write_media_quiz(folder: Path, sounds: bool = False) -> Path:
             for number in range(count):
                 image = sound = ""
                 if sounds and number == 1:
-                    sound = record(folder / split / f"{number}.wav", number).name
+                    sound = record(folder / split / f"{number}.wav", number, samples=800, rate=800).name
                 elif number < 4:
                     image = draw(folder / split / f"{number}.png", number, (8, 8 + 4 * (number % 3))).name
                 rows.writerow(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_compress.atomic import appearing
+from autoglm_compress.calibration.text import media_chats
 from autoglm_compress.errors import UserError
 from autoglm_compress.recipe.document import read_document
 from autoglm_compress.shipped import bundled_folder, bundled_recipe
@@ -14,6 +15,8 @@ from autoglm_compress.shipped import bundled_folder, bundled_recipe
 
 def copy_recipe(name: str, target: Path) -> tuple[Path, list[Path]]:
     """Copy a recipe, its bases, and the texts, questions and models beside them that they name.
+
+    Images and sounds of rows go along.
 
     The copies lie as far from each other as the originals, so that the relative paths in them stay right. What is there
     already is left if it is the same.
@@ -55,6 +58,7 @@ def _belonging(recipe: Path, root: Path) -> set[Path]:
                 found.update(file for file in path.rglob("*") if file.is_file())
             elif root in path.parents and path.is_file():
                 found.add(path)
+                found.update(file.resolve() for chat in media_chats(path) for file in chat.files)
     return found
 
 

@@ -39,8 +39,12 @@ class Batch:
     """What the prediction of each token counts in the loss; shaped as `ids`."""
     pixels: torch.Tensor
     """Patches of all images, as the image processor makes them."""
+    shown: torch.Tensor
+    """The digit of each image."""
     mels: torch.Tensor
     """[sounds, bins, frames]."""
+    spoken: torch.Tensor
+    """The digit of each sound."""
 
 
 @dataclass
@@ -158,7 +162,9 @@ class Batches:
             positions=torch.tensor([row.positions for row in made]).permute(2, 0, 1),
             weights=torch.tensor([row.weights for row in made]),
             pixels=self._pixels(images),
+            shown=self._shown[images],
             mels=self._mels(sounds),
+            spoken=self._spoken[sounds],
         )
 
     def _questions(self, shares: dict[str, float]) -> Iterator[tuple[int, int, Question]]:

@@ -21,6 +21,8 @@ from reference_model.omni.speech import RATE
 LAYERS = 10
 """Text layers of the finished model."""
 WIDTH = 96
+SPREAD = 0.07
+"""Standard deviation of the first weights; transformers' 0.02 is for wide models."""
 IMAGE_TOKENS, SOUND_TOKENS = 4, 16
 PATCHES = 16
 FRAMES = 64
@@ -100,6 +102,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5OmniT
             "num_hidden_layers": layers,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
+            "initializer_range": SPREAD,
             "max_position_embeddings": 2048,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
             "tie_word_embeddings": False,
@@ -112,6 +115,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5OmniT
             "intermediate_size": 128,
             "num_heads": 3,
             "in_channels": 3,
+            "initializer_range": SPREAD,
             "patch_size": 2,
             "spatial_merge_size": 2,
             "temporal_patch_size": 1,
@@ -128,6 +132,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5OmniT
             "max_source_positions": FRAMES // 2,
             "n_window": FRAMES // 2,
             "output_dim": WIDTH,
+            "initializer_range": SPREAD,
         },
         image_token_index=token(SPECIAL["image_token"]),
         audio_token_index=token(SPECIAL["audio_token"]),
@@ -137,6 +142,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5OmniT
         vision_start_token_id=token(SPECIAL["vision_bos_token"]),
         vision_end_token_id=token(SPECIAL["vision_eos_token"]),
         user_token_id=token("<|user|>"),
+        initializer_range=SPREAD,
         tie_word_embeddings=False,
     )
 

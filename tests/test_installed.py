@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.installing import Environment, environment, sources, wheel
-from support.places import GLM, GLM4V, QWEN, ROOT
+from support.places import GLM, GLM4V, OMNI, QWEN, ROOT
 
 RECIPES = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
 MOST_BYTES = 30_000_000
@@ -48,7 +48,8 @@ def test_the_wheel_holds_the_package_and_what_its_recipes_name(built: Path):
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "autoglm_compress").rglob("*.py")}
     assert modules == {name for name in held if name.endswith(".py")}
     beside = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "calib_data").rglob("*.*")]
-    beside += (ROOT / "reference_model" / "checkpoint").iterdir()
+    for folder in ("checkpoint", "omni/checkpoint", "omni/data"):
+        beside += [file for file in (ROOT / "reference_model" / folder).rglob("*") if file.is_file()]
     assert {f"autoglm_compress/bundled/{file.relative_to(ROOT)}" for file in beside} == {
         name for name in held if name.startswith("autoglm_compress/bundled/")
     }
@@ -58,8 +59,11 @@ def test_every_recipe_is_planned_in_an_empty_folder(installed: Environment):
     listed = installed.run("autoglm-compress", "recipes").splitlines()
     assert {line.split()[0] for line in listed} == RECIPES
     shapes = {"glm4": GLM, "autoglm": GLM4V}
-    models = {name: shapes.get(name.split("-")[0], QWEN) for name in RECIPES - {"demo"}}
-    commands = [["plan", "demo"], *(["plan", name, "--set", f"model.source={at}"] for name, at in models.items())]
+    embedded = ("demo", "omni-demo")
+    models = {name: shapes.get(name.split("-")[0], QWEN) for name in RECIPES.difference(embedded)}
+    models["autoglm-phone-omni"] = OMNI
+    commands = [["plan", name, "--set", f"model.source={at}"] for name, at in models.items()]
+    commands += [["plan", name] for name in embedded]
     shown = installed.run("python", "-c", PLANS.format(commands=commands))
     assert shown.count("\ndisk: ") == len(RECIPES)
     assert list(installed.empty.iterdir()) == []

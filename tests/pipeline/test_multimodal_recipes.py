@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from support.command_line import plan
-from support.places import GLM4V, RECIPES
+from support.places import GLM4V, OMNI, RECIPES
 from support.running import invoke
 
 CONTEXT_TOKENS = 32_768
@@ -61,3 +61,15 @@ def test_plan_shows_parts_with_shares(tmp_path: Path):
     shown = invoke("plan", recipe, "--set", f"model.source={GLM4V}", "--output", tmp_path).output
     assert "source: text layers 8.16G (79.3%), embedding 621M (6.0%), head 621M (6.0%), vision 707M (6.9%)" in shown
     assert "07-eval-int4: text layers 6.53G (81.2%)" in shown
+
+
+def test_a_model_with_all_four_modules_gets_the_phones_size_and_keeps_both_towers():
+    source, *_, last = plan(RECIPES / "autoglm-phone-omni.yaml", "--set", f"model.source={OMNI}")["checkpoints"]
+    assert {"vision", "audio", "adapter"} < source["parameters_by_part"].keys()
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    assert tuple(last["shape"][size] for size in names) == (24, 3072, 12288, 24)
+    before, after = source["parameters_by_part"], last["parameters_by_part"]
+    assert before["vision"] == after["vision"]
+    # A projection from 1280, its bias and two tokens lose 1024 of the text's 4096 each; nothing else of the tower does.
+    assert before["audio"] - after["audio"] == 1024 * (1280 + 1 + 2)
+    assert last["bytes"] < 4.2e9

@@ -15,11 +15,12 @@ from autoglm_compress.architecture import supported_architectures
 from autoglm_compress.recipe import load_recipe
 from support.command_line import assert_says, plan, refusal, shapes
 from support.models import FAMILIES
-from support.places import GLM, GLM4V, QWEN, ROOT
+from support.places import GLM, GLM4V, OMNI, QWEN, ROOT
 from support.running import invoke, run, stage_folders, tensors_of, write_recipe
 
 RECIPES = ROOT / "recipes"
 SAVED = {"Qwen/Qwen3-8B": QWEN, "THUDM/GLM-4-9B-0414": GLM, "zai-org/AutoGLM-Phone-9B": GLM4V}
+SAVED |= {"Qwen/Qwen2.5-Omni-7B": OMNI}
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 SMALL_GROUPS = {"group_size": 32}
 MakeCheckpoint = Callable[..., Path]

@@ -8,12 +8,14 @@ import yaml
 
 from autoglm_compress.recipe import load_recipe
 from support.command_line import assert_says, plan, refusal, shapes
-from support.places import GLM, GLM4V, QWEN, RECIPES, ROOT
+from support.places import GLM, GLM4V, OMNI, QWEN, RECIPES, ROOT
 from support.running import invoke
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-MODELS = {"demo": ROOT / "reference_model" / "checkpoint", "glm4-9b": GLM}
-MODELS |= {name: GLM4V for name in NAMES if name.startswith("autoglm")}
+EMBEDDED = {"demo": ROOT / "reference_model" / "checkpoint"}
+EMBEDDED |= {"omni-demo": ROOT / "reference_model" / "omni" / "checkpoint"}
+MODELS = EMBEDDED | {"glm4-9b": GLM}
+MODELS |= {name: GLM4V for name in NAMES if name.startswith("autoglm")} | {"autoglm-phone-omni": OMNI}
 
 
 def model(name: str) -> str:
@@ -88,7 +90,7 @@ def test_a_copy_has_all_that_the_recipe_names(name: str, elsewhere: Path, monkey
     assert copy.read_text() == (RECIPES / f"{name}.yaml").read_text()
     recipe = load_recipe(copy)
     assert recipe.bases == [copy.parent, elsewhere]
-    changes = () if name == "demo" else ("--set", model(name))
+    changes = () if name in EMBEDDED else ("--set", model(name))
     assert shapes(copy, *changes) == shapes(name, *changes)
     copied = [file.relative_to(elsewhere / "mine") for file in (elsewhere / "mine").rglob("*") if file.is_file()]
     assert all((ROOT / file).read_bytes() == (elsewhere / "mine" / file).read_bytes() for file in copied)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from support.places import ROOT
 
-BUILT_FROM = ["autoglm_compress", "recipes", "calib_data", "reference_model/checkpoint"]
-FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "reference_model/README.md"]
+MODELS = ["reference_model/checkpoint", "reference_model/omni/checkpoint", "reference_model/omni/data"]
+BUILT_FROM = ["autoglm_compress", "recipes", "calib_data", *MODELS]
+CARDS = ["reference_model/README.md", "reference_model/omni/README.md"]
+FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE", *CARDS]
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index")
 

@@ -135,3 +135,38 @@ def _round_rows(weight: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.T
     rounded = torch.empty_like(integers)
     rounded[feedback.order] = integers
     return rounded.T.contiguous()
+
+
+def refit_scales(weight: torch.Tensor, integers: torch.Tensor, grid: Grid, feedback: Feedback) -> Grid:
+    """The scales with which integers [out, in] change the outputs of a weight [out, in] (fp32) least, group by group.
+
+    With the integers fixed, the outputs' error is quadratic in a row's scales. The groups take the least error's scale
+    one after the other, and each corrects what the ones before it left, their rounding to the stored dtype included.
+    A scale that would leave the precise range of the dtype stays as it was.
+    """
+    with fast_products():
+        scales = [_refit_rows(weight[rows], integers[rows], grid.rows(rows), feedback) for rows in row_parts(weight)]
+    return Grid(grid.bits, torch.cat(scales), grid.zeros)
+
+
+def _refit_rows(weight: torch.Tensor, integers: torch.Tensor, grid: Grid, feedback: Feedback) -> torch.Tensor:
+    places = feedback.order.argsort()
+    weights = feedback.conditional[feedback.order]
+    scales = grid.scales.clone()
+    smallest = torch.finfo(scales.dtype).smallest_normal
+    error = (grid.values(integers, weight.dtype).sub_(weight))[:, feedback.order] @ feedback.unit
+    groups = grid.scales.shape[1]
+    for group, features in enumerate(torch.arange(weight.shape[1], device=weight.device).chunk(groups)):
+        steps = integers[:, features].to(weight.dtype)
+        if grid.zeros is not None:
+            steps = steps - grid.zeros[:, group, None].to(weight.dtype)
+        outputs = steps @ feedback.unit[places[features]]
+        weighted = outputs * weights
+        size = (weighted * outputs).sum(1)
+        change = (weighted * error).sum(1).div_(size.clamp(min=torch.finfo(size.dtype).tiny))
+        before = scales[:, group].to(weight.dtype)
+        after = (before - change).to(scales.dtype)
+        usable = after.isfinite() & (after.abs() >= smallest) & (size > 0)
+        scales[:, group] = torch.where(usable, after, scales[:, group])
+        error.addcmul_(outputs, (scales[:, group].to(weight.dtype) - before)[:, None])
+    return scales

@@ -14,6 +14,8 @@ from autoglm_compress.architecture import Scheme
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(11))
 """Shares of a group's range that its grid may cover; values outside are clipped."""
+FINE_STEP = 0.025
+"""A group's best share is then compared with those that are so much smaller and larger."""
 ELEMENTS_AT_ONCE = 1 << 24
 
 
@@ -72,7 +74,9 @@ class Grid:
         return steps.round_().clamp_(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
 
-def grid_for(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: float = 1.0) -> Grid:
+def grid_for(
+    weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: float | torch.Tensor = 1.0
+) -> Grid:
     """The grid that covers a share of the range of each group of a weight [out, in].
 
     Symmetric: the value of the largest magnitude is mapped to 1/2 - 2^(bits-1), so that no value is off by more than
@@ -83,7 +87,7 @@ def grid_for(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: f
         weight: fp32; `scheme.group_size` must divide `in`.
         scheme: bits, group size, and whether there are zero points.
         dtype: of the scales. A group of zeros gets scale 1.
-        shrink: the share of the range that is covered.
+        shrink: the share of the range that is covered, of all groups or of each [out, groups].
     """
     grouped = weight.unsqueeze(1) if scheme.group_size == -1 else weight.unflatten(1, (-1, scheme.group_size))
     if scheme.symmetric:
@@ -103,7 +107,8 @@ def _scales(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def clipped_grid(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_weights: torch.Tensor) -> Grid:
-    """The grid that rounds each group with the least error, among grids that cover SHRINKS of its range.
+    """The grid that rounds each group with the least error, among grids that cover SHRINKS of its range, or FINE_STEP
+    beside the best of these.
 
     Args:
         weight: [out, in], fp32.
@@ -125,14 +130,23 @@ def row_parts(weight: torch.Tensor) -> Iterator[slice]:
 def _clipped(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, column_weights: torch.Tensor) -> Grid:
     best = grid_for(weight, scheme, dtype)
     least = _group_errors(weight, best, column_weights)
-    for shrink in SHRINKS[1:]:
-        grid = grid_for(weight, scheme, dtype, shrink)
+    shrinks = torch.ones_like(least)
+
+    def consider(candidates: torch.Tensor) -> None:
+        nonlocal best, least, shrinks
+        grid = grid_for(weight, scheme, dtype, candidates)
         errors = _group_errors(weight, grid, column_weights)
         better = errors < least
-        least = torch.where(better, errors, least)
+        least, shrinks = torch.where(better, errors, least), torch.where(better, candidates, shrinks)
         scales = torch.where(better, grid.scales, best.scales)
         zeros = None if best.zeros is None or grid.zeros is None else torch.where(better, grid.zeros, best.zeros)
         best = Grid(scheme.bits, scales, zeros)
+
+    for shrink in SHRINKS[1:]:
+        consider(torch.full_like(shrinks, shrink))
+    coarse = shrinks
+    for step in (-FINE_STEP, FINE_STEP):
+        consider(coarse + step)
     return best
 
 

@@ -9,7 +9,7 @@ import torch
 
 from autoglm_compress.architecture import Scheme
 from autoglm_compress.quantization.awq import Choice, sampled_rows, search_scale
-from autoglm_compress.quantization.error_feedback import Feedback, feedback_of, round_with_feedback
+from autoglm_compress.quantization.error_feedback import Feedback, feedback_of, refit_scales, round_with_feedback
 from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
 from autoglm_compress.quantization.input_statistics import InputStatistics
 from autoglm_compress.quantization.smoothing import Pair, fold
@@ -141,7 +141,8 @@ def _round(
     """Round a weight [out, in] so that the outputs change little."""
     if isinstance(measure, Feedback):
         grid = clipped_grid(weight, scheme, scale_dtype, measure.conditional)
-        return QuantizedLinear(round_with_feedback(weight, grid, measure), grid)
+        integers = round_with_feedback(weight, grid, measure)
+        return QuantizedLinear(integers, refit_scales(weight, integers, grid, measure))
     grid = clipped_grid(weight, scheme, scale_dtype, measure.squares)
     return QuantizedLinear(grid.integers(weight), grid)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoglm_compress.architecture import Scheme
 from autoglm_compress.quantization import error_feedback, input_statistics
-from autoglm_compress.quantization.error_feedback import DAMPING, Feedback, feedback_of, round_with_feedback
+from autoglm_compress.quantization.error_feedback import DAMPING, Feedback, feedback_of, refit_scales, round_with_feedback
 from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
 
 torch.set_num_threads(1)
@@ -153,6 +153,47 @@ def test_it_is_much_better_on_correlated_inputs(scheme: Scheme):
     assert error_of(found, weight, gram) < 0.6 * plain
     explicit = float((inputs @ (found - weight).T).square().sum())
     assert explicit < 0.6 * float((inputs @ (grid.rounded(weight) - weight).T).square().sum())
+
+
+# Scales for the integers
+
+
+@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_one_scale_for_a_row_is_that_of_least_squares(symmetric: bool):
+    inputs, weight = correlated(400, 96), random_weight(40, 96)
+    gram = inputs.T @ inputs
+    grid = grid_for(weight, Scheme(4, -1, symmetric), torch.float32)
+    integers = round_with_feedback(weight, grid, feedback_of(gram.clone()))
+    found = refit_scales(weight, integers, grid, feedback_of(gram.clone()))
+    steps = integers.double() - (0 if grid.zeros is None else grid.zeros.double())
+    expected = ((steps @ damped(gram)) * weight).sum(1) / ((steps @ damped(gram)) * steps).sum(1)
+    torch.testing.assert_close(found.scales[:, 0].double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.usefixtures("exact_products")
+@given(st.integers(0, 2**16), st.sampled_from([20, 300]), st.sampled_from(SCHEMES))
+@settings(max_examples=40, deadline=None)
+def test_scales_for_the_integers_never_enlarge_the_error(seed: int, tokens: int, scheme: Scheme):
+    inputs, weight = correlated(tokens, 64, seed), random_weight(16, 64, seed)
+    gram = inputs.T @ inputs
+    feedback = feedback_of(gram.clone())
+    grid = clipped_grid(weight, scheme, torch.bfloat16, feedback.conditional)
+    integers = round_with_feedback(weight, grid, feedback)
+    found = refit_scales(weight, integers, grid, feedback)
+    before, after = (error_of(each.values(integers, torch.float32), weight, damped(gram)) for each in (grid, found))
+    assert after <= 1.001 * before
+
+
+def test_scales_of_groups_of_zeros_and_beyond_the_dtype_stay():
+    inputs, weight = correlated(400, 64), random_weight(3, 64)
+    weight[1] = 0
+    weight[2] *= 1e-8
+    feedback = feedback_of(inputs.T @ inputs)
+    grid = clipped_grid(weight, Scheme(4, 32), torch.float16, feedback.conditional)
+    found = refit_scales(weight, round_with_feedback(weight, grid, feedback), grid, feedback)
+    assert torch.equal(found.scales[1:], grid.scales[1:])
+    assert not torch.equal(found.scales[0], grid.scales[0])
 
 
 # The factor

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autoglm_compress.architecture import Scheme
 from autoglm_compress.quantization import grid as grid_module
-from autoglm_compress.quantization.grid import SHRINKS, Grid, clipped_grid, grid_for
+from autoglm_compress.quantization.grid import FINE_STEP, SHRINKS, Grid, clipped_grid, grid_for
 
 torch.set_num_threads(1)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -164,9 +164,14 @@ def test_clipping_finds_the_best_of_all_ranges(
 ):
     column_weights = torch.rand(128) if weighted else torch.ones(128)
     found = clipped_grid(weight, scheme, dtype, column_weights)
-    tried = torch.stack(
-        [group_errors(weight, grid_for(weight, scheme, dtype, shrink), column_weights) for shrink in SHRINKS]
-    )
+
+    def error(shrink: float | torch.Tensor) -> torch.Tensor:
+        return group_errors(weight, grid_for(weight, scheme, dtype, shrink), column_weights)
+
+    shrinks = torch.tensor(SHRINKS)
+    coarse = torch.stack([error(torch.full_like(found.scales.float(), shrink)) for shrink in shrinks])
+    best = shrinks[coarse.argmin(0)]
+    tried = torch.stack([coarse.amin(0), error(best - FINE_STEP), error(best + FINE_STEP)])
     errors = group_errors(weight, found, column_weights)
     assert torch.equal(errors, tried.amin(0))
     assert (errors <= group_errors(weight, grid_for(weight, scheme, dtype), column_weights)).all()

@@ -74,9 +74,7 @@ class Grid:
         return steps.round_().clamp_(-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
 
 
-def grid_for(
-    weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: float | torch.Tensor = 1.0
-) -> Grid:
+def grid_for(weight: torch.Tensor, scheme: Scheme, dtype: torch.dtype, shrink: float | torch.Tensor = 1.0) -> Grid:
     """The grid that covers a share of the range of each group of a weight [out, in].
 
     Symmetric: the value of the largest magnitude is mapped to 1/2 - 2^(bits-1), so that no value is off by more than

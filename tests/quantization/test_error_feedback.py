@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from autoglm_compress.architecture import Scheme
 from autoglm_compress.quantization import error_feedback, input_statistics
-from autoglm_compress.quantization.error_feedback import DAMPING, Feedback, feedback_of, refit_scales, round_with_feedback
+from autoglm_compress.quantization.error_feedback import (
+    DAMPING,
+    Feedback,
+    feedback_of,
+    refit_scales,
+    round_with_feedback,
+)
 from autoglm_compress.quantization.grid import Grid, clipped_grid, grid_for
 
 torch.set_num_threads(1)

@@ -56,6 +56,14 @@ def test_every_stage_reads_images_and_sounds(omni: Path, output: Path, tmp_path:
             assert logits(model, chats.inputs_of(chat)).isfinite().all()
 
 
+def test_what_towers_write_to_a_turned_stream_is_what_they_wrote_before(output: Path):
+    """So a refit finds next to no error where no neurons were cut. No image is among the rows that decide."""
+    decided = json.loads((output / "04-refit" / "stage.json").read_text())["decisions"]
+    assert decided["bridges"].keys() == {"audio_tower.proj"}
+    assert decided["bridges"]["audio_tower.proj"]["error_before"] < 1e-4
+    assert decided["unfitted_bridges"].keys() == {"visual.merger.mlp.2"}
+
+
 def test_both_models_of_a_refit_see_the_same(omni: Path, tmp_path: Path):
     """What is not cut is found again: layers, heads and head have no error before anything is fitted."""
     same = {"stage": "depth", "num_hidden_layers": "1x"}

@@ -21,7 +21,7 @@ from support.running import invoke, run, write_recipe
 
 torch.set_num_threads(1)
 NEW_TOKENS = 4
-INT4 = {"stage": "quantize", "name": "int4", "bits": 4, "group_size": 32, "method": "round_to_nearest"}
+INT4: dict[str, Any] = {"stage": "quantize", "name": "int4", "bits": 4, "group_size": 32, "method": "round_to_nearest"}
 
 
 @pytest.fixture(scope="module")

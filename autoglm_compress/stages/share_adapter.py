@@ -65,10 +65,7 @@ class ShareAdapter(Stage):
     def needs(self, shape: ModelShape, source: ModelShape, calibration: CalibrationOptions) -> Needs:
         """The towers while they are trained, and sums over features; on disk, what goes into the projections."""
         return Needs(
-            memory=max(
-                adapter_memory(shape, calibration.batch_tokens),
-                super().needs(shape, source, calibration).memory,
-            ),
+            memory=adapter_memory(shape, calibration.batch_tokens),
             scratch=adapter_scratch(shape, calibration.tokens),
             fan_in=max(shape.projection(kind)["weight"][1] for kind in shape.family.projections),
         )

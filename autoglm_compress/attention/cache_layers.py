@@ -37,7 +37,7 @@ class PreallocatedLayer(CacheLayerMixin):
         return None if self._keys is None else self._keys.held.whole()
 
     @keys.setter
-    def keys(self, none: None) -> None:
+    def keys(self, none: torch.Tensor | None) -> None:
         """For the base class, which begins with None."""
 
     @property
@@ -46,7 +46,7 @@ class PreallocatedLayer(CacheLayerMixin):
         return None if self._values is None else self._values.held.whole()
 
     @values.setter
-    def values(self, none: None) -> None:
+    def values(self, none: torch.Tensor | None) -> None:
         """For the base class, which begins with None."""
 
     @property

@@ -45,7 +45,7 @@ def _shape(inputs: RunInputs, number: int) -> ModelShape:
         return after
     planned = inputs.plan.checkpoints[parent + 1].shape
     record = found(StageRecord, inputs.folder.path / inputs.names[parent] / STAGE)
-    before = decided(planned, record and record.shape)
+    before = decided(planned, None if record is None else record.shape)
     return after if before is planned else planned_after(inputs.recipe.stages[number], inputs.names[number], before)
 
 

@@ -103,7 +103,11 @@ def _probed(grid: Grid, removed: Removed, share: float, measure: Measure) -> tup
     for method, values in removed.layers.items():
         axis = Axis("layers", _negligible(values).reshape(1, 1, -1))
         places = [(*whole[:2], layer) for layer in range(len(grid.layers))]
-        points = _points(grid, axis, [], places, wanted, lambda place, method=method: measure(place, method))
+
+        def by_method(place: Place, method: str = method) -> float:
+            return measure(place, method)
+
+        points = _points(grid, axis, [], places, wanted, by_method)
         cost = float(np.mean([np.log(max(found, NEGLIGIBLE)) for _, found in points])) if points else 0.0
         depth[method] = cost, axis.through(points)
     best = min(depth, key=lambda method: depth[method][0])

@@ -225,10 +225,14 @@ class Features:
 
 
 def towers_of(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    changed: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
-    """A checkpoint's model with its towers, some of their tensors changed, without text layers, and with an embedding
-    of a few rows.
+    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows.
+
+    `changed` are tensors in the place of the towers' own, by name.
     """
     config = checkpoint.whole_unquantized_config()
     text = config.get_text_config()

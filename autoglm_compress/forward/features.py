@@ -84,7 +84,6 @@ class Features:
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
-        self._changed = changed or {}
         self._contents: dict[int, str] = {}
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0

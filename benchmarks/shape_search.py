@@ -146,6 +146,7 @@ def main() -> None:
             }
         )
     print_sides(rows, list(texts))
+    calibration["source"] = "the demo's" if arguments.calibration is None else arguments.calibration.name
     results = {"model": arguments.model.name, "calibration": calibration, "source": source, "sides": rows}
     write_results(arguments.output / "shape_search.json", results | {"cpu_seconds": time.process_time() - began})
 

@@ -73,7 +73,7 @@ class AdapterChoice:
         self._inputs = ProjectedChats(source, work / "inputs")
         found, decides = torch.cat(rows.batches), torch.cat(rows.deciding)
         self._deciding_rows = found[decides]
-        fitted, deciding = (set(self._features.chats_in(part)) for part in (found[~decides], self._deciding_rows))
+        fitted, deciding = (self._features.chats_in(part) for part in (found[~decides], self._deciding_rows))
         # In an order that a run which was killed has again.
         self._fitted = sorted(fitted, key=self._features.content)
         self._deciding = sorted(deciding - fitted, key=self._features.content)
@@ -124,7 +124,7 @@ class AdapterChoice:
 
         Empty if no row of the batches has an image or a sound.
         """
-        if not self._features.chats_in(torch.cat(batches)):
+        if not self._features.chats_in(batches):
             return {}
         candidates = {"average": self._placed(average(self._projections)), "chosen": changed}
         return {name: self.divergence(each, batches) for name, each in candidates.items()}
@@ -134,7 +134,7 @@ class AdapterChoice:
 
         Over the rows of batches [rows, length] that have a feature.
         """
-        rows = torch.cat([row[None] for batch in batches for row in batch if self._features.chats_in(row)])
+        rows = torch.cat([row[None] for batch in batches for row in batch if self._features.chats_in([row])])
         other = Checkpoint(self._source.folder, self._source.family)
         other.features = self._features.of(other, changed)
         return agreement(self._source, other, [rows], self._runtime).divergence

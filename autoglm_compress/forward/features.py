@@ -7,7 +7,7 @@ them, and the positions. Embeddings are NaN there, so what is not NaN is a featu
 A token id past the vocabulary says which feature stands at its place (see `calibration/media_chats.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -63,7 +63,7 @@ class Features:
         runtime: where towers run.
         dtype: what they compute in.
         folders: number the folders of checkpoints within `root`.
-        changed: tensors that towers have in the place of the checkpoint's, by name.
+        changed: tensors of the towers that are not the checkpoint's, by name.
     """
 
     def __init__(
@@ -76,29 +76,21 @@ class Features:
         folders: Iterator[int] | None = None,
         changed: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self._checkpoint, self._chats = checkpoint, chats
+        self._checkpoint, self._chats, self._changed = checkpoint, chats, changed or {}
         self._root, self._folders = root, folders or count()
         self._folder = root / f"checkpoint-{next(self._folders)}"
         self._runtime, self._device, self._dtype = runtime, runtime.device, dtype
-        self._changed = changed or {}
-        self._contents: dict[int, str] = {}
         self._positions: dict[int, torch.Tensor | None] = {}
         self._deeper = 0
+        self._contents: dict[int, str] = {}
 
     def of(self, checkpoint: Checkpoint, changed: Mapping[str, torch.Tensor] | None = None) -> "Features":
-        """The features that another checkpoint's towers make of the same chats, with some of their tensors changed."""
+        """The features that another checkpoint's towers make of the same chats, some of their tensors changed."""
         return Features(checkpoint, self._chats, self._root, self._runtime, self._dtype, self._folders, changed)
 
-    def inputs_of(self, number: int) -> dict[str, torch.Tensor]:
-        """What the model takes for a chat, by the chat's number."""
-        return self._chats.inputs_of(self._chats.chat(number))
-
-    def content(self, number: int) -> str:
-        """A hash of a chat and its files, the same in every process; its number depends on what was read before."""
-        if number not in self._contents:
-            chat = self._chats.chat(number)
-            self._contents[number] = key_of([chat.messages, chat.tools, [sha256(file) for file in chat.files]])
-        return self._contents[number]
+    def chats_in(self, rows: Iterable[torch.Tensor]) -> set[int]:
+        """The numbers of the chats that have features in rows of ids."""
+        return {number for part in rows for number in self._chats_in(part.cpu())}
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Rows [rows, length] of ids as an embedding [vocab_size, hidden_size] and the towers give them."""
@@ -136,7 +128,7 @@ class Features:
 
     def _positions_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """The positions [axes, rows, length] of rows, in which one chat follows the other."""
-        if any(self._positions[number] is None for number in self.chats_in(rows)):
+        if any(self._positions[number] is None for number in self._chats_in(rows)):
             return None
         return torch.stack([self._row_positions(row) for row in rows], dim=1)
 
@@ -159,7 +151,7 @@ class Features:
         """Some features' vectors, in the order of their ids [n]."""
         self._look()
         parts = []
-        for number in self.chats_in(ids):
+        for number in self._chats_in(ids):
             own = self._chats.features_of(number)
             with safe_open(self._file(number), framework="pt") as tensors:
                 parts.append((own, tensors.get_tensor(name)))
@@ -169,8 +161,8 @@ class Features:
     def _file(self, number: int) -> Path:
         return self._folder / f"chat-{number:06d}.safetensors"
 
-    def chats_in(self, ids: torch.Tensor) -> list[int]:
-        """The numbers of the chats that have features among some ids of any shape, in order."""
+    def _chats_in(self, ids: torch.Tensor) -> list[int]:
+        """The numbers of the chats that have features among some ids."""
         return [number for number in self._chats.owners(ids).unique().tolist() if number >= 0]
 
     def _look(self) -> None:
@@ -179,13 +171,16 @@ class Features:
         if not missing:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        model = towers_of(self._checkpoint, self._device, self._dtype, self._changed)
+        model = self._model()
         with self._runtime.progress.task("see and hear", total=len(missing), unit="chats") as advance:
             for number in missing:
                 seen = self._seen(model, number)
                 save_atomically(self._file(number), seen.tensors())
                 self._positions[number], self._deeper = seen.positions, max(self._deeper, len(seen.deeper))
                 advance(1)
+
+    def _model(self) -> Any:
+        return towers_of(self._checkpoint, self._device, self._dtype, self._changed)
 
     def _seen(self, model: Any, number: int) -> Seen:
         chat, expected = self._chats.chat(number), len(self._chats.features_of(number))
@@ -197,16 +192,23 @@ class Features:
             )
         return seen
 
+    def inputs_of(self, number: int) -> dict[str, torch.Tensor]:
+        """What the model takes for a chat, by the chat's number."""
+        return self._chats.inputs_of(self._chats.chat(number))
+
+    def content(self, number: int) -> str:
+        """A hash of a chat and its files, the same in every process; its number depends on what was read before."""
+        if number not in self._contents:
+            chat = self._chats.chat(number)
+            self._contents[number] = key_of([chat.messages, chat.tools, [sha256(file) for file in chat.files]])
+        return self._contents[number]
+
 
 def towers_of(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    dtype: torch.dtype,
-    changed: Mapping[str, torch.Tensor] | None = None,
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, changed: Mapping[str, torch.Tensor]
 ) -> Any:
-    """A checkpoint's model with its towers, without text layers, and with an embedding of a few rows.
-
-    `changed` are tensors in the place of the towers' own, by name.
+    """A checkpoint's model with its towers, some of their tensors changed, without text layers, and with an embedding
+    of a few rows.
     """
     import transformers
 
@@ -215,7 +217,7 @@ def towers_of(
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, VOCABULARY, None
     for name in checkpoint.lists_per_layer:
         setattr(text, name, [])
-    weights = dict(checkpoint.kept_weights()) | dict(changed or {})
+    weights = dict(checkpoint.kept_weights()) | dict(changed)
     kind = getattr(transformers, checkpoint.family.architecture)
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists all that is left out

@@ -35,7 +35,7 @@ class Towers:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         assert isinstance(checkpoint.features, Features)  # the caller has looked
         self._features, self._width = checkpoint.features, checkpoint.shape.hidden_size
-        self._model = towers_of(checkpoint, device, dtype)
+        self._model = towers_of(checkpoint, device, dtype, {})
         self._projections = checkpoint.family.projections
         # By their names in files, where the model may have one more word before.
         self._modules = {name.removeprefix(BEFORE): module for name, module in self._model.named_modules()}

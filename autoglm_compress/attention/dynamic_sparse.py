@@ -28,8 +28,9 @@ OPTIONS = "sparse_attention"
 def set_options(model: nn.Module, layer: Callable[[int], LayerAttention]) -> None:
     """Tell each attention module of a model what it reads, by the number of its layer."""
     for module in model.modules():
-        if hasattr(module, "layer_idx") and hasattr(module, "num_key_value_groups"):
-            setattr(module, OPTIONS, layer(module.layer_idx))
+        number = getattr(module, "layer_idx", None)
+        if number is not None and hasattr(module, "num_key_value_groups"):
+            setattr(module, OPTIONS, layer(number))
 
 
 def dynamic_sparse_attention(
@@ -149,7 +150,7 @@ def _every_query(
     visible = lengths[:, None] > torch.arange(length, device=query.device) if mask is None else _visible(mask)
     visible = visible.expand(batch, 1, count, length)
     dense = (lengths < layer.options.dense_below)[:, None]
-    repeated = [each.repeat_interleave(heads // kv_heads, 1) for each in (key, value)]
+    keys, values = (each.repeat_interleave(heads // kv_heads, 1) for each in (key, value))
     found = []
     at_once = max(1, SCORES // (batch * heads * length))
     for start in range(0, count, at_once):
@@ -159,9 +160,9 @@ def _every_query(
         selected = select(attention_mass(scores), seen, layer)
         assert selected.counts is not None
         read = torch.zeros(*selected.places.shape[:3], length, dtype=torch.bool, device=query.device)
-        read = read.scatter_(-1, *selected) | (seen & dense[part])
+        read = read.scatter_(-1, selected.places, selected.counts) | (seen & dense[part])
         read = read.repeat_interleave(heads // kv_heads, 1)
-        found.append(scaled_dot_product_attention(query[:, :, part], *repeated, attn_mask=read, scale=scaling))
+        found.append(scaled_dot_product_attention(query[:, :, part], keys, values, attn_mask=read, scale=scaling))
     return torch.cat(found, 2).transpose(1, 2)
 
 

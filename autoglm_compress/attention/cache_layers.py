@@ -37,8 +37,9 @@ class PreallocatedLayer(CacheLayerMixin):
         return None if self._keys is None else self._keys.held.whole()
 
     @keys.setter
-    def keys(self, none: torch.Tensor | None) -> None:
-        """For the base class, which begins with None."""
+    def keys(self, value: torch.Tensor | None) -> None:
+        """For the base class, which begins with None; states come by `update` alone."""
+        assert value is None
 
     @property
     def values(self) -> torch.Tensor | None:
@@ -46,8 +47,9 @@ class PreallocatedLayer(CacheLayerMixin):
         return None if self._values is None else self._values.held.whole()
 
     @values.setter
-    def values(self, none: torch.Tensor | None) -> None:
-        """For the base class, which begins with None."""
+    def values(self, value: torch.Tensor | None) -> None:
+        """For the base class, which begins with None; states come by `update` alone."""
+        assert value is None
 
     @property
     def _buffers(self) -> list[TokenBuffer]:
@@ -129,13 +131,13 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have every row of the batch so many times."""
-        if self.is_initialized:
+        if self.held_tokens:
             rows = self._buffers[0].view.shape[0]
             self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Make these rows the batch."""
-        for buffer in self._buffers:
+        """Make these rows the batch, if there is one."""
+        for buffer in self._buffers if self.held_tokens else ():
             buffer.select_rows(indices)
 
     def offload(self) -> None:

@@ -29,7 +29,7 @@ def set_options(model: nn.Module, layer: Callable[[int], LayerAttention]) -> Non
     """Tell each attention module of a model what it reads, by the number of its layer."""
     for module in model.modules():
         number = getattr(module, "layer_idx", None)
-        if isinstance(number, int) and hasattr(module, "num_key_value_groups"):
+        if number is not None and hasattr(module, "num_key_value_groups"):
             setattr(module, OPTIONS, layer(number))
 
 

@@ -50,7 +50,7 @@ class Quantize(Stage, QuantizationOptions):
     makes_quantized = True
     accepting = frozenset({"max_divergence"})
     tokens_per_input = 1
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     @property
     def uses_calibration(self) -> bool:

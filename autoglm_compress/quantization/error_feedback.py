@@ -16,8 +16,10 @@ from autoglm_compress.quantization.grid import Grid, row_parts
 from autoglm_compress.quantization.input_statistics import blocks, fast_products
 
 DAMPING = 1e-1
-"""Damping: this share of the mean of the Gram matrix's diagonal is added to the diagonal. A tenth of it is best for the
-text that was measured; this much is better for text of other kinds, and no worse for held-out text of the same kind.
+"""Damping: this share of the mean of the Gram matrix's diagonal is added to the diagonal.
+
+A tenth of it serves text of the calibration's own kind as well. This much costs text of other kinds less: the divergence
+of SmolLM2-135M in INT4 falls by a tenth on a novel when it is calibrated on WikiText.
 """
 BLOCK = 16
 """Features of a block, which are rounded one after the other. Matrix products pass errors on between blocks."""

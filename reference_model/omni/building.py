@@ -86,7 +86,7 @@ def make_image_processor() -> Qwen2VLImageProcessor:
 
 def make_feature_extractor() -> WhisperFeatureExtractor:
     """Reads a second of sound as 64 frames of 32 mel bins, which become 16 tokens."""
-    return WhisperFeatureExtractor(feature_size=32, sampling_rate=RATE, hop_length=125, n_fft=256, chunk_length=1)
+    return WhisperFeatureExtractor(feature_size=32, sampling_rate=RATE, hop_length=125, n_fft=400, chunk_length=1)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5OmniThinkerConfig:

@@ -1,7 +1,7 @@
 """Train the model that sees and hears, in minutes on two CPU cores.
 
     pip install espeakng-loader
-    python -m reference_model.omni.train --steps 1050 --output reference_model/omni/checkpoint
+    python -m reference_model.omni.train --steps 2800 --output reference_model/omni/checkpoint
 
 The model starts with 4 text layers; at the end of the first part the last three are split into nine that each do a
 third of the work, and all are trained on. A run that was killed continues from its last saved state, with fresh moments
@@ -259,7 +259,7 @@ class Trainer:
 def main() -> None:
     """Read the options and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1050)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--work", type=Path, default=Path("omni-training"), help="folder for clips and saved states")
     parser.add_argument("--output", type=Path, default=Path("reference_model/omni/checkpoint"))
     Trainer(parser.parse_args()).run()

@@ -117,4 +117,9 @@ def loader_warnings(options: QuantizationOptions) -> list[str]:
             "a quantized head: transformers loads it, vLLM since March 2026; other engines may silently ignore it, "
             "so check what they generate"
         )
+    if options.towers:
+        found.append(
+            "quantized towers: transformers unpacks them when the whole model is first called, which generate does "
+            "after it has called the towers: call the model once with a token before you generate"
+        )
     return found

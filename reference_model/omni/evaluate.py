@@ -50,6 +50,7 @@ def answers(checkpoint: Path, rows: list[Row]) -> list[str]:
     """What a checkpoint answers to each row."""
     processor = load_processor(checkpoint)
     model = AutoModelForMultimodalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model(torch.tensor([[0]]))  # unpacks quantized towers, which `generate` would use before it calls the model
     inputs = [
         processor.apply_chat_template(
             row.question, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"

@@ -15,9 +15,11 @@ from autoglm_compress.architecture.quantization import AWQ, COMPRESSED_TENSORS
 from autoglm_compress.checkpoint import Checkpoint, CheckpointWriter
 from autoglm_compress.errors import PlanError, UserError
 from autoglm_compress.quantization.grid import Grid
+from autoglm_compress.quantization.options import TowerOptions
 from autoglm_compress.quantization.smoothing import fold, smoothing_pairs
 from autoglm_compress.quantization.writing import LayerWriter
 from autoglm_compress.stages.quantize import Quantize
+from support.command_line import assert_says
 from support.quantizing import (
     FAMILIES,
     LAYERS,
@@ -101,6 +103,8 @@ def test_plan_rejects_a_quantized_shape():
 
 def test_what_some_loaders_do_not_take_is_warned_of():
     shape = shape_of("llama")
+    [unpacked] = Quantize(stage="quantize", bits=4, towers={"vision": TowerOptions(bits=8)}).warnings(shape)
+    assert_says(unpacked, "quantized towers", "generate", "call the model once")
     [warning] = Quantize(stage="quantize", bits=4, head_bits=8).warnings(shape)
     assert "head" in warning
     for options in ({"bits": 4}, {"bits": 4, "format": "awq"}, {"bits": 8, "symmetric": True}):

@@ -6,6 +6,14 @@
 #define BLOCK 512
 #define WIDEST 1024
 
+/* A bf16 number as fp32. */
+static float widened(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float found;
+    memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
 /* queries [heads, n, width]; codes [heads, length, width] and bf16 scales [heads, length], whose heads are so many
    elements apart; found [heads, n, length]. */
 void int8_products(const float *queries, const int8_t *codes, const uint16_t *scales, float *found, int64_t heads,
@@ -19,9 +27,7 @@ void int8_products(const float *queries, const int8_t *codes, const uint16_t *sc
         float key[WIDEST];
         for (int64_t token = start; token < end; token++) {
             const int8_t *code = codes + head * codes_apart + token * width;
-            uint32_t bits = (uint32_t)scales[head * scales_apart + token] << 16;
-            float scale;
-            memcpy(&scale, &bits, sizeof scale);
+            float scale = widened(scales[head * scales_apart + token]);
             for (int64_t d = 0; d < width; d++) key[d] = code[d];
             for (int64_t row = 0; row < n; row++) {
                 const float *with = query + row * width;
@@ -43,9 +49,7 @@ void int8_sums(const float *weights, const int8_t *codes, const uint16_t *scales
         memset(sums, 0, n * width * sizeof *sums);
         for (int64_t token = 0; token < length; token++) {
             const int8_t *code = codes + head * codes_apart + token * width;
-            uint32_t bits = (uint32_t)scales[head * scales_apart + token] << 16;
-            float scale;
-            memcpy(&scale, &bits, sizeof scale);
+            float scale = widened(scales[head * scales_apart + token]);
             for (int64_t d = 0; d < width; d++) value[d] = code[d];
             for (int64_t row = 0; row < n; row++) {
                 float weight = weights[(head * n + row) * length + token] * scale;

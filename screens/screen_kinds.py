@@ -89,6 +89,12 @@ def tapping(canvas: Canvas, name: str, app: str, task: str, reason: str) -> Step
     return Step(canvas, app, task, reason, tap(canvas, name), name)
 
 
+def looking_further(draw: Writer, canvas: Canvas, name: str, app: str, task: str) -> Step:
+    """A step that swipes up, as what is looked for is not on the screen."""
+    reason = (f"{name} is not on the screen: look further down.", f"屏幕上没有{name}，往下找。")[draw.language]
+    return Step(canvas, app, task, reason, SWIPE_UP)
+
+
 def row_boxes(number: int, top: int = TOP + 8, height: int = 62) -> list[Box]:
     """The boxes of rows below each other."""
     return [(0, top + height * place, WIDTH, top + height * (place + 1) - 1) for place in range(number)]
@@ -147,8 +153,7 @@ def chats(draw: Writer) -> Step:
     name = draw.rng.choice([*people[:count], *[people[count]] * (count // 3)])
     task = (f"Open the chat with {name}.", f"打开和{name}的聊天。")[draw.language]
     if name == people[count]:
-        reason = (f"{name} is not on the screen: look further down.", f"屏幕上没有{name}，往下找。")[draw.language]
-        return Step(canvas, app, task, reason, SWIPE_UP)
+        return looking_further(draw, canvas, name, app, task)
     reason = (f"{name} is in the list.", f"列表里有{name}。")[draw.language]
     return tapping(canvas, name, app, task, reason)
 
@@ -267,8 +272,7 @@ def shop(draw: Writer) -> Step:
     name = draw.rng.choice([*goods[:count], *[goods[count]] * 2])
     task = (f"Put into the cart: {name}", f"把{name}加入购物车。")[draw.language]
     if name == goods[count]:
-        reason = (f"{name} is not on the screen: look further down.", f"屏幕上没有{name}，往下找。")[draw.language]
-        return Step(canvas, app, task, reason, SWIPE_UP)
+        return looking_further(draw, canvas, name, app, task)
     reason = (f"The button beside {name} adds it.", f"点{name}旁边的按钮。")[draw.language]
     return tapping(canvas, name, app, task, reason)
 

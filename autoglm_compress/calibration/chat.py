@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from autoglm_compress.errors import UserError
+from autoglm_compress.hashing import sha256
 
 EXPECTED = 'expected {"text": …} or {"messages": [{"role": …, "content": …}, …]}'
 DATE = "1 Jan 2025"
@@ -41,6 +42,11 @@ class Chat:
     def files(self) -> tuple[Path, ...]:
         """The files of images and sounds, in order."""
         return tuple(self.folder / file_of(part) for part in self._media_parts())
+
+    @property
+    def content(self) -> list[Any]:
+        """All that a model is shown, as JSON takes it: messages, tools, whether it is asked, hashes of the files."""
+        return [self.messages, self.tools, self.asks, [sha256(file) for file in self.files]]
 
     def _media_parts(self) -> Iterator[dict[str, Any]]:
         contents = (turn.get("content") for turn in self.messages)

@@ -15,7 +15,7 @@ from autoglm_compress.calibration.chat import DATE, Chat, file_of
 from autoglm_compress.checkpoint.model_config import load_config, text_config
 from autoglm_compress.checkpoint.processor import load_processor
 from autoglm_compress.errors import UserError, in_one_line
-from autoglm_compress.hashing import key_of, sha256
+from autoglm_compress.hashing import key_of
 
 PLACEHOLDERS = {
     "image": ("image_token_id", "image_token_index"),
@@ -110,7 +110,7 @@ class MediaChats:
     @property
     def key(self) -> str:
         """A hash of the chats that were read and of their files, which the ids do not tell."""
-        return key_of([[chat.messages, chat.asks, [sha256(file) for file in chat.files]] for chat in self._chats])
+        return key_of([chat.content for chat in self._chats])
 
     def owners(self, ids: torch.Tensor) -> torch.Tensor:
         """For each of some ids the number of the chat whose feature it stands for, -1 for other tokens."""

@@ -21,7 +21,7 @@ from autoglm_compress.errors import UserError
 from autoglm_compress.evaluation.options import GenerateOptions, Ignored
 from autoglm_compress.forward.one_layer_model import compute_dtype
 from autoglm_compress.forward.whole_model import load_generating_model
-from autoglm_compress.hashing import hash_of, sha256
+from autoglm_compress.hashing import hash_of
 from autoglm_compress.runtime import Runtime
 
 METRIC = "exact_match"
@@ -40,10 +40,7 @@ class Asked:
     @property
     def key(self) -> str:
         """A hash of all that the model is shown and may write, of the right answers, and of how they are compared."""
-        shown = [
-            [row.prompt.messages, row.prompt.tools, [sha256(file) for file in row.prompt.files], row.answer]
-            for row in self.rows
-        ]
+        shown = [[row.prompt.content, row.answer] for row in self.rows]
         return hash_of(json.dumps([shown, self.max_new_tokens, sorted(self.ignore)], ensure_ascii=False))
 
 

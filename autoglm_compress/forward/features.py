@@ -21,7 +21,7 @@ from autoglm_compress.calibration.media_chats import MediaChats
 from autoglm_compress.checkpoint import Checkpoint
 from autoglm_compress.checkpoint.writer import save_atomically
 from autoglm_compress.errors import UserError
-from autoglm_compress.hashing import key_of, sha256
+from autoglm_compress.hashing import key_of
 from autoglm_compress.runtime import Runtime
 
 VOCABULARY = 16
@@ -118,8 +118,7 @@ class Features:
     def content(self, number: int) -> str:
         """A hash of a chat and its files, the same in every process; its number depends on what was read before."""
         if number not in self._contents:
-            chat = self._chats.chat(number)
-            self._contents[number] = key_of([chat.messages, chat.tools, [sha256(file) for file in chat.files]])
+            self._contents[number] = key_of(self._chats.chat(number).content)
         return self._contents[number]
 
     def embedded(self, rows: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
